@@ -1,0 +1,143 @@
+"""Collects tests/c/test_*.c: plain C programs, 0 is passed, run under the sanitizers.
+
+Each is built and run with ASan and UBSan; a file that contains the line
+`/* shmq-test: threads */` again with TSan. `/* shmq-test: timeout 300 */` gives it more than
+LIMIT_S. Programs are kept in build/c and rebuilt when a source, a header or a flag changes. A
+program that hangs is ended with SIGABRT, on which the sanitizer prints its stack.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from tests.support.require import require_program
+
+ROOT = Path(__file__).resolve().parents[2]
+INCLUDE = ROOT / "shmq/core/include"
+LIMIT_S = 100.0
+STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", "-g"]
+VARIANTS = {
+    "asan_ubsan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "tsan": ["-O1", "-fsanitize=thread"],
+}
+SANITIZER_OPTIONS = {
+    "ASAN_OPTIONS": "handle_abort=1:detect_stack_use_after_return=1:strict_string_checks=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1:handle_abort=1:second_deadlock_stack=1",
+}
+
+
+def pytest_collect_file(parent: pytest.Collector, file_path: Path) -> pytest.File | None:
+    if file_path.suffix == ".c" and file_path.name.startswith("test_"):
+        return CFile.from_parent(parent, path=file_path)
+    return None
+
+
+class CFile(pytest.File):
+    """One C program; its items are the ways it is built."""
+
+    def collect(self) -> Iterable[pytest.Item]:
+        text = self.path.read_text(encoding="utf-8")
+        limit = re.search(r"/\* shmq-test: timeout (\d+) \*/", text)
+        for variant in VARIANTS:
+            if variant == "tsan" and "/* shmq-test: threads */" not in text:
+                continue
+            item = CProgram.from_parent(self, name=variant)
+            item.limit_s = float(limit[1]) if limit else LIMIT_S
+            item.add_marker(pytest.mark.timeout(item.limit_s + 120))  # building included
+            yield item
+
+
+class CProgramFailed(Exception):
+    """What the compiler or the program said; shown without a Python traceback."""
+
+
+class CProgram(pytest.Item):
+    """One C program in one variant."""
+
+    limit_s: float
+
+    def runtest(self) -> None:
+        program = self.build()
+        run(program, variant=self.name, limit_s=self.limit_s)
+
+    def build(self) -> Path:
+        compiler = require_program(os.environ.get("CC", "gcc"), "gcc libc6-dev")
+        includes = [f"-I{INCLUDE}", f"-I{self.path.parent}"]
+        command = [compiler, *STRICT, *VARIANTS[self.name], *includes, str(self.path)]
+        program = ROOT / "build/c" / f"{self.path.stem}.{self.name}.{key(command, self.path)}"
+        if program.exists():
+            return program
+        program.parent.mkdir(parents=True, exist_ok=True)
+        for old in program.parent.glob(f"{self.path.stem}.{self.name}.*"):
+            old.unlink(missing_ok=True)
+        made = program.with_suffix(f"{program.suffix}.{os.getpid()}")
+        result = subprocess.run(
+            [*command, "-o", str(made), "-lpthread", "-lm"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            raise CProgramFailed(f"{' '.join(command)}\n{result.stderr}")
+        made.rename(program)
+        return program
+
+    def repr_failure(
+        self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None
+    ) -> str:
+        if isinstance(excinfo.value, CProgramFailed):
+            return str(excinfo.value)
+        return str(super().repr_failure(excinfo))
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        return self.path, None, f"{self.path.stem} [{self.name}]"
+
+
+def key(command: list[str], source: Path) -> str:
+    """A digest of everything the program is made of."""
+    digest = hashlib.sha256(repr(command).encode())
+    for path in [source, *sorted(INCLUDE.rglob("*.h")), *sorted(source.parent.glob("*.h"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def run(program: Path, *, variant: str, limit_s: float) -> None:
+    """Run to the end; raise what it said if it fails, and its stack if it hangs."""
+    command = [str(program)]
+    setarch = shutil.which("setarch")
+    if variant == "tsan" and setarch:
+        command = [setarch, "-R", *command]  # TSan's shadow does not fit every random layout
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=os.environ | SANITIZER_OPTIONS,
+        start_new_session=True,
+    ) as child:
+        try:
+            output, _ = child.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGABRT)
+            try:
+                output, _ = child.communicate(timeout=10)
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+                output, _ = child.communicate()
+            raise CProgramFailed(
+                f"{program.name}: still running after {limit_s:.0f} s\n{output}"
+            ) from None
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+    if child.returncode:
+        raise CProgramFailed(f"{program.name}: exit {child.returncode}\n{output}")

@@ -1,0 +1,143 @@
+"""What every test run has: its header, its watchdog, and the check of /dev/shm after each test."""
+
+import faulthandler
+import itertools
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.dev_shm import DEV_SHM, RUN_TOKEN, left_behind, ours_in_dev_shm
+from tests.support.require import in_ci
+from tests.support.scale import is_full_run
+
+HARD_LIMIT_EXTRA_S = 60.0
+_cluster_numbers = itertools.count()
+_stderr = os.fdopen(os.dup(sys.__stderr__.fileno()), "w") if sys.__stderr__ else None
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    core = _core()
+    lines = [
+        f"shmq: layout {getattr(core, 'LAYOUT_VERSION', 'unknown (core not built)')}, "
+        f"build flags {getattr(core, 'BUILD_FLAGS', 'unknown')}",
+        f"machine: Linux {platform.release()}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"/dev/shm {shutil.disk_usage(DEV_SHM).free / 2**20:.0f} MiB free, "
+        f"{'full run' if is_full_run() else 'default set'}{', CI' if in_ci() else ''}",
+    ]
+    return lines + [f"WARNING: {story}" for story in _runs_that_died(config)]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Shows the header under -q too, where pytest leaves it out."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and session.config.get_verbosity() < 0 and not session.config.option.no_header:
+        for line in pytest_report_header(session.config):
+            reporter.write_line(line)
+
+
+def _core() -> Any:
+    try:
+        return import_module("shmq.core._core")
+    except ImportError:
+        return None
+
+
+# --- a run that dies without a word (a fault in the core) leaves its last test's name -----------
+
+
+def _marks(config: pytest.Config) -> Path | None:
+    return config.cache.mkdir("shmq-running") if config.cache else None
+
+
+def _runs_that_died(config: pytest.Config) -> list[str]:
+    stories = []
+    folder = _marks(config)
+    for mark in folder.iterdir() if folder else ():
+        pid, _, started = mark.name.partition("-")
+        if _start_time(int(pid)) == started:
+            continue  # another run, alive
+        stories.append(f"an earlier run was killed or crashed in {mark.read_text() or 'start-up'}")
+        mark.unlink(missing_ok=True)
+    return stories
+
+
+def _start_time(pid: int) -> str | None:
+    try:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.Error:
+        return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = _marks(config)
+    if folder:
+        mark = folder / f"{os.getpid()}-{_start_time(os.getpid())}"
+        config.stash[_mark_key] = mark
+
+
+_mark_key = pytest.StashKey[Path]()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    mark = session.config.stash.get(_mark_key, None)
+    if mark:
+        mark.unlink(missing_ok=True)
+
+
+# --- selection, watchdog, leftovers ---------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if is_full_run():
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Notes the test's name and arms the hard limit, for a hang that no signal can interrupt."""
+    mark = item.config.stash.get(_mark_key, None)
+    if mark:
+        mark.write_text(item.nodeid)
+    limit_s = _limit_s(item)
+    if limit_s and _stderr:
+        faulthandler.dump_traceback_later(limit_s + HARD_LIMIT_EXTRA_S, exit=True, file=_stderr)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _limit_s(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    if marker is None:
+        return float(item.config.getini("timeout") or 0)
+    return float(marker.args[0] if marker.args else marker.kwargs.get("timeout", 0))
+
+
+@pytest.fixture(autouse=True)
+def dev_shm_as_before() -> Iterator[None]:
+    """After each test /dev/shm holds no shmq object that it did not hold before."""
+    before = ours_in_dev_shm()
+    yield
+    left = left_behind(before, strict=in_ci())
+    for name in left:
+        (DEV_SHM / name).unlink(missing_ok=True)  # so that one leak fails one test
+    assert not left, f"left in /dev/shm (removed now): {', '.join(left)}"
+
+
+@pytest.fixture
+def cluster_name() -> str:
+    """A cluster name of this test alone; objects named after it are known to be this run's."""
+    return f"{RUN_TOKEN}{next(_cluster_numbers)}"

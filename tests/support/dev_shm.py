@@ -1,0 +1,66 @@
+"""Finds shared memory that a test left behind in /dev/shm.
+
+Several test runs may share the machine, so a name tells whose it is: tests take their cluster
+name from the fixture `cluster_name`, which starts with RUN_TOKEN, the mark of this run. An object
+with our token, or any object at all in CI, must be gone when its test ends. Elsewhere an object
+without a token may be a neighbour's: it counts as left behind only if no process outside this run
+holds it and it stays.
+"""
+
+import os
+import re
+import time
+from pathlib import Path
+
+import psutil
+
+DEV_SHM = Path("/dev/shm")
+RUN_TOKEN = f"t{os.getpid():x}x"
+NEIGHBOUR_GRACE_S = 1.0
+_TOKEN = re.compile(r"(?<![0-9a-z])t([0-9a-f]+)x")
+
+
+def ours_in_dev_shm() -> frozenset[str]:
+    """Names in /dev/shm that shmq made, this run or any other."""
+    return frozenset(name for name in os.listdir(DEV_SHM) if name.startswith("shmq"))
+
+
+def left_behind(before: frozenset[str], *, strict: bool) -> list[str]:
+    """Names that appeared since `before` and are this run's fault.
+
+    Args:
+        before: what `ours_in_dev_shm` gave before the test.
+        strict: nobody else uses the machine (CI): every new name counts.
+
+    May wait up to NEIGHBOUR_GRACE_S for an object of unknown origin to go away.
+    """
+    new = ours_in_dev_shm() - before
+    if strict:
+        return sorted(new)
+    left = [name for name in new if RUN_TOKEN in name]
+    unknown = {name for name in new if not _TOKEN.search(name)}
+    deadline = time.monotonic() + NEIGHBOUR_GRACE_S
+    while unknown and time.monotonic() < deadline:
+        time.sleep(0.02)  # polling for a neighbour, not for something under test
+        unknown &= ours_in_dev_shm()
+    if unknown:
+        held = _held_outside_this_run()
+        left += [name for name in unknown if name not in held]
+    return sorted(left)
+
+
+def _held_outside_this_run() -> set[str]:
+    """Names in /dev/shm that a process outside this run has open or mapped."""
+    mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    held = set()
+    for pid in psutil.pids():
+        if pid in mine:
+            continue
+        try:
+            maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+            links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+        except OSError:  # gone meanwhile, or not ours to look at
+            continue
+        for text in (maps, "\n".join(links)):
+            held.update(re.findall(r"/dev/shm/(\S+)", text))
+    return held
