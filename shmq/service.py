@@ -1,0 +1,151 @@
+"""The life of a daemon: start -> run -> drain -> stop, its signals, and what systemd is told.
+
+A Service is any object with the four steps; `run` drives one in the main thread of its process.
+What systemd hears goes to NOTIFY_SOCKET (sd_notify(3)) and nowhere if there is none.
+
+In the process of the daemon; writes the notify socket only. Steps may fail: what was started is
+stopped in any case, and the error goes on to the caller.
+"""
+
+import logging
+import os
+import signal
+import socket
+from enum import StrEnum, unique
+from typing import Protocol
+
+from shmq.clock import SYSTEM_CLOCK, Clock
+
+__all__ = [
+    "DRAIN_TIMEOUT_S",
+    "Phase",
+    "Service",
+    "notify",
+    "run",
+    "watchdog_interval_s",
+]
+
+_log = logging.getLogger("shmq.service")
+
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+DRAIN_TIMEOUT_S = 30.0
+"""How long a daemon may take to finish what it has, before it stops all the same."""
+_BEAT_S = 5.0  # between two looks at a service's health where no watchdog asks for more
+
+
+@unique
+class Phase(StrEnum):
+    """Where in its life a service is; it only ever moves on."""
+
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    DRAINING = "DRAINING"
+    STOPPED = "STOPPED"
+
+
+class Service(Protocol):
+    """What `run` drives. Every step is called once, in this order, in the main thread."""
+
+    def start(self) -> None:
+        """Acquire everything and begin to serve; raise if that cannot be done."""
+
+    def is_healthy(self) -> bool:
+        """Whether it made progress since last asked; False withholds systemd's watchdog."""
+
+    def drain(self, timeout_s: float) -> None:
+        """Accept nothing new and finish what was accepted, within `timeout_s` seconds."""
+
+    def stop(self) -> None:
+        """Release everything; also called when `start` raised, and must cope with that."""
+
+
+def run(
+    service: Service,
+    *,
+    name: str,
+    drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    clock: Clock = SYSTEM_CLOCK,
+) -> None:
+    """Start the service, wait for SIGTERM or SIGINT, drain it, stop it.
+
+    Blocks until then. Call it in the main thread before any other thread exists: the signals are
+    blocked, so that threads and the core's loops are never interrupted, and taken here one by one.
+    A second signal while draining is what systemd's SIGKILL is for: it changes nothing.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        _live(service, name, drain_timeout_s, clock)
+    finally:
+        # Taken away unseen: a signal that came while draining asked for what is done by now.
+        while signal.sigtimedwait(STOP_SIGNALS, 0):
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _live(service: Service, name: str, drain_timeout_s: float, clock: Clock) -> None:
+    begin_ns = clock.monotonic_ns()
+    try:
+        _enter(Phase.STARTING, name)
+        service.start()
+        _enter(Phase.RUNNING, name, "READY=1")
+        _log.info("ready name=%s start_ms=%d", name, (clock.monotonic_ns() - begin_ns) // 1_000_000)
+        number = _wait_for_signal(service, name)
+        _log.info("draining name=%s signal=%s", name, signal.Signals(number).name)
+        _enter(Phase.DRAINING, name, "STOPPING=1")
+        service.drain(drain_timeout_s)
+    finally:
+        service.stop()
+        _enter(Phase.STOPPED, name)
+
+
+def _wait_for_signal(service: Service, name: str) -> int:
+    """The first stop signal; beats the watchdog meanwhile. Endless: a daemon has no other end."""
+    interval_s = watchdog_interval_s() or _BEAT_S
+    was_healthy = True
+    while True:
+        taken = signal.sigtimedwait(STOP_SIGNALS, interval_s)
+        if taken is not None:
+            return taken.si_signo
+        is_healthy = service.is_healthy()
+        if is_healthy:
+            notify("WATCHDOG=1")
+        if is_healthy != was_healthy:
+            level = logging.INFO if is_healthy else logging.ERROR
+            _log.log(level, "health name=%s is_healthy=%s", name, is_healthy)
+        was_healthy = is_healthy
+
+
+def _enter(phase: Phase, name: str, *states: str) -> None:
+    notify(*states, f"STATUS={name}: {phase.lower()}")
+
+
+def notify(*states: str) -> bool:
+    """Tell systemd, e.g. "READY=1"; whether there was a systemd that took it.
+
+    Never blocks and never raises: a daemon does not die of a supervisor that does not listen.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return False
+    if address.startswith("@"):
+        address = "\0" + address[1:]  # abstract namespace
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.setblocking(False)
+            sock.sendto("\n".join(states).encode(), address)
+    except OSError as error:
+        _log.warning("systemd not told states=%s error=%s", states, error)
+        return False
+    return True
+
+
+def watchdog_interval_s() -> float | None:
+    """Seconds between two beats that keep systemd's watchdog content; None if it has none.
+
+    Half of WATCHDOG_USEC, as sd_watchdog_enabled(3) advises.
+    """
+    usec = os.environ.get("WATCHDOG_USEC", "")
+    pid = os.environ.get("WATCHDOG_PID", "")
+    if not usec.isdigit() or int(usec) == 0 or (pid and pid != str(os.getpid())):
+        return None
+    return int(usec) / 2_000_000
