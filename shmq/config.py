@@ -1,0 +1,357 @@
+"""Settings of each role: frozen dataclasses with units in the names, and the one way to load them.
+
+A value comes from, first to last: an argument, the environment (SHMQ_<NAME> in capitals), a TOML
+file, the default. Every setting may be written by its own name or by RocketMQ's key
+(flushDiskType, maxMessageSize), so that a broker.conf can be carried over line by line. Sizes may
+be written with KiB, MiB or GiB. None (written "auto") means that nobody asked: such a size shrinks
+to what the machine has, while an explicit one is taken or refused (shmq.shm.budget).
+
+Nothing is written here and nothing blocks but the reading of the file. An unknown key, a value of
+another kind or out of its range raises ConfigError naming source, key, seen and wanted.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import Enum, StrEnum, unique
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+from types import UnionType
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
+
+from shmq.errors import ConfigError, ShmqError
+from shmq.status import FlushDiskType
+
+__all__ = ["AUTO", "ENVIRONMENT_PREFIX", "StoreConfig", "WaitingPolicy", "load"]
+
+ENVIRONMENT_PREFIX = "SHMQ_"
+AUTO = "auto"
+"""How None is written in a file or in the environment."""
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+_FACTOR = {None: 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
+_NAME = re.compile(r"[^\s/\x00-\x1f\x7f]{1,127}")
+_PAGE_BYTES = 4096
+FRAME_BYTES_MAX = 64 * KIB
+"""What a record may take beside its body: fixed fields, topic and properties, rounded up."""
+
+
+@unique
+class WaitingPolicy(StrEnum):
+    """What a thread does while there is nothing to do."""
+
+    BLOCKING = "blocking"
+    """Sleeps at once: least processor time, one wake-up dearer."""
+    ADAPTIVE = "adaptive"
+    """Some pauses, a few yields, then sleeps."""
+    BUSY_SPIN = "busy_spin"
+    """Never sleeps: takes a core of its own."""
+
+
+def _setting(
+    default: object = MISSING,
+    *,
+    rocketmq: tuple[str, ...] = (),
+    least: int | None = None,
+    most: int | None = None,
+    multiple_of: int = 1,
+    power_of_two: bool = False,
+) -> Any:
+    """A field with what its value must satisfy and RocketMQ's keys for it."""
+    metadata = {
+        "rocketmq": rocketmq,
+        "least": least,
+        "most": most,
+        "multiple_of": multiple_of,
+        "power_of_two": power_of_two,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """One store: the CommitLog of one broker in shared memory and on disk."""
+
+    store_path: Path = _setting(rocketmq=("storePathRootDir",))
+    """Folder of the store; made if it is not there. No default: a store belongs somewhere chosen.
+    A relative path in a file counts from that file's folder."""
+    cluster_name: str = _setting("DefaultCluster", rocketmq=("brokerClusterName",))
+    """Cluster of the broker, part of segment names. RocketMQ's default."""
+    broker_name: str = _setting("broker-a", rocketmq=("brokerName",))
+    """Name that master and slaves share. The name in RocketMQ's shipped configuration."""
+    broker_id: int = _setting(0, rocketmq=("brokerId",), least=0, most=1_000_000)
+    """0 is the master, others are slaves."""
+    broker_ip: str = _setting("127.0.0.1", rocketmq=("brokerIP1",))
+    """IPv4 address written as storeHost into every record, so that a real broker that takes over
+    the store answers for its message ids. Loopback: nothing listens there for shmq itself."""
+    listen_port: int = _setting(10911, rocketmq=("listenPort",), least=0, most=65_535)
+    """Port written beside it; RocketMQ's default port."""
+    runtime_path: Path | None = _setting(None)
+    """Folder (0700) of the in-use mark and the control socket. None: the first of
+    $RUNTIME_DIRECTORY (systemd), $XDG_RUNTIME_DIR/shmq, /tmp/shmq-<uid>; short, because a socket's
+    path has 107 bytes."""
+
+    commit_log_file_size_bytes: int | None = _setting(
+        None,
+        rocketmq=("mappedFileSizeCommitLog", "mapedFileSizeCommitLog"),
+        least=64 * KIB,
+        most=2 * GIB - _PAGE_BYTES,
+        multiple_of=_PAGE_BYTES,
+    )
+    """Bytes of a CommitLog file and of a hot segment. None: 64 MiB, less where /dev/shm is small;
+    larger files suit rates of GB/s. RocketMQ reads the size as a signed 32-bit number."""
+    hot_segment_count: int | None = _setting(None, least=3, most=64)
+    """Hot segments, each of a file's size: how far the disk may lag. None: as many as fit into an
+    eighth of the free room and 1 GiB."""
+    arena_bytes: int | None = _setting(None, least=MIB, multiple_of=_PAGE_BYTES)
+    """Bytes to which the ConsumeQueue arena may grow. None: a quarter of the hot log."""
+    session_count: int | None = _setting(None, least=1, most=65_536)
+    """Clients at a time; their memory is allocated as they come. None: 256, fewer where the limit
+    of open files or memory is low."""
+    ring_bytes: int | None = _setting(None, least=64 * KIB, multiple_of=_PAGE_BYTES)
+    """Bytes of one client's ingress rings and consumer page together. None: 1 MiB, 256 KiB where
+    memory is short."""
+    lane_count: int = _setting(4, least=1, most=4)
+    """Ingress rings into which one client's threads are spread; the layout has room for 4."""
+    completion_count: int = _setting(1024, least=16, most=65_536, power_of_two=True)
+    """Sends of one lane that may wait for their completion at a time. 1,024 cover 64 in flight
+    for many threads in 64 KiB."""
+    retired_bytes_max: int | None = _setting(None, least=0)
+    """Bytes of segments already on disk that stay in memory because clients hold views of them;
+    beyond it the client that does not answer is dropped. None: half the hot log."""
+    queue_row_count_max: int = _setting(262_144, least=64, most=16_777_216)
+    """Queues of all topics together. Address space is reserved for all, memory grows with use."""
+    topic_row_count_max: int = _setting(65_536, least=16, most=4_194_304)
+    """Topics. Address space is reserved for all, memory grows with use."""
+    max_message_size_bytes: int = _setting(4 * MIB, rocketmq=("maxMessageSize",), least=1, most=GIB)
+    """Largest body. RocketMQ's default."""
+    waiting_policy: WaitingPolicy = _setting(WaitingPolicy.ADAPTIVE)
+    """What the append thread does while nothing comes. Adaptive: an idle broker sleeps."""
+
+    flush_disk_type: FlushDiskType = _setting(
+        FlushDiskType.ASYNC_FLUSH, rocketmq=("flushDiskType",)
+    )
+    """When a message counts as stored, for topics that do not say. RocketMQ's default."""
+    flush_interval_ms: int = _setting(
+        10, rocketmq=("flushIntervalCommitLog",), least=0, most=60_000
+    )
+    """Milliseconds between two fdatasyncs of ASYNC_FLUSH. RocketMQ has 500; 10 keep what a power
+    cut may take small and still leave a disk of 1 ms per sync nine tenths of its time."""
+    unflushed_bytes_max: int | None = _setting(None, least=64 * KIB)
+    """Bytes that ASYNC_FLUSH may leave unflushed before the flusher stops waiting for its interval.
+    None: a quarter of the hot log."""
+    sync_flush_timeout_ms: int = _setting(
+        5_000, rocketmq=("syncFlushTimeout",), least=1, most=3_600_000
+    )
+    """Milliseconds after which a SYNC_FLUSH send completes as FLUSH_DISK_TIMEOUT. RocketMQ's."""
+
+    file_reserved_hours: int = _setting(72, rocketmq=("fileReservedTime",), least=1, most=876_000)
+    """Hours a complete CommitLog file is kept. RocketMQ's default."""
+    delete_when: str = _setting("04", rocketmq=("deleteWhen",))
+    """Hours of the day at which old files go, "00" to "23", joined by ";". RocketMQ's default."""
+
+    def __post_init__(self) -> None:
+        """Hold every value against its range and its neighbours."""
+        for spec in fields(self):
+            wanted = _out_of_range(spec, getattr(self, spec.name))
+            if wanted:
+                raise _refused(type(self).__name__, spec.name, getattr(self, spec.name), wanted)
+        for name in ("cluster_name", "broker_name"):
+            value = getattr(self, name)
+            if not _NAME.fullmatch(value):
+                wanted = "1 to 127 printable characters without blanks and /"
+                raise _refused("StoreConfig", name, value, wanted)
+        self._check_host()
+        self._check_sizes()
+        hours = self.delete_when.split(";")
+        if not all(re.fullmatch(r"[01]\d|2[0-3]", hour) for hour in hours):
+            wanted = 'hours "00" to "23" joined by ";"'
+            raise _refused("StoreConfig", "delete_when", self.delete_when, wanted)
+
+    def _check_host(self) -> None:
+        try:
+            IPv4Address(self.broker_ip)
+        except AddressValueError:
+            raise _refused("StoreConfig", "broker_ip", self.broker_ip, "an IPv4 address") from None
+
+    def _check_sizes(self) -> None:
+        room = self.commit_log_file_size_bytes
+        if room is not None and room < self.max_message_size_bytes + FRAME_BYTES_MAX:
+            wanted = (
+                f"at least {self.max_message_size_bytes + FRAME_BYTES_MAX} "
+                "(max_message_size_bytes and 64 KiB for the rest of a record)"
+            )
+            raise _refused("StoreConfig", "commit_log_file_size_bytes", room, wanted)
+
+    def runtime_folder(self, environ: Mapping[str, str] = os.environ) -> Path:
+        """`runtime_path`, or the folder that the environment gives; it is not made here."""
+        if self.runtime_path is not None:
+            return self.runtime_path
+        if environ.get("RUNTIME_DIRECTORY"):
+            return Path(environ["RUNTIME_DIRECTORY"].split(":")[0])
+        if environ.get("XDG_RUNTIME_DIR"):
+            return Path(environ["XDG_RUNTIME_DIR"], "shmq")
+        return Path(f"/tmp/shmq-{os.geteuid()}")
+
+
+class _Role(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+_R = TypeVar("_R", bound=_Role)
+
+
+def load(
+    role: type[_R],
+    *,
+    file: Path | None = None,
+    table: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    **arguments: object,
+) -> _R:
+    """The settings of one role from everywhere they may stand.
+
+    Args:
+        role: the dataclass, e.g. StoreConfig.
+        file: a TOML file; None: no file.
+        table: the table of the file that is this role's; None: the keys at its top.
+        environ: where SHMQ_<NAME> is looked up.
+        **arguments: settings that count before all others; None counts as not given.
+
+    Raises:
+        ConfigError: a key, a value or the file cannot be used; it names source, key, seen, wanted.
+    """
+    hints = get_type_hints(role)
+    specs = {spec.name: spec for spec in fields(role)}
+    values: dict[str, object] = {}
+    if file is not None:
+        keys = {key: name for name, spec in specs.items() for key in _keys(spec)}
+        for key, raw in _read_table(file, table).items():
+            name = _known(keys, key, str(file))
+            if name in values:
+                raise ConfigError(f"{file}: {key}: {name} is set twice, by both of its names")
+            value = _converted(raw, hints[name], specs[name], f"{file}: {key}")
+            if isinstance(value, Path):
+                value = file.parent / value.expanduser()
+            values[name] = value
+    for name, spec in specs.items():
+        variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
+        if variable in environ:
+            values[name] = _converted(environ[variable], hints[name], spec, variable)
+    for name, raw in arguments.items():
+        if raw is not None:
+            _known({key: key for key in specs}, name, role.__name__)
+            values[name] = _converted(raw, hints[name], specs[name], f"{role.__name__}: {name}")
+    for name, spec in specs.items():
+        if name not in values and spec.default is MISSING and spec.default_factory is MISSING:
+            raise ConfigError(
+                f"{file or role.__name__}: {name}: not set; "
+                f"give it there or as {ENVIRONMENT_PREFIX}{name.upper()}"
+            )
+    try:
+        return role(**values)
+    except ShmqError as error:
+        if file is None:
+            raise
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def _read_table(file: Path, table: str | None) -> Mapping[str, object]:
+    try:
+        data: object = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror or error}; wanted a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from error
+    if table is not None and isinstance(data, dict):
+        data = data.get(table, {})
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: [{table}]: {data!r}, wanted a table")
+    return data
+
+
+def _keys(spec: "Field[Any]") -> Iterator[str]:
+    yield spec.name
+    yield from spec.metadata.get("rocketmq", ())
+
+
+def _known(keys: Mapping[str, str], key: str, source: str) -> str:
+    """The setting that `key` means; ConfigError proposing the nearest one if it means none."""
+    if key in keys:
+        return keys[key]
+    near = difflib.get_close_matches(key, keys, n=1)
+    proposal = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"{source}: {key}: no such setting{proposal}")
+
+
+def _converted(raw: object, hint: object, spec: "Field[Any]", where: str) -> object:
+    """`raw` as the setting's type, within its range."""
+    optional = isinstance(hint, UnionType)
+    kind = next(arg for arg in get_args(hint) if arg is not type(None)) if optional else hint
+    if optional and raw == AUTO:
+        return None
+    value = _cast(raw, kind, spec)
+    if value is None:
+        wanted = _kind_wanted(kind)
+        raise ConfigError(f"{where} = {raw!r}, wanted {wanted}{' or auto' if optional else ''}")
+    wanted_range = _out_of_range(spec, value)
+    if wanted_range:
+        raise ConfigError(f"{where} = {raw!r}, wanted {wanted_range}")
+    return value
+
+
+def _cast(raw: object, kind: object, spec: "Field[Any]") -> object:
+    """`raw` as `kind`, or None where it is not one."""
+    if kind is int:
+        if isinstance(raw, str):
+            match = _SIZE.fullmatch(raw.strip())
+            if not match or (match[2] and not _is_size(spec)):
+                return None
+            return int(match[1]) * _FACTOR[match[2]]
+        return raw if isinstance(raw, int) and not isinstance(raw, bool) else None
+    if kind is Path:
+        return Path(raw) if isinstance(raw, str | Path) and str(raw) else None
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        try:
+            return kind(raw)
+        except ValueError:
+            return None
+    return raw if isinstance(raw, str) else None
+
+
+def _kind_wanted(kind: object) -> str:
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return " or ".join(str(member.value) for member in kind)
+    if kind is int:
+        return "a whole number"
+    return "a path" if kind is Path else "a text"
+
+
+def _is_size(spec: "Field[Any]") -> bool:
+    return "bytes" in spec.name
+
+
+def _out_of_range(spec: "Field[Any]", value: object) -> str | None:
+    """What the setting wants if `value` is not within it, else None."""
+    if not isinstance(value, int):
+        return None
+    least, most = spec.metadata["least"], spec.metadata["most"]
+    if (least is not None and value < least) or (most is not None and value > most):
+        if most is None:
+            return f"at least {least}"
+        return f"{least} to {most}"
+    if value % spec.metadata["multiple_of"]:
+        return f"a multiple of {spec.metadata['multiple_of']}"
+    if spec.metadata["power_of_two"] and value & (value - 1):
+        return "a power of two"
+    return None
+
+
+def _refused(source: str, key: str, value: object, wanted: str) -> ConfigError:
+    return ConfigError(f"{source}: {key} = {value!r}, wanted {wanted}")
