@@ -70,7 +70,9 @@ def run(
 
     Blocks until then. Call it in the main thread before any other thread exists: the signals are
     blocked, so that threads and the core's loops are never interrupted, and taken here one by one.
-    A second signal while draining is what systemd's SIGKILL is for: it changes nothing.
+    Children started meanwhile inherit that mask: those that are services of ours take the signals
+    the same way, others need it restored. A second signal while draining changes nothing; whoever
+    cannot wait has SIGKILL.
     """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
