@@ -534,41 +534,100 @@ struct shmq_properties_summary {
     uint32_t property_count;
 };
 
-static inline void shmq_properties_note(const uint8_t *name, uint32_t name_size, const uint8_t *value,
-                                        uint32_t value_size, struct shmq_properties_summary *out)
+/* Files one property under its name. SHMQ_RESERVED if its name needs a grant that is not there. */
+static inline int shmq_properties_note(const uint8_t *name, uint32_t name_size, const uint8_t *value,
+                                       uint32_t value_size, uint64_t grants,
+                                       struct shmq_properties_summary *out)
 {
     out->property_count++;
-    if (name_size == 4 && memcmp(name, "TAGS", 4) == 0) {
+    if (name_size == 8 && memcmp(name, "UNIQ_KEY", 8) == 0) {
+        out->unique_key = value;
+        out->unique_key_size = value_size;
+    } else if (name_size == 4 && memcmp(name, "TAGS", 4) == 0) {
         out->tags = value;
         out->tags_size = value_size;
     } else if (name_size == 4 && memcmp(name, "KEYS", 4) == 0) {
         out->keys = value;
         out->keys_size = value_size;
-    } else if (name_size == 8 && memcmp(name, "UNIQ_KEY", 8) == 0) {
-        out->unique_key = value;
-        out->unique_key_size = value_size;
     } else if (name_size == 5 && memcmp(name, "DELAY", 5) == 0) {
         out->delay = value;
         out->delay_size = value_size;
+    } else {
+        uint32_t needed = shmq_property_grants(name, name_size);
+        if (needed != 0 && (needed & grants) == 0)
+            return SHMQ_RESERVED;
     }
+    return SHMQ_OK;
 }
 
-/* Eight bytes from `at`, those past `left` as 0xff. */
+/* Up to eight bytes from `at` as a word, 0xff where `left` (at least 1) says that there are fewer. */
 static inline uint64_t shmq_properties_word(const uint8_t *at, uint32_t left)
 {
     if (left >= 8)
         return shmq_le64_load(at);
-    uint64_t word = ~(uint64_t)0;
-    memcpy(&word, at, left);
-    return word;
+    uint64_t beyond = ~(uint64_t)0 << left * 8u;
+    if (left >= 4)
+        return shmq_le32_load(at) |
+               (uint64_t)shmq_le32_load(at + left - 4) << (left - 4) * 8u | beyond;
+    return at[0] | (uint64_t)at[left / 2] << left / 2 * 8u |
+           (uint64_t)at[left - 1] << (left - 1) * 8u | beyond;
 }
 
-/* The top bit of each byte that is 0x00, 0x01 or 0x02; exact, no borrow runs from byte to byte. */
-static inline uint64_t shmq_properties_marks(uint64_t word)
+/* Where the bytes 0x00, 0x01 and 0x02 stand in a window of up to 64 bytes: bit i = byte i. */
+struct shmq_properties_marks {
+    uint64_t nuls;
+    uint64_t name_ends;
+    uint64_t value_ends;
+};
+
+/* Bit i is set if byte i of the word equals `byte` (below 0x80); exact, no borrow runs from byte to byte. The
+ * multiplication gathers the eight low bits of the bytes in the top byte. */
+static inline uint64_t shmq_properties_equal(uint64_t word, uint8_t byte)
 {
     const uint64_t low = 0x7f7f7f7f7f7f7f7fu;
-    return ~(((word & low) + 0x7d7d7d7d7d7d7d7du) | word) & ~low;
+    uint64_t differing = word ^ 0x0101010101010101u * byte;
+    uint64_t equal = ~(((differing & low) + low) | differing | low);
+    return (equal >> 7) * 0x0102040810204080u >> 56;
 }
+
+static inline void shmq_properties_mark_portable(const uint8_t *at, uint32_t left,
+                                                 struct shmq_properties_marks *marks)
+{
+    marks->nuls = marks->name_ends = marks->value_ends = 0;
+    for (uint32_t i = 0; i < 64 && i < left; i += 8) {
+        uint64_t word = shmq_properties_word(at + i, left - i);
+        marks->nuls |= shmq_properties_equal(word, 0) << i;
+        marks->name_ends |= shmq_properties_equal(word, SHMQ_PROPERTY_NAME_END) << i;
+        marks->value_ends |= shmq_properties_equal(word, SHMQ_PROPERTY_VALUE_END) << i;
+    }
+}
+
+#if defined(__SSE2__)
+static inline uint64_t shmq_properties_equal16(__m128i block, char byte)
+{
+    return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(block, _mm_set1_epi8(byte)));
+}
+
+/* Sixteen bytes at a time; the last block overlaps the one before it, so that nothing past the end is read. */
+static inline void shmq_properties_mark(const uint8_t *at, uint32_t left,
+                                        struct shmq_properties_marks *marks)
+{
+    if (left < 16) {
+        shmq_properties_mark_portable(at, left, marks);
+        return;
+    }
+    marks->nuls = marks->name_ends = marks->value_ends = 0;
+    for (uint32_t i = 0; i < 64 && i < left; i += 16) {
+        uint32_t from = i + 16 <= left ? i : left - 16;
+        __m128i block = _mm_loadu_si128((const __m128i *)(const void *)(at + from));
+        marks->nuls |= shmq_properties_equal16(block, 0) << from;
+        marks->name_ends |= shmq_properties_equal16(block, SHMQ_PROPERTY_NAME_END) << from;
+        marks->value_ends |= shmq_properties_equal16(block, SHMQ_PROPERTY_VALUE_END) << from;
+    }
+}
+#else
+#define shmq_properties_mark shmq_properties_mark_portable
+#endif
 
 /* One pass over properties as a producer sent them (no CRC property yet): well formed means names and values not
  * empty, no NUL, separators only as separators, the last 0x02 present. SHMQ_OK with `out`; SHMQ_ILLEGAL if malformed;
@@ -579,25 +638,27 @@ static inline int shmq_properties_check(const uint8_t *properties, uint32_t size
     memset(out, 0, sizeof *out);
     uint32_t name_start = 0;
     uint32_t value_start = 0; /* 0 while in a name */
-    for (uint32_t at = 0; at < size; at += 8) {
-        uint64_t marks = shmq_properties_marks(shmq_properties_word(properties + at, size - at));
-        for (; marks != 0; marks &= marks - 1) {
-            const uint32_t place = at + (uint32_t)__builtin_ctzll(marks) / 8u;
-            const uint32_t part_start = value_start != 0 ? value_start : name_start;
-            const uint8_t wanted =
-                value_start != 0 ? SHMQ_PROPERTY_VALUE_END : SHMQ_PROPERTY_NAME_END;
-            if (properties[place] != wanted || place == part_start)
-                return SHMQ_ILLEGAL;
-            if (value_start == 0) {
+    for (uint32_t window = 0; window < size; window += 64) {
+        struct shmq_properties_marks marks;
+        shmq_properties_mark(properties + window, size - window, &marks);
+        if (marks.nuls != 0)
+            return SHMQ_ILLEGAL;
+        for (uint64_t left = marks.name_ends | marks.value_ends; left != 0; left &= left - 1) {
+            const uint32_t bit = (uint32_t)__builtin_ctzll(left);
+            const uint32_t place = window + bit;
+            if ((marks.value_ends >> bit & 1u) == 0) {
+                if (value_start != 0 || place == name_start)
+                    return SHMQ_ILLEGAL;
                 value_start = place + 1;
                 continue;
             }
-            const uint8_t *name = properties + name_start;
-            const uint32_t name_size = value_start - 1 - name_start;
-            const uint32_t needed = shmq_property_grants(name, name_size);
-            if (needed != 0 && (needed & grants) == 0)
-                return SHMQ_RESERVED;
-            shmq_properties_note(name, name_size, properties + value_start, place - value_start, out);
+            if (value_start == 0 || place == value_start)
+                return SHMQ_ILLEGAL;
+            int status = shmq_properties_note(properties + name_start, value_start - 1 - name_start,
+                                              properties + value_start, place - value_start, grants,
+                                              out);
+            if (status != SHMQ_OK)
+                return status;
             name_start = place + 1;
             value_start = 0;
         }
