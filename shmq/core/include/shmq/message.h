@@ -699,9 +699,9 @@ static inline uint32_t shmq_utf8_decode(const uint8_t *at, uint32_t left, uint32
     if (lead < 0xc2 || lead > 0xf4)
         return 0xfffd;
     const uint32_t more = lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : 3;
-    /* The second byte's range also rules out overlong forms, surrogates and what lies beyond U+10FFFF. */
+    /* The second byte's range also rules out overlong forms and what lies beyond U+10FFFF. */
     const uint32_t second_min = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
-    const uint32_t second_max = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
+    const uint32_t second_max = lead == 0xf4 ? 0x8f : 0xbf;
     uint32_t code = lead & (0x3fu >> more);
     for (uint32_t i = 1; i <= more; i++) {
         if (i == left || at[i] < (i == 1 ? second_min : 0x80) || at[i] > (i == 1 ? second_max : 0xbf))
@@ -709,6 +709,8 @@ static inline uint32_t shmq_utf8_decode(const uint8_t *at, uint32_t left, uint32
         code = code << 6 | (at[i] & 0x3fu);
         *used = i + 1;
     }
+    if (code >= 0xd800 && code <= 0xdfff)
+        return 0xfffd; /* an encoded surrogate: Java drops all three bytes for one replacement */
     return code;
 }
 

@@ -1,0 +1,274 @@
+/* ingress.h: the single-producer single-consumer ring of one lane, and its completions.
+ *
+ * Byte table: layout.h lane, record, ring_slot, completion. A lane is a byte ring of a power of two; positions
+ * grow for ever, index = position & (capacity - 1). Records are multiples of 8 bytes and never wrap:
+ * where one does not fit before the end, a PAD record (its first 8 bytes: size, kind) fills up.
+ * Validity: bytes between ring_slot.read_position and lane.tail are records. They are hostile: the
+ * broker loads the tail once, checks it, copies each record's head to locals once and checks those.
+ * Writer algorithm (producer): wait for room and a free completion entry; fill at tail; store tail
+ * (release); full fence; if the append thread sleeps, write the session's eventfd.
+ * Reader algorithm (append role): shmq_ring_begin, then shmq_ring_peek / consume within one turn (turn.h).
+ * Crash: a producer that dies while filling has published nothing. One that dies after the tail
+ * store has sent. The broker's read position is in its own segment and moves by the turn record alone,
+ * so its successor goes on at the right record. Nobody repairs a ring. */
+#ifndef SHMQ_INGRESS_H
+#define SHMQ_INGRESS_H
+
+#include "layout.h"
+#include "status.h"
+#include "waiter.h"
+
+#include <string.h>
+
+/* A record larger than this share of its ring travels through the chunk memory instead. */
+#define SHMQ_RECORD_SHARE 4u
+#define SHMQ_RECORD_ALIGN 8u
+#define SHMQ_PAD_SIZE_MIN 8u
+
+/* ---- producer's side ------------------------------------------------------------------------------ */
+
+/* Process-private; belongs to one thread at a time. */
+struct shmq_lane_writer {
+    struct shmq_lane *lane;                  /* ours to write */
+    uint8_t *data;                           /* ours to write */
+    const struct shmq_ring_slot *slot;       /* broker's, read-only */
+    const struct shmq_completion *completions;
+    const struct shmq_bell_line *bell;
+    const struct shmq_sleep_line *append_sleep;
+    int event_fd;
+    uint64_t capacity;
+    uint64_t completion_capacity;
+    uint64_t tail;            /* published or about to be */
+    uint64_t read_position;   /* last seen */
+    uint64_t sequence;        /* of the next record */
+    uint64_t completion_read; /* completions taken */
+};
+
+static inline uint32_t shmq_record_size(uint32_t body_size, uint32_t properties_size)
+{
+    uint64_t size = sizeof(struct shmq_record) + (uint64_t)body_size + properties_size;
+    size = shmq_layout_align(size, SHMQ_RECORD_ALIGN);
+    return size > 0x7fffffffu ? 0x7fffffffu : (uint32_t)size;
+}
+
+static inline uint64_t shmq_record_size_max(uint64_t capacity)
+{
+    return capacity / SHMQ_RECORD_SHARE;
+}
+
+/* Room for `size` bytes of one record: its address in *out, or FULL (ring or completions), or CLOSED. */
+static inline int shmq_lane_claim(struct shmq_lane_writer *writer, uint32_t size, uint8_t **out)
+{
+    if (writer->sequence - writer->completion_read >= writer->completion_capacity) {
+        return SHMQ_FULL;
+    }
+    uint64_t index = writer->tail & (writer->capacity - 1);
+    uint64_t to_end = writer->capacity - index;
+    uint64_t need = size <= to_end ? size : to_end + size;
+    if (writer->tail + need - writer->read_position > writer->capacity) {
+        /* acquire: pairs with the release in shmq_turn_publish; the broker's reads of those bytes are over */
+        writer->read_position = shmq_load_acquire(&writer->slot->read_position);
+        if (writer->tail + need - writer->read_position > writer->capacity) {
+            return SHMQ_FULL;
+        }
+    }
+    if (size > to_end) {
+        struct {
+            uint32_t size;
+            uint16_t kind;
+            uint16_t flags;
+        } pad = {(uint32_t)to_end, SHMQ_RECORD_PAD, 0};
+        memcpy(writer->data + index, &pad, SHMQ_PAD_SIZE_MIN);
+        writer->tail += to_end;
+        index = 0;
+    }
+    *out = writer->data + index;
+    return SHMQ_OK;
+}
+
+/* Counts the filled record in; shmq_lane_publish makes it, and those before it, the broker's. */
+static inline uint64_t shmq_lane_commit(struct shmq_lane_writer *writer, uint32_t size)
+{
+    writer->tail += size;
+    return writer->sequence++;
+}
+
+/* Returns 1 if the append thread slept and was woken. */
+static inline int shmq_lane_publish(struct shmq_lane_writer *writer)
+{
+    /* release: pairs with the acquire in shmq_ring_begin; the records below tail are whole */
+    shmq_store_release(&writer->lane->tail, writer->tail);
+    shmq_fence_full(); /* pairs with the fence in shmq_append_sleep between its flag and its last look */
+    /* relaxed: ordered by the two fences */
+    if (shmq_load_relaxed32(&writer->append_sleep->append_sleeps) != 0) {
+        shmq_eventfd_signal(writer->event_fd);
+        return 1;
+    }
+    return 0;
+}
+
+/* OK: the completion of `sequence` is in *out, with its final status. EMPTY: not yet. CLOSED: the session
+ * was ended and it will never come; what was not appended was refused with the session. */
+static inline int shmq_lane_completion(const struct shmq_lane_writer *writer, uint64_t sequence,
+                                       struct shmq_completion *out)
+{
+    /* acquire: pairs with the release of done_tail in shmq_turn_publish / shmq_turn_settle */
+    uint64_t done = shmq_load_acquire(&writer->slot->done_tail);
+    if (done <= sequence) {
+        /* acquire: pairs with the release of completion_tail in shmq_turn_publish */
+        uint64_t appended = shmq_load_acquire(&writer->slot->completion_tail);
+        if (appended <= sequence) {
+            /* acquire: pairs with the release of ended in shmq_ring_end */
+            return shmq_load_acquire32(&writer->slot->ended) != 0 ? SHMQ_CLOSED : SHMQ_EMPTY;
+        }
+    }
+    const struct shmq_completion *entry =
+        writer->completions + (sequence & (writer->completion_capacity - 1));
+    *out = *entry;
+    if (out->sequence != sequence) {
+        return SHMQ_CORRUPT;
+    }
+    return done > sequence || out->need == 0 ? SHMQ_OK : SHMQ_EMPTY;
+}
+
+/* Frees the entries of completions below `sequence` for new records; those not yet settled stay taken. */
+static inline void shmq_lane_release(struct shmq_lane_writer *writer, uint64_t sequence)
+{
+    /* acquire: pairs with the release of done_tail in shmq_turn_publish / shmq_turn_settle */
+    uint64_t done = shmq_load_acquire(&writer->slot->done_tail);
+    if (sequence > done) {
+        sequence = done;
+    }
+    if (sequence > writer->completion_read) {
+        writer->completion_read = sequence;
+        /* release: pairs with the acquire in shmq_ring_begin; our reads of those entries are over */
+        shmq_store_release(&writer->lane->completion_read, sequence);
+    }
+}
+
+/* ---- broker's side -------------------------------------------------------------------------------- */
+
+enum shmq_ring_state { SHMQ_RING_FREE = 0, SHMQ_RING_LIVE = 1, SHMQ_RING_ENDED = 2 };
+
+/* Process-private; belongs to the append role. Everything it decides by is in here, not in the lane. */
+struct shmq_ring {
+    const struct shmq_lane *lane; /* hostile */
+    const uint8_t *data;          /* hostile */
+    const uint8_t *chunk;         /* hostile; NULL if none was granted */
+    uint64_t chunk_size;
+    struct shmq_ring_slot *slot;
+    struct shmq_completion *completions;
+    struct shmq_bell_line *bell;
+    uint64_t capacity;
+    uint64_t completion_capacity;
+    uint64_t read_position;
+    uint64_t completion_tail;
+    uint64_t done_tail;
+    uint64_t limit;            /* this turn: the checked tail */
+    uint64_t completion_limit; /* this turn: completions may grow to here */
+    uint64_t pending_since_ns; /* when the oldest unsettled completion became the oldest; 0 = none */
+    const uint64_t *grants;    /* bitmap over queue rows */
+    uint32_t grant_rows;       /* rows the bitmap covers */
+    uint32_t property_grants;
+    uint32_t slot_index;
+    uint32_t session_generation;
+    uint32_t service_id; /* service + 1 of an internal ring, 0 for a client */
+    uint32_t state;
+    uint32_t answered;   /* shmq_bell_ring */
+    uint32_t turn_entry; /* index in the turn record + 1 while a turn touches this ring */
+    uint32_t pending;    /* 1 while in append.pending_rings */
+    uint32_t done_moved; /* within shmq_turn_settle */
+    uint64_t progress;   /* service: of the last record taken in this turn */
+    uint64_t stalled_tail; /* the tail at which it had no free completion entry */
+};
+
+/* Loads and checks the tail once for this turn: OK (something to read), EMPTY, or CORRUPT. */
+static inline int shmq_ring_begin(struct shmq_ring *ring)
+{
+    /* acquire: pairs with the release in shmq_lane_publish; the records below it are whole */
+    uint64_t tail = shmq_load_acquire(&ring->lane->tail);
+    if (tail == ring->read_position) {
+        return SHMQ_EMPTY;
+    }
+    if (tail - ring->read_position > ring->capacity || (tail & (SHMQ_RECORD_ALIGN - 1)) != 0) {
+        return SHMQ_CORRUPT;
+    }
+    /* acquire: pairs with the release in shmq_lane_release; the producer is done with entries below it */
+    uint64_t taken = shmq_load_acquire(&ring->lane->completion_read);
+    if (ring->completion_tail - taken > ring->completion_capacity) {
+        return SHMQ_CORRUPT; /* also where taken is ahead of the tail */
+    }
+    ring->limit = tail;
+    /* An entry that is not settled yet stays ours even if the producer has let go of it. */
+    ring->completion_limit =
+        (taken < ring->done_tail ? taken : ring->done_tail) + ring->completion_capacity;
+    return SHMQ_OK;
+}
+
+/* The record at read_position: its head copied once to *head, its payload's address (hostile, at least
+ * head->size - 64 bytes) in *payload. OK; EMPTY: nothing below the limit, or no free completion entry;
+ * CORRUPT: end the session. PAD records are skipped here. */
+static inline int shmq_ring_peek(struct shmq_ring *ring, struct shmq_record *head, const uint8_t **payload)
+{
+    for (uint32_t pads = 0; pads < 2; ++pads) {
+        uint64_t left = ring->limit - ring->read_position;
+        if (left == 0) {
+            return SHMQ_EMPTY;
+        }
+        uint64_t index = ring->read_position & (ring->capacity - 1);
+        uint64_t to_end = ring->capacity - index;
+        const uint8_t *at = ring->data + index;
+        struct shmq_record local = {0};
+        memcpy(&local, at, SHMQ_PAD_SIZE_MIN); /* to_end and left are multiples of 8, so at least 8 */
+        if (local.kind == SHMQ_RECORD_PAD) {
+            if (local.size != to_end || local.size > left) {
+                return SHMQ_CORRUPT;
+            }
+            ring->read_position += to_end;
+            continue;
+        }
+        if (left < sizeof local || to_end < sizeof local) {
+            return SHMQ_CORRUPT;
+        }
+        memcpy(&local, at, sizeof local); /* the one look; all checks are of this copy */
+        if (local.size < sizeof local || local.size > left || local.size > to_end ||
+            local.size > shmq_record_size_max(ring->capacity) ||
+            (local.size & (SHMQ_RECORD_ALIGN - 1)) != 0) {
+            return SHMQ_CORRUPT;
+        }
+        uint64_t payload_size = local.size - sizeof local;
+        if (local.kind == SHMQ_RECORD_MESSAGE) {
+            if ((uint64_t)local.body_size + local.properties_size > payload_size) {
+                return SHMQ_CORRUPT;
+            }
+        } else if (local.kind == SHMQ_RECORD_LARGE) {
+            if (local.properties_size > payload_size || local.chunk_place > ring->chunk_size ||
+                local.body_size > ring->chunk_size - local.chunk_place) {
+                return SHMQ_CORRUPT;
+            }
+        } else {
+            return SHMQ_CORRUPT;
+        }
+        if (ring->completion_tail >= ring->completion_limit) {
+            return SHMQ_EMPTY;
+        }
+        *head = local;
+        *payload = at + sizeof local;
+        return SHMQ_OK;
+    }
+    return SHMQ_CORRUPT;
+}
+
+/* Takes the record just peeked and leaves its completion (uncommitted until the turn is). */
+static inline void shmq_ring_consume(struct shmq_ring *ring, uint32_t size,
+                                     const struct shmq_completion *completion)
+{
+    ring->read_position += size;
+    struct shmq_completion *entry =
+        ring->completions + (ring->completion_tail & (ring->completion_capacity - 1));
+    *entry = *completion;
+    entry->sequence = ring->completion_tail;
+    ring->completion_tail += 1;
+}
+
+#endif

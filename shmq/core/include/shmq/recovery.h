@@ -1,0 +1,251 @@
+/* recovery.h: what a successor does before the first turn: adopt memory, or replay frames into new memory.
+ *
+ * Byte table: layout.h; frames as in message.h.
+ * Validity: the control segment's positions and the last turn record are believed after shmq_append_adopt has
+ * checked them against each other; a frame is believed when shmq_message_check says so.
+ * Writer algorithm: adopt: rebuild the free blocks from the chains, then redo step 3 of the last turn. Replay:
+ * put an entry for each frame in order, filling the queue offsets a hole took with entries of size 0.
+ * Reader algorithm: nobody reads before it is done.
+ * Crash: both may be run again from the start and end in the same bytes. */
+#ifndef SHMQ_RECOVERY_H
+#define SHMQ_RECOVERY_H
+
+#include "append.h"
+
+/* Loads rows into the process-private shadow and rebuilds the free list. marks: arena.block_count bytes of
+ * scratch. CORRUPT: a chain is broken; the arena must be replayed from the log instead. */
+static inline int shmq_arena_rebuild(struct shmq_append *append, uint8_t *marks)
+{
+    struct shmq_arena *arena = &append->arena;
+    memset(marks, 0, arena->block_count);
+    uint32_t rows = shmq_load_relaxed32(&append->control->append.queue_row_count); /* relaxed: own word */
+    for (uint32_t index = 0; index < rows; ++index) {
+        struct shmq_queue_row *queue = shmq_control_queue_row(append->control, index);
+        struct shmq_row *row = &append->rows[index];
+        uint32_t subscribers = row->subscribers;
+        memset(row, 0, sizeof *row);
+        row->subscribers = subscribers;
+        /* relaxed: the dead broker's words, ours now */
+        uint64_t max = shmq_load_relaxed(&queue->max_queue_offset);
+        row->next_queue_offset = max;
+        uint32_t state = shmq_load_relaxed32(&queue->state);
+        if (state != SHMQ_ROW_ACTIVE && state != SHMQ_ROW_READ_ONLY) {
+            continue;
+        }
+        uint32_t generation = shmq_load_relaxed32(&queue->generation);
+        uint32_t number = shmq_load_relaxed32(&queue->head_block);
+        uint32_t previous = 0;
+        for (uint32_t step = 0; number != 0; ++step) {
+            if (number >= arena->block_count || marks[number] != 0 || step >= SHMQ_WALK_MAX) {
+                return SHMQ_CORRUPT;
+            }
+            struct shmq_block_header *head = &shmq_arena_block(arena->base, number)->header;
+            uint64_t first = shmq_load_relaxed(&head->first_queue_offset);
+            if ((shmq_load_relaxed(&head->generation) & 1) != 0 || first > max ||
+                shmq_load_relaxed32(&head->queue_row) != index ||
+                shmq_load_relaxed32(&head->row_generation) != generation) {
+                /* taken by the unfinished publish and not linked whole: cut it off, the redo takes another */
+                number = 0;
+                break;
+            }
+            marks[number] = 1;
+            row->chain.ordinal = shmq_load_relaxed32(&head->ordinal) + 1;
+            if (max - first <= SHMQ_BLOCK_ENTRIES) {
+                row->chain.tail_block = number;
+                row->chain.tail_room = SHMQ_BLOCK_ENTRIES - (uint32_t)(max - first);
+                break;
+            }
+            previous = number;
+            number = shmq_load_relaxed32(&head->next_block);
+        }
+        if (number == 0 && (previous != 0 || shmq_load_relaxed(&queue->hot_min_queue_offset) < max)) {
+            return SHMQ_CORRUPT; /* the chain ends before the queue does */
+        }
+        if (number == 0) {
+            shmq_store_relaxed32(&queue->head_block, 0);
+            shmq_store_relaxed(&queue->hot_min_queue_offset, max);
+        }
+        shmq_store_relaxed32(&queue->tail_block, row->chain.tail_block);
+        row->staged_room = row->chain.tail_room;
+        shmq_row_index_add(&append->row_index, index);
+        if (shmq_load_relaxed(&queue->visible_max) < max) {
+            row->pending = 1;
+            append->pending_rows[append->pending_row_count++] = index;
+        }
+    }
+    arena->free_count = 0;
+    for (uint32_t number = arena->block_count; number-- > 1;) {
+        if (marks[number] == 0) {
+            shmq_arena_free(arena, number);
+        }
+    }
+    return SHMQ_OK;
+}
+
+/* Redoes step 3 of the last committed turn. The frames are found in hot memory by their positions. */
+static inline int shmq_turn_redo(struct shmq_append *append, uint64_t now_ns)
+{
+    struct shmq_control *control = append->control;
+    /* acquire: pairs with the release at the commit point in shmq_turn_run */
+    uint64_t turn = shmq_load_acquire(&control->append.turn_number);
+    append->turn_number = turn;
+    if (turn == 0) {
+        append->log.log_end = shmq_load_relaxed(&control->append.committed_position); /* relaxed: own word */
+        return SHMQ_OK;
+    }
+    const struct shmq_turn_record *record = shmq_control_turn_record(control, turn);
+    uint64_t ready_end = shmq_load_relaxed(&append->log.ready_end); /* relaxed: own word */
+    if (record->header.turn_number != turn || record->header.log_begin > record->header.log_end ||
+        record->header.log_end > ready_end || record->header.ring_count > SHMQ_TURN_RING_MAX ||
+        record->header.service_count > SHMQ_SERVICE_MAX) {
+        return SHMQ_CORRUPT;
+    }
+    append->store_timestamp = record->header.store_timestamp;
+    append->log.log_end = record->header.log_end;
+    append->staged_count = 0;
+    uint64_t position = record->header.log_begin;
+    while (position < record->header.log_end) {
+        uint64_t room = append->log.file_size_bytes - position % append->log.file_size_bytes;
+        const uint8_t *frame = shmq_commit_log_at(&append->log, position);
+        struct shmq_message_view view;
+        if (frame == NULL) {
+            return SHMQ_CORRUPT;
+        }
+        int status = shmq_message_check(frame, room, position, SHMQ_CHECK_RECORD_CRC, &view);
+        if (status == SHMQ_BLANK) {
+            position += room;
+            continue;
+        }
+        if (status != SHMQ_OK || append->staged_count >= SHMQ_TURN_RECORDS_MAX) {
+            return SHMQ_CORRUPT;
+        }
+        uint32_t index = shmq_row_index_find(&append->row_index, view.topic, view.topic_size,
+                                             view.queue_id);
+        /* A queue deleted right behind the turn has no row and needs none. */
+        if (index != UINT32_MAX) {
+            struct shmq_row *row = &append->rows[index];
+            uint64_t queue_offset = view.queue_offset;
+            if (queue_offset > row->next_queue_offset) {
+                return SHMQ_CORRUPT;
+            }
+            if (queue_offset == row->next_queue_offset) {
+                const struct shmq_queue_row *queue = shmq_control_queue_row(control, index);
+                struct shmq_properties_summary summary;
+                if (shmq_properties_check(view.properties, view.properties_size, SHMQ_GRANT_SERVICE, &summary) !=
+                    SHMQ_OK) {
+                    return SHMQ_CORRUPT;
+                }
+                struct shmq_staged *staged = &append->staged[append->staged_count++];
+                staged->physical_offset = position;
+                staged->queue_offset = queue_offset;
+                staged->tags_code = shmq_append_tags_code(append, shmq_load_relaxed32(&queue->flags), &summary,
+                                                          (uint64_t)view.store_timestamp);
+                staged->size = view.total_size;
+                staged->row = index;
+                row->next_queue_offset += 1;
+            }
+        }
+        position += view.total_size;
+    }
+    for (uint32_t i = 0; i < record->header.ring_count; ++i) {
+        const struct shmq_turn_ring *entry = &record->rings[i];
+        uint32_t session = entry->ring_slot / SHMQ_LANE_MAX;
+        if (session >= control->config.session_slot_count ||
+            shmq_control_session_slot(control, session)->generation != entry->session_generation) {
+            continue;
+        }
+        struct shmq_ring_slot *slot = shmq_control_ring_slot(control, entry->ring_slot);
+        /* release: pairs with the acquires in shmq_lane_completion and shmq_lane_claim: its producer may be
+         * looking at this very moment */
+        shmq_store_release(&slot->completion_tail, entry->completion_tail);
+        shmq_store_release(&slot->read_position, entry->read_position); /* release: as above */
+    }
+    shmq_turn_publish(append, record, now_ns);
+    return SHMQ_OK;
+}
+
+/* Outcome of a replay: where it stopped and why. */
+struct shmq_replay {
+    uint64_t position;    /* of the first frame not replayed */
+    uint64_t frames;      /* replayed */
+    uint64_t holes;       /* queue offsets filled with entries of size 0 */
+    struct shmq_message_view view; /* of the frame it stopped at: NO_TOPIC */
+    uint64_t limit;       /* stop before this position */
+    uint64_t frames_max;  /* stop after this many frames */
+};
+
+/* Puts ConsumeQueue entries for the frames in hot memory from replay->position up to replay->limit. OK: reached
+ * the limit or frames_max. NO_TOPIC: the frame's queue has no row (make it and go on). ARENA_FULL: grow it
+ * and go on. CORRUPT: the frame there is not one; EMPTY: zeros there (the end of the log). */
+static inline int shmq_log_replay(struct shmq_append *append, uint32_t check_flags, struct shmq_replay *replay)
+{
+    while (replay->position < replay->limit && replay->frames < replay->frames_max) {
+        uint64_t room = append->log.file_size_bytes - replay->position % append->log.file_size_bytes;
+        const uint8_t *frame = shmq_commit_log_at(&append->log, replay->position);
+        if (frame == NULL) {
+            return SHMQ_OFFSET_TOO_SMALL;
+        }
+        struct shmq_message_view *view = &replay->view;
+        int status = room >= SHMQ_BLANK_ROOM
+                         ? shmq_message_check(frame, room, replay->position, check_flags, view)
+                         : SHMQ_CORRUPT;
+        if (status == SHMQ_BLANK) {
+            replay->position += room;
+            continue;
+        }
+        if (status != SHMQ_OK) {
+            return status;
+        }
+        uint32_t transaction = view->sys_flag & SHMQ_SYS_FLAG_TRANSACTION_MASK;
+        if (transaction == SHMQ_SYS_FLAG_TRANSACTION_PREPARED ||
+            transaction == SHMQ_SYS_FLAG_TRANSACTION_ROLLBACK) {
+            replay->position += view->total_size; /* prepared or rolled back: in no queue */
+            replay->frames += 1;
+            continue;
+        }
+        uint32_t index = shmq_row_index_find(&append->row_index, view->topic, view->topic_size,
+                                             view->queue_id);
+        if (index == UINT32_MAX) {
+            return SHMQ_NO_TOPIC;
+        }
+        struct shmq_row *row = &append->rows[index];
+        struct shmq_queue_row *queue = shmq_control_queue_row(append->control, index);
+        uint64_t queue_offset = view->queue_offset;
+        if (queue_offset >= row->next_queue_offset) {
+            struct shmq_properties_summary summary = {0};
+            /* a foreign store's properties are taken as they are; only the tag matters here */
+            (void)shmq_properties_check(view->properties, view->properties_size, SHMQ_GRANT_SERVICE, &summary);
+            int64_t tags_code = shmq_append_tags_code(append, shmq_load_relaxed32(&queue->flags), &summary,
+                                                      (uint64_t)view->store_timestamp);
+            if (row->next_queue_offset == shmq_load_relaxed(&queue->min_queue_offset) &&
+                shmq_load_relaxed32(&queue->tail_block) == 0 && row->next_queue_offset == 0) {
+                /* the first message kept of this queue need not be its first ever */
+                row->next_queue_offset = queue_offset;
+                shmq_store_relaxed(&queue->min_queue_offset, queue_offset); /* relaxed: nobody reads yet */
+                shmq_store_relaxed(&queue->hot_min_queue_offset, queue_offset); /* relaxed: as above */
+            }
+            for (; row->next_queue_offset <= queue_offset; ++row->next_queue_offset) {
+                if (row->chain.tail_room == 0 && append->arena.free_count == 0) {
+                    return SHMQ_ARENA_FULL;
+                }
+                int hole = row->next_queue_offset != queue_offset;
+                shmq_consume_queue_put(&append->arena, queue, index, &row->chain, row->next_queue_offset,
+                                       replay->position, hole ? 0 : view->total_size, hole ? 0 : tags_code);
+                replay->holes += (uint64_t)hole;
+            }
+            row->staged_room = row->chain.tail_room;
+            /* relaxed: nobody reads before recovery is over */
+            shmq_store_relaxed(&queue->max_queue_offset, row->next_queue_offset);
+            shmq_store_relaxed(&queue->visible_max, row->next_queue_offset);
+            shmq_store_relaxed(&queue->last_position, replay->position);
+        }
+        if ((uint64_t)view->store_timestamp > append->store_timestamp) {
+            append->store_timestamp = (uint64_t)view->store_timestamp;
+        }
+        replay->position += view->total_size;
+        replay->frames += 1;
+    }
+    return SHMQ_OK;
+}
+
+#endif

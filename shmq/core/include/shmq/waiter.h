@@ -1,0 +1,135 @@
+/* waiter.h: the waiting ladder, the bells, and the only system calls of the core.
+ *
+ * Byte table: a bell is one futex word (bell_line.bell) that the broker writes; the sleeper says that it
+ * sleeps in a word of its own (lane.sleep_epoch, sleeper.sleep_epoch): odd while asleep.
+ * Validity: any value of either word is acceptable; a lying sleeper costs one futex call per turn.
+ * Writer (waker): publish (release), full fence, read the sleeper's epoch; if it is odd and was not
+ * answered yet: bell + 1, FUTEX_WAKE.
+ * Reader (sleeper): seen = bell, epoch odd, full fence, look once more for what it waits for,
+ * FUTEX_WAIT(bell, seen) with a bound, epoch even. The two fences make it impossible that both look
+ * past each other; a wake between the look and the wait changes the bell, so the wait returns at once.
+ * Crash: a dead sleeper leaves its epoch odd: one wake more. A dead waker: the bounded wait ends and the
+ * sleeper asks whether its broker lives. Nobody repairs anything. */
+#ifndef SHMQ_WAITER_H
+#define SHMQ_WAITER_H
+
+#include "atomics.h"
+#include "layout.h"
+#include "status.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum shmq_wait_policy {
+    SHMQ_WAIT_BLOCKING = 0,  /* sleep at once */
+    SHMQ_WAIT_ADAPTIVE = 1,  /* pause, yield, then sleep */
+    SHMQ_WAIT_BUSY_SPIN = 2, /* pause for ever: only with a core to spare for each spinner */
+};
+
+/* Measured on two cores with three processes (docs/decisions/0003): 40 pauses catch a peer that runs on the
+ * other core, some hundred yields hand the core to a peer that waits for it, more only burns it. */
+#define SHMQ_LADDER_PAUSES 40u
+#define SHMQ_LADDER_YIELDS 400u
+/* A busy spinner looks up this often to see whether its peer lives. */
+#define SHMQ_SPIN_CHECK 65536u
+
+struct shmq_ladder {
+    uint32_t policy;
+    uint32_t step;
+};
+
+/* One rung. True: look again. False: time to sleep (or, spinning, to check that the peer lives). */
+static inline int shmq_ladder_climb(struct shmq_ladder *ladder)
+{
+    uint32_t step = ladder->step++;
+    if (ladder->policy == SHMQ_WAIT_ADAPTIVE) {
+        if (step < SHMQ_LADDER_PAUSES) {
+            shmq_cpu_relax();
+            return 1;
+        }
+        if (step < SHMQ_LADDER_PAUSES + SHMQ_LADDER_YIELDS) {
+            sched_yield();
+            return 1;
+        }
+        return 0;
+    }
+    if (ladder->policy == SHMQ_WAIT_BUSY_SPIN) {
+        shmq_cpu_relax();
+        if (step < SHMQ_SPIN_CHECK) {
+            return 1;
+        }
+        ladder->step = 0;
+    }
+    return 0;
+}
+
+static inline uint64_t shmq_clock_ns(clockid_t clock)
+{
+    struct timespec now;
+    (void)clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Waits while *word is `seen`, at most timeout_ns. Works on a read-only shared mapping. */
+static inline void shmq_futex_wait(const shmq_word32 *word, uint32_t seen, uint64_t timeout_ns)
+{
+    struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000u),
+                               .tv_nsec = (long)(timeout_ns % 1000000000u)};
+    (void)syscall(SYS_futex, word, FUTEX_WAIT, seen, &timeout, NULL, 0);
+}
+
+static inline void shmq_futex_wake(shmq_word32 *word)
+{
+    (void)syscall(SYS_futex, word, FUTEX_WAKE, 0x7fffffff, NULL, NULL, 0);
+}
+
+/* Never blocks and never fails for us: the counter is non-blocking and nobody has to read it. */
+static inline void shmq_eventfd_signal(int fd)
+{
+    uint64_t one = 1;
+    (void)!write(fd, &one, sizeof one);
+}
+
+/* Waker's half for one bell. `answered` is the waker's private memory of the last epoch it answered, so
+ * that a sleeper that was woken but has not run yet costs no second system call. The caller has published
+ * and fenced. Returns 1 if it rang. */
+static inline int shmq_bell_ring(struct shmq_bell_line *line, const shmq_word32 *sleep_epoch,
+                                 uint32_t *answered)
+{
+    /* relaxed: ordered by the full fences on both sides (file head) */
+    uint32_t epoch = shmq_load_relaxed32(sleep_epoch);
+    if ((epoch & 1) == 0 || epoch == *answered) {
+        return 0;
+    }
+    *answered = epoch;
+    /* release: pairs with the sleeper's acquire load of the bell in shmq_bell_seen */
+    shmq_store_release32(&line->bell, shmq_load_relaxed32(&line->bell) + 1);
+    shmq_futex_wake(&line->bell);
+    return 1;
+}
+
+/* acquire: pairs with the release in shmq_bell_ring; what was published before the ring is visible */
+static inline uint32_t shmq_bell_seen(const struct shmq_bell_line *line)
+{
+    return shmq_load_acquire32(&line->bell);
+}
+
+/* Sleeper's halves around its last look. */
+static inline void shmq_sleep_begin(shmq_word32 *sleep_epoch)
+{
+    /* relaxed: the fence behind it orders it before the last look */
+    shmq_store_relaxed32(sleep_epoch, shmq_load_relaxed32(sleep_epoch) | 1u);
+    shmq_fence_full(); /* pairs with the waker's fence between publishing and shmq_bell_ring */
+}
+
+static inline void shmq_sleep_end(shmq_word32 *sleep_epoch)
+{
+    /* release: pairs with nothing that matters; keeps the epoch from moving before the wait */
+    shmq_store_release32(sleep_epoch, (shmq_load_relaxed32(sleep_epoch) | 1u) + 1u);
+}
+
+#endif
