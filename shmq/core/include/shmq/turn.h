@@ -148,11 +148,11 @@ static inline int64_t shmq_append_tags_code(const struct shmq_append *append, ui
     if ((row_flags & SHMQ_ROW_SCHEDULE) != 0 && summary->delay_size > 0) {
         uint32_t level = 0;
         for (uint32_t i = 0; i < summary->delay_size && i < 3; ++i) {
-            uint8_t digit = (uint8_t)(summary->delay[i] - '0');
-            if (digit > 9) {
+            uint8_t decimal = (uint8_t)(summary->delay[i] - '0');
+            if (decimal > 9) {
                 break;
             }
-            level = level * 10 + digit;
+            level = level * 10 + decimal;
         }
         if (level > append->delay_level_count) {
             level = append->delay_level_count;
