@@ -8,7 +8,7 @@ here writes, blocks or fails.
 import time
 from typing import Protocol
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock"]
+__all__ = ["Clock", "SYSTEM_CLOCK", "SystemClock"]
 
 
 class Clock(Protocol):

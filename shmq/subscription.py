@@ -17,11 +17,11 @@ from shmq.json_fields import Fields
 from shmq.topic import NAME_CHARACTERS
 
 __all__ = [
+    "ConsumeFromWhere",
     "GROUP_LENGTH_MAX",
+    "MessageModel",
     "SUBSCRIBE_ALL",
     "SYSTEM_GROUP_PREFIX",
-    "ConsumeFromWhere",
-    "MessageModel",
     "SubscriptionData",
     "SubscriptionGroupConfig",
     "check_group",
