@@ -33,15 +33,15 @@ HEADER_SIZE = 128
 # magic, layout_version, kind, size_bytes, store_generation, boot_id, owner_pid, owner_uid,
 # owner_start_time, master_epoch, number; native byte order, which the core asserts is
 # little-endian.
-_FIELDS = struct.Struct("<QIIQQ16sIIQQQ")
+_FIELDS = struct.Struct("<8sIIQQ16sIIQQQ")
 
 # SHMQ_MAGIC_* and enum shmq_segment_kind. A service's ring is an ingress ring in a named object.
 _IDENTITIES = {
-    ObjectKind.CONTROL: (0x6C7274632D716D68, 1),
-    ObjectKind.TOPICS: (0x7363697074716D68, 2),
-    ObjectKind.ARENA: (0x616E657261716D68, 4),
-    ObjectKind.COMPLETION: (0x6C706D6F63716D68, 5),
-    ObjectKind.SERVICE: (0x7373726E67716D68, 6),
+    ObjectKind.CONTROL: (b"shmqctrl", 1),
+    ObjectKind.TOPICS: (b"shmqtopc", 2),
+    ObjectKind.ARENA: (b"shmqarna", 4),
+    ObjectKind.COMPLETION: (b"shmqcomp", 5),
+    ObjectKind.SERVICE: (b"shmqingr", 6),
 }
 
 HEADED_KINDS = frozenset(_IDENTITIES)
@@ -56,8 +56,8 @@ crash in between leaves an object larger than its header says, which harms nobod
 class SegmentHeader:
     """What a segment says about itself. Foreign until `check` has passed."""
 
-    magic: int
-    """The kind's magic; 0 until the writer has finished the segment."""
+    magic: bytes
+    """The kind's magic as ASCII; zeros until the writer has finished the segment."""
     layout_version: int
     """SHMQ_LAYOUT_VERSION of its writer."""
     kind: int
@@ -111,6 +111,11 @@ class SegmentHeader:
             number=number,
         )
 
+    @property
+    def is_finished(self) -> bool:
+        """False while the creator is at work, or if it died before its last store."""
+        return any(self.magic)
+
     def check(self, name: ObjectName, *, boot_id: bytes, object_size_bytes: int) -> None:
         """Return if this is the header of the finished segment `name` of this boot and layout.
 
@@ -125,14 +130,14 @@ class SegmentHeader:
             ShmError: it is unfinished, or another segment than its name says.
         """
         magic, kind = _IDENTITIES[name.kind]
-        if self.magic == 0:
+        if not self.is_finished:
             raise ShmError(
                 f"attach {name}: no magic; its creator died before it was finished: let the"
                 " broker's restart replace it"
             )
         if self.magic != magic:
             raise ShmError(
-                f"attach {name}: magic {self.magic:#018x}, wanted {magic:#018x} ({name.kind})"
+                f"attach {name}: magic {self.magic!r}, wanted {magic!r}: no {name.kind} segment"
             )
         if self.layout_version != LAYOUT_VERSION:
             raise LayoutVersionError(

@@ -14,7 +14,7 @@ generation that tells one life of a store's memory from the next.
 
 Labels hold no dot, so a name falls apart in one way only, and `parse` takes exactly what `str`
 writes: nothing that merely looks like ours is ever attached to or removed. The longest name has
-203 characters, below NAME_MAX (255).
+202 characters, below NAME_MAX (255).
 
 Who uses it: every process that makes, finds or removes objects. Pure: nothing here waits or touches
 memory. What may fail: ShmError for a name that cannot be made.

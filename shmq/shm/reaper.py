@@ -240,7 +240,7 @@ def _living_owner(objects: list[_Object]) -> int | None:
             continue
         finally:
             os.close(fd)
-        if header.magic and header.owner.is_alive():
+        if header.is_finished and header.owner.is_alive():
             return header.owner.pid
     return None
 
