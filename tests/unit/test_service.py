@@ -1,0 +1,195 @@
+"""A daemon's life: the order of its steps, its signals, and what systemd hears."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shmq import service
+from tests.support.repository import ROOT
+
+
+class Recorder:
+    """A service that notes its steps and may fail in one."""
+
+    def __init__(self, *, fails_in: str = "", stop_after_start: int | None = None) -> None:
+        self.steps: list[str] = []
+        self.is_well = True
+        self._fails_in = fails_in
+        self._signal = stop_after_start
+
+    def _step(self, name: str) -> None:
+        self.steps.append(name)
+        if name == self._fails_in:
+            raise RuntimeError(name)
+
+    def start(self) -> None:
+        self._step("start")
+        if self._signal is not None:
+            os.kill(os.getpid(), self._signal)
+
+    def is_healthy(self) -> bool:
+        self.steps.append("health")
+        return self.is_well
+
+    def drain(self, timeout_s: float) -> None:
+        self._step(f"drain {timeout_s}")
+
+    def stop(self) -> None:
+        self._step("stop")
+
+
+@pytest.fixture
+def systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[socket.socket]:
+    """The socket on which systemd would listen."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        path = str(tmp_path / "notify")
+        sock.bind(path)
+        sock.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        yield sock
+
+
+def _heard(systemd: socket.socket) -> list[str]:
+    systemd.setblocking(False)
+    heard = []
+    try:
+        while True:
+            heard.append(systemd.recv(4096).decode())
+    except BlockingIOError:
+        return heard
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_drains_and_stops(systemd: socket.socket, number: signal.Signals) -> None:
+    recorder = Recorder(stop_after_start=number)
+    service.run(recorder, name="x", drain_timeout_s=2.5)
+    assert recorder.steps == ["start", "drain 2.5", "stop"]
+    assert _heard(systemd) == [
+        "STATUS=x: starting",
+        "READY=1\nSTATUS=x: running",
+        "STOPPING=1\nSTATUS=x: draining",
+        "STATUS=x: stopped",
+    ]
+
+
+def test_failing_start_is_stopped_and_told() -> None:
+    recorder = Recorder(fails_in="start")
+    with pytest.raises(RuntimeError, match="start"):
+        service.run(recorder, name="x")
+    assert recorder.steps == ["start", "stop"]
+
+
+def test_failing_drain_is_stopped_and_told() -> None:
+    recorder = Recorder(fails_in="drain 30.0", stop_after_start=signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="drain"):
+        service.run(recorder, name="x")
+    assert recorder.steps[-1] == "stop"
+
+
+def test_signal_mask_is_as_before_and_no_signal_is_left_over() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    class Twice(Recorder):
+        def drain(self, timeout_s: float) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    service.run(Twice(stop_after_start=signal.SIGTERM), name="x")
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    assert not signal.sigpending() & service.STOP_SIGNALS
+
+
+def test_watchdog_is_fed_while_healthy_and_starved_while_not(
+    systemd: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+    recorder = Recorder()
+
+    def stop_when_starved() -> None:
+        heard = b""
+        while b"WATCHDOG=1" not in heard:
+            heard = systemd.recv(4096)
+        recorder.is_well = False
+        asked = recorder.steps.count("health")
+        while recorder.steps.count("health") < asked + 3:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # Started with the signals blocked, as a daemon's threads are: the main thread takes them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, service.STOP_SIGNALS)
+    thread = threading.Thread(target=stop_when_starved)
+    thread.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    service.run(recorder, name="x")
+    thread.join()
+    late = [text for text in _heard(systemd) if "WATCHDOG" in text]
+    assert len(late) <= 1, "one beat may have been on its way"
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "interval_s"),
+    [
+        ("", "", None),
+        ("0", "", None),
+        ("x", "", None),
+        ("3000000", "", 1.5),
+        ("3000000", "1", None),
+    ],
+)
+def test_watchdog_interval_is_half_of_what_systemd_wants(
+    monkeypatch: pytest.MonkeyPatch, usec: str, pid: str, interval_s: float | None
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    monkeypatch.setenv("WATCHDOG_PID", pid)
+    assert service.watchdog_interval_s() == interval_s
+
+
+def test_own_pid_means_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert service.watchdog_interval_s() == 1.0
+
+
+def test_nobody_listening_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    assert not service.notify("READY=1")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    assert not service.notify("READY=1")
+    monkeypatch.setenv("NOTIFY_SOCKET", "vsock:2:1234")
+    assert not service.notify("READY=1")
+
+
+def test_abstract_socket_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"shmq-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(f"\0{name}")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        assert service.notify("READY=1", "STATUS=x")
+        assert sock.recv(4096) == b"READY=1\nSTATUS=x"
+
+
+def test_real_process_lives_and_ends_by_sigterm() -> None:
+    code = """
+import sys
+from shmq import service
+class S:
+    def start(self): print("started", flush=True)
+    def is_healthy(self): return True
+    def drain(self, timeout_s): print("drained", flush=True)
+    def stop(self): print("stopped", flush=True)
+service.run(S(), name="s")
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "started\n"
+        child.terminate()
+        assert child.stdout.read() == "drained\nstopped\n"
+    assert child.returncode == 0
