@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -24,10 +23,8 @@ _stderr = os.fdopen(os.dup(sys.__stderr__.fileno()), "w") if sys.__stderr__ else
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    core = _core()
     lines = [
-        f"shmq: layout {getattr(core, 'LAYOUT_VERSION', 'unknown (core not built)')}, "
-        f"build flags {getattr(core, 'BUILD_FLAGS', 'unknown')}",
+        f"shmq: {_core()}",
         f"machine: Linux {platform.release()}, {os.cpu_count()} cores, {platform.machine()}, "
         f"/dev/shm {shutil.disk_usage(DEV_SHM).free / 2**20:.0f} MiB free, "
         f"{'full run' if is_full_run() else 'default set'}{', CI' if in_ci() else ''}",
@@ -43,11 +40,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             reporter.write_line(line)
 
 
-def _core() -> Any:
+def _core() -> str:
     try:
-        return import_module("shmq.core._core")
-    except ImportError:
-        return None
+        core = import_module("shmq.core._core")
+    except ImportError as error:
+        return f"no core ({error})"
+    flags = getattr(core, "BUILD_FLAGS", "flags it does not tell")
+    return f"layout {core.LAYOUT_VERSION}, core built with {flags}"
 
 
 # --- a run that dies without a word (a fault in the core) leaves its last test's name -----------
