@@ -16,13 +16,13 @@ Where a byte counts: named objects (hot log, arena, control, topics, completions
 from __future__ import annotations
 
 import os
-import re
 import resource
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shmq.errors import ConfigError, LimitError, ShmError, ShmFullError
+from shmq.shm.memory import kind_of_mount, memory_left
 from shmq.shm.segment import SHM_FOLDER
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ __all__ = [
     "Machine",
     "SEGMENT_COUNT_FLOOR",
     "SEGMENT_COUNT_MAX",
-    "memory_left",
     "plan_sizes",
     "raise_open_files",
 ]
@@ -80,7 +79,6 @@ _MAPS_OF_BROKER = 1024
 _MAPS_PER_SESSION = 4
 
 _UNLIMITED_FROM = 1 << 60
-_OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +122,7 @@ class Machine:
                 "swap is on: shared memory may be swapped out and then costs a disk access a page;"
                 " swapoff -a, or MemorySwapMax=0 in the unit"
             )
-        kind = _kind_of_mount(mounts, SHM_FOLDER)
+        kind = kind_of_mount(mounts, SHM_FOLDER)
         if kind != "tmpfs":
             warnings.append(f"{SHM_FOLDER} is {kind or 'no mount of its own'}, not tmpfs")
         memory_bytes, memory_source = memory_left()
@@ -236,28 +234,6 @@ def raise_open_files(open_files: int) -> None:
             " ulimit -Hn, or lower session_count"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
-
-
-def memory_left(proc: Path = Path("/proc")) -> tuple[int, str]:
-    """Return the bytes that can still be charged to this process, and the limit that says so.
-
-    That is the least of MemAvailable and, for the own memory cgroup and each above it (v1 and v2),
-    limit minus usage plus the page cache that would be given back first.
-
-    Args:
-        proc: where proc is mounted; the cgroup mounts are found through it.
-
-    Raises:
-        ShmError: no meminfo.
-    """
-    try:
-        meminfo = (proc / "meminfo").read_text("ascii")
-        available_kib = int(meminfo.partition("MemAvailable:")[2].split()[0])
-    except (OSError, ValueError, IndexError) as error:
-        raise ShmError(f"read {proc}/meminfo: {error}; mount /proc") from error
-    left = [(available_kib * _KIB, "MemAvailable of the machine")]
-    left += _cgroups_left(proc)
-    return min(left)
 
 
 def _check_request(request: HotLogRequest) -> None:
@@ -432,103 +408,3 @@ def _refusal(request: HotLogRequest, machine: Machine) -> ShmError:
         f" {machine.open_file_limit}, vm.max_map_count {machine.map_count_limit}; raise"
         f" LimitNOFILE= in the unit or sysctl vm.max_map_count{',' if lower else ''}{lower}"
     )
-
-
-def _cgroups_left(proc: Path) -> Iterator[tuple[int, str]]:
-    """Yield (bytes left, file that says so) of the own memory cgroups and those above them."""
-    try:
-        membership = (proc / "self" / "cgroup").read_text("utf-8", "replace")
-        mounts = (proc / "self" / "mountinfo").read_text("utf-8", "replace")
-    except OSError:
-        # A kernel without cgroups has no such files, and no such limits.
-        return
-    for line in membership.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            yield from _folders_left(mounts, path, "cgroup2", None, _V2)
-        elif "memory" in controllers.split(","):
-            yield from _folders_left(mounts, path, "cgroup", "memory", _V1)
-
-
-@dataclass(frozen=True, slots=True)
-class _CgroupFiles:
-    """What the files of a memory controller are called."""
-
-    limits: tuple[str, ...]
-    usage: str
-    cache_keys: tuple[str, ...]
-
-
-_V2 = _CgroupFiles(
-    ("memory.max", "memory.high"), "memory.current", ("inactive_file", "active_file")
-)
-_V1 = _CgroupFiles(
-    ("memory.limit_in_bytes",),
-    "memory.usage_in_bytes",
-    ("total_inactive_file", "total_active_file"),
-)
-
-
-def _folders_left(
-    mounts: str, path: str, kind: str, option: str | None, files: _CgroupFiles
-) -> Iterator[tuple[int, str]]:
-    """Yield what is left in the folder of `path` and in each above it, up to the mount."""
-    found = _cgroup_mount(mounts, kind, option)
-    if found is None:
-        return
-    root, mount = found
-    # In a container the path may be the host's, and the mount only our part of it.
-    inside = path.removeprefix(root) if root != "/" else path
-    folder = mount / inside.strip("/")
-    while True:
-        yield from _folder_left(folder, files)
-        if folder == mount or mount not in folder.parents:
-            return
-        folder = folder.parent
-
-
-def _folder_left(folder: Path, files: _CgroupFiles) -> Iterator[tuple[int, str]]:
-    """Yield what one cgroup's limits leave, if it has any."""
-    for name in files.limits:
-        try:
-            limit = int((folder / name).read_text("ascii"))
-            usage = int((folder / files.usage).read_text("ascii"))
-            stat = dict(
-                line.split(" ", 1)
-                for line in (folder / "memory.stat").read_text("ascii").splitlines()
-            )
-        except (OSError, ValueError):
-            # No such file (the root cgroup), or "max": no limit here.
-            continue
-        if limit >= _UNLIMITED_FROM:
-            continue
-        cache = sum(int(stat.get(key, "0")) for key in files.cache_keys)
-        yield max(limit - usage + cache, 0), str(folder / name)
-
-
-def _cgroup_mount(mounts: str, kind: str, option: str | None) -> tuple[str, Path] | None:
-    """Return (root inside the hierarchy, mount point) of a cgroup hierarchy, or None."""
-    for root, point, seen_kind, options in _mounts(mounts):
-        if seen_kind == kind and (option is None or option in options.split(",")):
-            return root, Path(point)
-    return None
-
-
-def _kind_of_mount(mounts: str, point: str) -> str | None:
-    """Return the file system mounted last at `point`, or None."""
-    kinds = [kind for _, seen, kind, _ in _mounts(mounts) if seen == point]
-    return kinds[-1] if kinds else None
-
-
-def _mounts(text: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (root, mount point, file system, its options) for each line of mountinfo."""
-    for line in text.splitlines():
-        before, _, after = line.partition(" - ")
-        fields, kinds = before.split(" "), after.split(" ")
-        if len(fields) >= 5 and len(kinds) >= 3:
-            yield _plain(fields[3]), _plain(fields[4]), kinds[0], kinds[2]
-
-
-def _plain(text: str) -> str:
-    """Undo mountinfo's octal escapes."""
-    return _OCTAL_ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)

@@ -195,14 +195,16 @@ def load(path: Path) -> Manifest | None:
         return None
     except OSError as error:
         raise ShmError(f"read {path}: {error.strerror}") from error
-    with open(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _SIZE_LIMIT_BYTES:
             raise ShmError(f"read {path}: not a plain file of at most {_SIZE_LIMIT_BYTES} bytes")
-        try:
-            data = file.read(_SIZE_LIMIT_BYTES + 1)
-        except OSError as error:
-            raise ShmError(f"read {path}: {error.strerror}") from error
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(_SIZE_LIMIT_BYTES)
+    except OSError as error:
+        raise ShmError(f"read {path}: {error.strerror}") from error
+    finally:
+        os.close(fd)
     return _decode(data, path)
 
 

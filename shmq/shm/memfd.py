@@ -18,6 +18,7 @@ import os
 import stat
 
 from shmq.errors import LimitError, ShmError, ShmFullError
+from shmq.shm.memory import require_memory
 
 __all__ = ["create_sealed", "verify_sealed"]
 
@@ -43,6 +44,8 @@ def create_sealed(label: str, *, size_bytes: int) -> int:
     """
     if size_bytes <= 0:
         raise ShmError(f"create memfd {label}: {size_bytes} bytes, wanted 1 or more")
+    # No mount bounds a memfd: too large a one would have the kernel kill some process for memory.
+    require_memory(f"create memfd {label}", wanted_bytes=size_bytes)
     with contextlib.ExitStack() as undo:
         fd = _create(label[:_LABEL_SIZE_MAX])
         undo.callback(os.close, fd)

@@ -34,6 +34,7 @@ from shmq.errors import (
 )
 from shmq.shm.header import GROWING_KINDS, HEADED_KINDS, SegmentHeader
 from shmq.shm.incarnation import boot_id
+from shmq.shm.memory import require_memory
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -409,6 +410,7 @@ def _open_error(what: str, error: OSError) -> ShmError:
 
 def _allocate(fd: int, name: ObjectName, *, place: int, size_bytes: int, verb: str) -> None:
     """Allocate a range of the object, growing it; on failure the object is as before."""
+    require_memory(f"{verb} {name}", wanted_bytes=size_bytes)
     try:
         os.posix_fallocate(fd, place, size_bytes)
     except OSError as error:

@@ -1,0 +1,177 @@
+"""How much memory this process can still get before the kernel kills somebody for it.
+
+What lives here: `memory_left` (RAM and memory cgroups, v1 and v2) and `require_memory`, which every
+allocation of this room passes. A mount says no to what does not fit, a memory limit does not: it
+kills. /dev/shm may be as large as the RAM, and memfds are on no mount with a size at all.
+
+Which process: whoever allocates; about 0.2 ms a call. Nothing is written. What may fail:
+ShmFullError, naming the limit; ShmError without /proc. Between the question and the allocation
+others may take the memory: this catches what can be seen, the plan in budget.py the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shmq.errors import ShmError, ShmFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["kind_of_mount", "memory_left", "require_memory"]
+
+_KIB = 1 << 10
+# What an allocation leaves to the stacks and heaps around it.
+_MARGIN_BYTES = 8 << 20
+# cgroup v1 says "no limit" with the largest multiple of a page; nobody has an EiB.
+_UNLIMITED_FROM = 1 << 60
+_OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+def require_memory(what: str, *, wanted_bytes: int, proc: Path = Path("/proc")) -> None:
+    """Return if `wanted_bytes` more can be allocated without the kernel having to kill.
+
+    Args:
+        what: verb and object for the message, such as "create /shmq...".
+        wanted_bytes: what is about to be allocated.
+        proc: where proc is mounted.
+
+    Raises:
+        ShmFullError: there is not that much; names the limit and the remedy.
+        ShmError: no meminfo.
+    """
+    left, source = memory_left(proc)
+    if wanted_bytes + _MARGIN_BYTES > left:
+        raise ShmFullError(
+            f"{what}: {wanted_bytes} bytes wanted, {left} left by {source}; raise MemoryMax= in the"
+            " unit or docker --memory, or lower hot_segment_count or session_count"
+        )
+
+
+def memory_left(proc: Path = Path("/proc")) -> tuple[int, str]:
+    """Return the bytes that can still be charged to this process, and the limit that says so.
+
+    That is the least of MemAvailable and, for the own memory cgroup and each above it (v1 and v2),
+    limit minus usage plus the page cache that would be given back first.
+
+    Args:
+        proc: where proc is mounted; the cgroup mounts are found through it.
+
+    Raises:
+        ShmError: no meminfo.
+    """
+    try:
+        meminfo = _read(proc / "meminfo")
+        available_kib = int(meminfo.partition("MemAvailable:")[2].split()[0])
+    except (OSError, ValueError, IndexError) as error:
+        raise ShmError(f"read {proc}/meminfo: {error}; mount /proc") from error
+    left = [(available_kib * _KIB, "MemAvailable of the machine")]
+    left += _cgroups_left(proc)
+    return min(left)
+
+
+def kind_of_mount(mounts: str, point: str) -> str | None:
+    """Return the file system mounted last at `point` in the text of mountinfo, or None."""
+    kinds = [kind for _, seen, kind, _ in _mounts(mounts) if seen == point]
+    return kinds[-1] if kinds else None
+
+
+def _cgroups_left(proc: Path) -> Iterator[tuple[int, str]]:
+    """Yield (bytes left, file that says so) of the own memory cgroups and those above them."""
+    try:
+        membership = _read(proc / "self" / "cgroup")
+        mounts = _read(proc / "self" / "mountinfo")
+    except OSError:
+        # A kernel without cgroups has no such files, and no such limits.
+        return
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            yield from _folders_left(mounts, path, "cgroup2", None, _V2)
+        elif "memory" in controllers.split(","):
+            yield from _folders_left(mounts, path, "cgroup", "memory", _V1)
+
+
+@dataclass(frozen=True, slots=True)
+class _CgroupFiles:
+    """What the files of a memory controller are called."""
+
+    limits: tuple[str, ...]
+    usage: str
+    cache_keys: tuple[str, ...]
+
+
+_V2 = _CgroupFiles(
+    ("memory.max", "memory.high"), "memory.current", ("inactive_file", "active_file")
+)
+_V1 = _CgroupFiles(
+    ("memory.limit_in_bytes",),
+    "memory.usage_in_bytes",
+    ("total_inactive_file", "total_active_file"),
+)
+
+
+def _folders_left(
+    mounts: str, path: str, kind: str, option: str | None, files: _CgroupFiles
+) -> Iterator[tuple[int, str]]:
+    """Yield what is left in the folder of `path` and in each above it, up to the mount."""
+    found = _cgroup_mount(mounts, kind, option)
+    if found is None:
+        return
+    root, mount = found
+    # In a container the path may be the host's, and the mount only our part of it.
+    inside = path.removeprefix(root) if root != "/" else path
+    folder = mount / inside.strip("/")
+    while True:
+        yield from _folder_left(folder, files)
+        if folder == mount or mount not in folder.parents:
+            return
+        folder = folder.parent
+
+
+def _folder_left(folder: Path, files: _CgroupFiles) -> Iterator[tuple[int, str]]:
+    """Yield what one cgroup's limits leave, if it has any."""
+    for name in files.limits:
+        try:
+            limit = int(_read(folder / name))
+            if limit >= _UNLIMITED_FROM:
+                continue
+            usage = int(_read(folder / files.usage))
+            lines = _read(folder / "memory.stat").splitlines()
+            statistics = dict(line.split(" ", 1) for line in lines)
+            cache = sum(int(statistics.get(key, "0")) for key in files.cache_keys)
+        except (OSError, ValueError):
+            # No such file (the root cgroup), or "max": no limit here.
+            continue
+        yield max(limit - usage + cache, 0), str(folder / name)
+
+
+def _read(path: Path) -> str:
+    """Return a small file of the kernel's; open() without pathlib's detours."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def _cgroup_mount(mounts: str, kind: str, option: str | None) -> tuple[str, Path] | None:
+    """Return (root inside the hierarchy, mount point) of a cgroup hierarchy, or None."""
+    for root, point, seen_kind, options in _mounts(mounts):
+        if seen_kind == kind and (option is None or option in options.split(",")):
+            return root, Path(point)
+    return None
+
+
+def _mounts(text: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (root, mount point, file system, its options) for each line of mountinfo."""
+    for line in text.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kinds = before.split(" "), after.split(" ")
+        if len(fields) >= 5 and len(kinds) >= 3:
+            yield _plain(fields[3]), _plain(fields[4]), kinds[0], kinds[2]
+
+
+def _plain(text: str) -> str:
+    """Undo mountinfo's octal escapes."""
+    return _OCTAL_ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
