@@ -1,7 +1,11 @@
+/* shmq-test: threads */
 /* Goal: every path of crc.h gives zlib's value for every size and start, reads nothing outside its input,
  * and the copying twin gives the CRC of what it copied. */
 #include "check.h"
 #include "shmq/crc.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
 
 #define EXTENT 4700u
 
@@ -170,6 +174,36 @@ static void test_both_multiplications_agree(void)
 #endif
 }
 
+static _Atomic uint8_t scribbled[EXTENT];
+static atomic_int stop;
+
+static void *scribble(void *unused)
+{
+    uint64_t state = 99;
+    (void)unused;
+    /* relaxed, both: no partner; the race with the copy's plain reads is what the test is about. */
+    while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
+        uint64_t dice = check_random(&state);
+        atomic_store_explicit(&scribbled[dice % EXTENT], (uint8_t)(dice >> 32), memory_order_relaxed);
+    }
+    return NULL;
+}
+
+static void test_crc_of_a_copy_is_of_what_landed_even_if_the_source_changes_meanwhile(void)
+{
+    static uint8_t landed[EXTENT];
+    pthread_t scribbler;
+    CHECK(pthread_create(&scribbler, NULL, scribble, NULL) == 0);
+    for (size_t p = 0; p < PATH_COUNT; p++)
+        for (size_t round = 0; round < 6000 && is_here(&paths[p]); round++) {
+            size_t size = round % 8 == 0 ? check_random(&random_state) % EXTENT : round % 290;
+            uint32_t crc = paths[p].copy(0, landed, (const uint8_t *)scribbled, size);
+            CHECK_EQUAL(crc, shmq_crc32_portable(0, landed, size));
+        }
+    atomic_store_explicit(&stop, 1, memory_order_relaxed); /* relaxed: only ends the loop */
+    CHECK(pthread_join(scribbler, NULL) == 0);
+}
+
 int main(void)
 {
     random_state = check_seed();
@@ -180,5 +214,6 @@ int main(void)
     RUN(test_combine_equals_the_crc_of_the_concatenation);
     RUN(test_combine_takes_sizes_up_to_64_bits);
     RUN(test_both_multiplications_agree);
+    RUN(test_crc_of_a_copy_is_of_what_landed_even_if_the_source_changes_meanwhile);
     return 0;
 }

@@ -20,6 +20,7 @@
 #define SHMQ_CRC_H
 
 #include "endian.h"
+#include "hostile.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -34,17 +35,6 @@
 #include <sys/auxv.h>
 #define SHMQ_CRC32_HAS_ARM64 1
 #endif
-
-/* The copy of memory that another process may be changing is the one deliberate race of the core; the
- * protocol is safe because nothing is believed but the private copy. ThreadSanitizer need not hear of it. */
-#if defined(__SANITIZE_THREAD__)
-#define SHMQ_COPIES_HOSTILE __attribute__((no_sanitize("thread")))
-#else
-#define SHMQ_COPIES_HOSTILE
-#endif
-
-/* Makes a loaded value opaque, so that no compiler may fetch it from (hostile) memory a second time. */
-#define SHMQ_CRC32_PIN(value) __asm__("" : "+r"(value))
 
 /* ---- portable: slicing by eight -------------------------------------------------------------- */
 
@@ -119,13 +109,13 @@ static inline uint32_t shmq_crc32_copy_portable(uint32_t crc, void *to, const vo
     uint32_t state = ~crc;
     for (; size >= 8; size -= 8, source += 8, target += 8) {
         uint64_t word = shmq_le64_load(source);
-        SHMQ_CRC32_PIN(word);
+        SHMQ_PIN(word);
         shmq_le64_store(target, word);
         state = shmq_crc32_slice8(word ^ state);
     }
     for (; size > 0; size--, source++, target++) {
         uint32_t byte = *source;
-        SHMQ_CRC32_PIN(byte);
+        SHMQ_PIN(byte);
         *target = (uint8_t)byte;
         state = shmq_crc32_byte(state, (uint8_t)byte);
     }
@@ -219,8 +209,8 @@ SHMQ_CRC32_INLINE uint32_t shmq_crc32_short_pclmul(uint32_t crc, uint8_t *to, co
     if (size >= 8) {
         uint64_t first = shmq_le64_load(from);
         uint64_t last = shmq_le64_load(from + size - 8);
-        SHMQ_CRC32_PIN(first);
-        SHMQ_CRC32_PIN(last);
+        SHMQ_PIN(first);
+        SHMQ_PIN(last);
         if (is_copy) {
             shmq_le64_store(to, first);
             shmq_le64_store(to + size - 8, last);
@@ -233,8 +223,8 @@ SHMQ_CRC32_INLINE uint32_t shmq_crc32_short_pclmul(uint32_t crc, uint8_t *to, co
     if (size >= 4) {
         uint32_t first = shmq_le32_load(from);
         uint32_t last = shmq_le32_load(from + size - 4);
-        SHMQ_CRC32_PIN(first);
-        SHMQ_CRC32_PIN(last);
+        SHMQ_PIN(first);
+        SHMQ_PIN(last);
         if (is_copy) {
             shmq_le32_store(to + size - 4, last);
             shmq_le32_store(to, first);
@@ -246,7 +236,7 @@ SHMQ_CRC32_INLINE uint32_t shmq_crc32_short_pclmul(uint32_t crc, uint8_t *to, co
     uint32_t table_state = (uint32_t)state;
     for (size_t i = 0; i < size; i++) {
         uint32_t byte = from[i];
-        SHMQ_CRC32_PIN(byte);
+        SHMQ_PIN(byte);
         if (is_copy)
             to[i] = (uint8_t)byte;
         table_state = shmq_crc32_byte(table_state, (uint8_t)byte);
@@ -371,13 +361,13 @@ static inline uint32_t shmq_crc32_copy_arm64(uint32_t crc, void *to, const void 
     uint32_t state = ~crc;
     for (; size >= 8; size -= 8, source += 8, target += 8) {
         uint64_t word = shmq_le64_load(source);
-        SHMQ_CRC32_PIN(word);
+        SHMQ_PIN(word);
         shmq_le64_store(target, word);
         state = __crc32d(state, word);
     }
     for (; size > 0; size--, source++, target++) {
         uint32_t byte = *source;
-        SHMQ_CRC32_PIN(byte);
+        SHMQ_PIN(byte);
         *target = (uint8_t)byte;
         state = __crc32b(state, (uint8_t)byte);
     }

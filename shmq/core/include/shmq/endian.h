@@ -9,67 +9,70 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Always, because hostile.h counts on it. */
+#define SHMQ_ENDIAN_INLINE static inline __attribute__((always_inline))
+
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the byte swaps below assume little-endian");
 
-static inline uint16_t shmq_be16_load(const void *from)
+SHMQ_ENDIAN_INLINE uint16_t shmq_be16_load(const void *from)
 {
     uint16_t value;
     memcpy(&value, from, sizeof value);
     return __builtin_bswap16(value);
 }
 
-static inline uint32_t shmq_be32_load(const void *from)
+SHMQ_ENDIAN_INLINE uint32_t shmq_be32_load(const void *from)
 {
     uint32_t value;
     memcpy(&value, from, sizeof value);
     return __builtin_bswap32(value);
 }
 
-static inline uint64_t shmq_be64_load(const void *from)
+SHMQ_ENDIAN_INLINE uint64_t shmq_be64_load(const void *from)
 {
     uint64_t value;
     memcpy(&value, from, sizeof value);
     return __builtin_bswap64(value);
 }
 
-static inline void shmq_be16_store(void *to, uint16_t value)
+SHMQ_ENDIAN_INLINE void shmq_be16_store(void *to, uint16_t value)
 {
     value = __builtin_bswap16(value);
     memcpy(to, &value, sizeof value);
 }
 
-static inline void shmq_be32_store(void *to, uint32_t value)
+SHMQ_ENDIAN_INLINE void shmq_be32_store(void *to, uint32_t value)
 {
     value = __builtin_bswap32(value);
     memcpy(to, &value, sizeof value);
 }
 
-static inline void shmq_be64_store(void *to, uint64_t value)
+SHMQ_ENDIAN_INLINE void shmq_be64_store(void *to, uint64_t value)
 {
     value = __builtin_bswap64(value);
     memcpy(to, &value, sizeof value);
 }
 
-static inline uint32_t shmq_le32_load(const void *from)
+SHMQ_ENDIAN_INLINE uint32_t shmq_le32_load(const void *from)
 {
     uint32_t value;
     memcpy(&value, from, sizeof value);
     return value;
 }
 
-static inline uint64_t shmq_le64_load(const void *from)
+SHMQ_ENDIAN_INLINE uint64_t shmq_le64_load(const void *from)
 {
     uint64_t value;
     memcpy(&value, from, sizeof value);
     return value;
 }
 
-static inline void shmq_le32_store(void *to, uint32_t value)
+SHMQ_ENDIAN_INLINE void shmq_le32_store(void *to, uint32_t value)
 {
     memcpy(to, &value, sizeof value);
 }
 
-static inline void shmq_le64_store(void *to, uint64_t value)
+SHMQ_ENDIAN_INLINE void shmq_le64_store(void *to, uint64_t value)
 {
     memcpy(to, &value, sizeof value);
 }

@@ -45,6 +45,7 @@
 
 #include "crc.h"
 #include "endian.h"
+#include "hostile.h"
 #include "status.h"
 
 #include <stddef.h>
@@ -209,8 +210,7 @@ static inline int shmq_message_fill(uint8_t *frame, const struct shmq_message_fi
     at += topic_size;
     shmq_be16_store(at, (uint16_t)(properties_size + SHMQ_CRC_PROPERTY_SIZE));
     at += 2;
-    if (properties_size != 0)
-        memcpy(at, properties, properties_size);
+    shmq_hostile_copy(at, properties, properties_size);
     draft->properties = at;
     draft->body_size = body_size;
     draft->topic_size = topic_size;
@@ -414,8 +414,7 @@ static inline int shmq_message_has_record_crc(const struct shmq_message_view *vi
     if (view->properties_size < SHMQ_CRC_PROPERTY_SIZE)
         return 0;
     const uint8_t *at = view->properties + view->properties_size - SHMQ_CRC_PROPERTY_SIZE;
-    return memcmp(at, SHMQ_CRC_PROPERTY_NAME "\x01", SHMQ_CRC_PROPERTY_NAME_SIZE + 1u) == 0 &&
-           (at == view->properties || at[-1] == SHMQ_PROPERTY_VALUE_END);
+    return memcmp(at, SHMQ_CRC_PROPERTY_NAME "\x01", SHMQ_CRC_PROPERTY_NAME_SIZE + 1u) == 0;
 }
 
 /* parse, and then: the record lies where it says, its bodyCRC holds, and so does its CRC property if it has one;
