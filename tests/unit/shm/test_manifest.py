@@ -357,3 +357,26 @@ def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ShmError, match="No such file or directory"):
         save(_manifest(), manifest_path(tmp_path))
     assert not issubclass(ShmError, DiskFullError)
+
+
+def test_save_syncs_the_file_before_the_rename_and_the_folder_after(path: Path) -> None:
+    strace = require_program("strace", "strace")
+    save(_manifest(), path)
+    trace = path.parent.parent / "trace"
+    subprocess.run(
+        [
+            *[strace, "-qq", "-y", "-o", trace, "-e", "trace=write,fsync,fdatasync,rename"],
+            *["-P", path, "-P", path.with_suffix(".json.tmp"), "-P", path.parent],
+            *[sys.executable, "-c", _SAVE, path],
+        ],
+        cwd=children.ROOT,
+        check=True,
+        capture_output=True,
+    )
+    calls = re.findall(r"^(\w+)\((?:\d+<([^>]*)>)?", trace.read_text(), re.M)
+    assert calls == [
+        ("write", f"{path}.tmp"),
+        ("fsync", f"{path}.tmp"),
+        ("rename", ""),
+        ("fsync", f"{path.parent}"),
+    ]
