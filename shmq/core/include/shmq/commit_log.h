@@ -61,7 +61,9 @@ static inline int shmq_commit_log_claim(struct shmq_commit_log *log, uint32_t si
         if (next >= ready_end || at == NULL || shmq_commit_log_at(log, next) == NULL) {
             return SHMQ_LOG_FULL;
         }
-        shmq_message_put_blank(at, (uint32_t)room);
+        (void)shmq_message_put_blank(at, (uint32_t)room); /* each append leaves it room */
+        /* reused memory holds frames of long ago: the file's last bytes shall be zeros */
+        memset(at + SHMQ_BLANK_ROOM, 0, room - SHMQ_BLANK_ROOM);
         log->log_end = next;
         *rolled += 1;
     }
