@@ -28,12 +28,22 @@ def refusal(building: bool) -> str | None:
         return "shmq needs a Python with the GIL; this one is free-threaded: use python3.x, no t"
     if not building:
         return None
-    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "gcc")[0]
-    if shutil.which(compiler) is None:
-        return f"shmq needs a C compiler ({compiler} not found): apt install gcc libc6-dev"
+    if not compiler_found():
+        return "shmq needs a C compiler: apt install gcc libc6-dev"
     if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
         return "shmq needs Python.h to compile its core: apt install python3-dev"
     return None
+
+
+def compiler_found() -> bool:
+    """Whether there is a compiler; one that the interpreter was not built with goes into CC."""
+    named = os.environ.get("CC") or sysconfig.get_config_var("CC") or "gcc"
+    if shutil.which(shlex.split(named)[0]):
+        return True
+    if "CC" in os.environ or not shutil.which("gcc"):
+        return False
+    os.environ["CC"] = "gcc"
+    return True
 
 
 def core() -> list[Extension]:
