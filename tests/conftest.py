@@ -4,6 +4,7 @@ import faulthandler
 import itertools
 import os
 import platform
+import random
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from tests.support.dev_shm import DEV_SHM, RUN_TOKEN, left_behind, ours_in_dev_shm
 from tests.support.require import in_ci
-from tests.support.scale import is_full_run
+from tests.support.scale import is_full_run, scaled
 
 HARD_LIMIT_EXTRA_S = 60.0
+SEED = int(os.environ.get("SHMQ_SEED", "0"), 0) or random.SystemRandom().getrandbits(48)
 _cluster_numbers = itertools.count()
 _stderr = os.fdopen(os.dup(sys.__stderr__.fileno()), "w") if sys.__stderr__ else None
 
@@ -27,7 +30,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f"shmq: {_core()}",
         f"machine: Linux {platform.release()}, {os.cpu_count()} cores, {platform.machine()}, "
         f"/dev/shm {shutil.disk_usage(DEV_SHM).free / 2**20:.0f} MiB free, "
-        f"{'full run' if is_full_run() else 'default set'}{', CI' if in_ci() else ''}",
+        f"{'full run' if is_full_run() else 'default set'}{', CI' if in_ci() else ''}, "
+        f"SHMQ_SEED={SEED:#x}",
     ]
     return lines + [f"WARNING: {story}" for story in _runs_that_died(config)]
 
@@ -53,7 +57,8 @@ def _core() -> str:
 
 
 def _marks(config: pytest.Config) -> Path | None:
-    return config.cache.mkdir("shmq-running") if config.cache else None
+    cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
+    return cache.mkdir("shmq-running") if cache else None
 
 
 def _runs_that_died(config: pytest.Config) -> list[str]:
@@ -76,6 +81,11 @@ def _start_time(pid: int) -> str | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # No deadline: a slow machine is not a wrong answer.
+    settings.register_profile(
+        "shmq", deadline=None, print_blob=True, max_examples=scaled(100, 10_000)
+    )
+    settings.load_profile("shmq")
     folder = _marks(config)
     if folder:
         mark = folder / f"{os.getpid()}-{_start_time(os.getpid())}"
@@ -134,6 +144,12 @@ def dev_shm_as_before() -> Iterator[None]:
     for name in left:
         (DEV_SHM / name).unlink(missing_ok=True)  # so that one leak fails one test
     assert not left, f"left in /dev/shm (removed now): {', '.join(left)}"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Randomness of this test alone; SHMQ_SEED=<the header's> replays it."""
+    return random.Random(f"{SEED}:{request.node.nodeid}")
 
 
 @pytest.fixture
