@@ -12,7 +12,9 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from tests.support.require import require_program
 ROOT = Path(__file__).resolve().parents[2]
 INCLUDE = ROOT / "shmq/core/include"
 LIMIT_S = 100.0
+KEPT_S = 3600.0  # younger programs may be another run's, of another state of the tree
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", "-g"]
 VARIANTS = {
     "asan_ubsan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -77,7 +80,8 @@ class CProgram(pytest.Item):
             return program
         program.parent.mkdir(parents=True, exist_ok=True)
         for old in program.parent.glob(f"{self.path.stem}.{self.name}.*"):
-            old.unlink(missing_ok=True)
+            if time.time() - old.stat().st_mtime > KEPT_S:
+                old.unlink(missing_ok=True)
         made = program.with_suffix(f"{program.suffix}.{os.getpid()}")
         result = subprocess.run(
             [*command, "-o", str(made), "-lpthread", "-lm"],
@@ -109,12 +113,23 @@ def key(command: list[str], source: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
+def fixed_layout() -> list[str]:
+    """A prefix that turns address randomisation off, for TSan's shadow does not fit every layout.
+
+    Empty where that is forbidden (some containers): TSan then mostly copes by itself.
+    """
+    setarch = shutil.which("setarch")
+    if setarch and subprocess.run([setarch, "-R", "true"], check=False).returncode == 0:
+        return [setarch, "-R"]
+    return []
+
+
 def run(program: Path, *, variant: str, limit_s: float) -> None:
     """Run to the end; raise what it said if it fails, and its stack if it hangs."""
     command = [str(program)]
-    setarch = shutil.which("setarch")
-    if variant == "tsan" and setarch:
-        command = [setarch, "-R", *command]  # TSan's shadow does not fit every random layout
+    if variant == "tsan":
+        command = [*fixed_layout(), *command]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
