@@ -1,12 +1,14 @@
 """What every test run has: its header, its watchdog, and the check of /dev/shm after each test."""
 
 import faulthandler
+import getpass
 import itertools
 import os
 import platform
 import random
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -95,10 +97,16 @@ def pytest_configure(config: pytest.Config) -> None:
 _mark_key = pytest.StashKey[Path]()
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     mark = session.config.stash.get(_mark_key, None)
     if mark:
         mark.unlink(missing_ok=True)
+    folder = os.environ.get("PYTEST_DEBUG_TEMPROOT") or tempfile.gettempdir()
+    try:
+        Path(folder, f"pytest-of-{getpass.getuser()}").rmdir()
+    except OSError:  # not empty: a failed test's files, or another run's
+        pass
 
 
 # --- selection, watchdog, leftovers ---------------------------------------------------------------
