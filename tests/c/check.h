@@ -1,5 +1,6 @@
-/* check.h: what a C test needs and no more. A test is a function named as a sentence; main() runs each
- * with RUN() and returns 1 after the first CHECK that fails, having printed where and what. */
+/* check.h: what a C test needs and no more. A test is a function named as a sentence; main()
+ * runs each with RUN() and returns 1 after the first CHECK that fails, having printed where and
+ * what. */
 #ifndef SHMQ_TEST_CHECK_H
 #define SHMQ_TEST_CHECK_H
 
@@ -57,7 +58,8 @@ static inline void check_fill_random(uint64_t *state, void *to, size_t size)
         bytes[i] = (uint8_t)(check_random(state) >> 32);
 }
 
-/* SHMQ_TEST_SEED replays a run; without it the seed is fixed, so that the default run is deterministic. */
+/* SHMQ_TEST_SEED replays a run; without it the seed is fixed, so that the default run is
+ * deterministic. */
 static inline uint64_t check_seed(void)
 {
     const char *text = getenv("SHMQ_TEST_SEED");

@@ -1,6 +1,6 @@
 /* shmq-test: threads */
-/* Goal: every path of crc.h gives zlib's value for every size and start, reads nothing outside its input,
- * and the copying twin gives the CRC of what it copied. */
+/* Goal: every path of crc.h gives zlib's value for every size and start, reads nothing outside
+ * its input, and the copying twin gives the CRC of what it copied. */
 #include "check.h"
 #include "shmq/crc.h"
 
@@ -80,7 +80,7 @@ static void test_every_size_and_start_agrees_with_the_definition(void)
     static uint8_t data[EXTENT + 64];
     check_fill_random(&random_state, data, sizeof data);
     for (size_t size = 0; size <= EXTENT; size += size < 700 ? 1 : 61) {
-        uint8_t *exact = malloc(size + 1); /* exact end, so that ASan and valgrind see one byte too many */
+        uint8_t *exact = malloc(size + 1);
         CHECK(exact != NULL);
         size_t start = size % 33;
         uint32_t before = (uint32_t)check_random(&random_state);
@@ -102,6 +102,7 @@ static void test_every_size_and_start_agrees_with_the_definition(void)
 static void test_a_path_reads_and_writes_only_its_bytes(void)
 {
     for (size_t size = 0; size <= 600; size++) {
+        /* Exact sizes, so that a sanitizer sees one byte too many on either side. */
         uint8_t *from = malloc(size != 0 ? size : 1);
         uint8_t *to = malloc(size != 0 ? size : 1);
         CHECK(from != NULL && to != NULL);
@@ -150,7 +151,8 @@ static void test_combine_equals_the_crc_of_the_concatenation(void)
 
 static void test_combine_takes_sizes_up_to_64_bits(void)
 {
-    /* Appending m and then n zeros is appending m + n zeros; 2^32 - 1 of them change nothing (order of x). */
+    /* Appending m and then n zeros is appending m + n zeros; 2^32 - 1 of them change nothing
+     * (order of x). */
     uint32_t crc = 0x12345678u;
     for (int round = 0; round < 2000; round++) {
         uint64_t m = check_random(&random_state) >> 1 >> (round % 63);
@@ -184,7 +186,8 @@ static void *scribble(void *unused)
     /* relaxed, both: no partner; the race with the copy's plain reads is what the test is about. */
     while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
         uint64_t dice = check_random(&state);
-        atomic_store_explicit(&scribbled[dice % EXTENT], (uint8_t)(dice >> 32), memory_order_relaxed);
+        atomic_store_explicit(&scribbled[dice % EXTENT], (uint8_t)(dice >> 32),
+                              memory_order_relaxed);
     }
     return NULL;
 }

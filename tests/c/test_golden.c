@@ -1,4 +1,5 @@
-/* Goal: the core reads the hand-written frames of tests/unit/golden as they say, and writes the same bytes. */
+/* Goal: the core reads the hand-written frames of tests/unit/golden as they say, and writes the
+ * same bytes. */
 #include "check.h"
 #include "shmq/message.h"
 
@@ -70,8 +71,8 @@ static void read_golden(const char *path, struct golden *golden)
         if (strncmp(line, "#= ", 3) == 0) {
             CHECK(golden->wanted_count < WANTED_MAX);
             int i = golden->wanted_count++;
-            CHECK_EQUAL(sscanf(line + 3, "%39s %79s", golden->wanted[i].name, golden->wanted[i].value),
-                        2);
+            CHECK_EQUAL(2, sscanf(line + 3, "%39s %79s", golden->wanted[i].name,
+                                  golden->wanted[i].value));
         }
     }
     fclose(file);
@@ -146,7 +147,8 @@ static void check_golden(const struct golden *golden)
     check_view(golden, &view);
     uint64_t physical_offset = number_of(golden, "physical_offset");
     int is_sealed = strcmp(value_of(golden, "record_crc"), "none") != 0;
-    CHECK_EQUAL(shmq_message_check(golden->bytes, golden->size, physical_offset, 0, &view), SHMQ_OK);
+    CHECK_EQUAL(shmq_message_check(golden->bytes, golden->size, physical_offset, 0, &view),
+                SHMQ_OK);
     CHECK_EQUAL(shmq_message_check(golden->bytes, golden->size, physical_offset,
                                    SHMQ_CHECK_RECORD_CRC, &view),
                 is_sealed ? SHMQ_OK : SHMQ_CORRUPT);

@@ -1,5 +1,6 @@
 /* shmq-test: threads */
-/* Goal: a copy of memory that is being changed reads and writes its bytes only, and what it copied is settled. */
+/* Goal: a copy of memory that is being changed reads and writes its bytes only, and what it
+ * copied is settled. */
 #include "check.h"
 #include "shmq/hostile.h"
 
@@ -11,7 +12,8 @@ static uint64_t random_state;
 static void test_copies_every_size_and_nothing_beside_it(void)
 {
     for (size_t size = 0; size <= 300; size++) {
-        uint8_t *from = malloc(size != 0 ? size : 1); /* exact, so that a sanitizer sees a byte too many */
+        /* Exact sizes, so that a sanitizer sees one byte too many on either side. */
+        uint8_t *from = malloc(size != 0 ? size : 1);
         uint8_t *to = malloc(size != 0 ? size : 1);
         CHECK(from != NULL && to != NULL);
         check_fill_random(&random_state, from, size);

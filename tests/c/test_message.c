@@ -1,6 +1,7 @@
 /* shmq-test: threads */
-/* Goal: message.h writes exactly the bytes of RocketMQ's record, believes nothing it reads, and finds every
- * flipped bit. The judge of the bytes is a second, slow encoder written here field by field. */
+/* Goal: message.h writes exactly the bytes of RocketMQ's record, believes nothing it reads, and
+ * finds every flipped bit. The judge of the bytes is a second, slow encoder written here field
+ * by field. */
 #include "check.h"
 #include "shmq/message.h"
 
@@ -46,7 +47,7 @@ static struct shmq_message_fields fields_of(const char *topic, uint32_t body_siz
     };
 }
 
-/* ---- the slow encoder: one byte after another, big-endian ------------------------------------- */
+/* ---- the slow encoder: one byte after another, big-endian ------------------------------- */
 
 static uint8_t *put_number(uint8_t *at, uint64_t value, unsigned size)
 {
@@ -67,9 +68,9 @@ struct host {
     uint32_t size;
 };
 
-static uint32_t encode_slowly(uint8_t *to, const struct shmq_message_fields *f, const uint8_t *content,
-                              const uint8_t *properties, struct host born, struct host store,
-                              int with_crc_property)
+static uint32_t encode_slowly(uint8_t *to, const struct shmq_message_fields *f,
+                              const uint8_t *content, const uint8_t *properties, struct host born,
+                              struct host store, int with_crc_property)
 {
     uint32_t stored_size = f->properties_size + (with_crc_property ? 20u : 0u);
     unsigned topic_length_size = f->topic_size > 127 ? 2 : 1;
@@ -115,7 +116,7 @@ static uint32_t encode_slowly_v4(uint8_t *to, const struct shmq_message_fields *
     return encode_slowly(to, f, content, properties, born, store, with_crc);
 }
 
-/* ---- writing ---------------------------------------------------------------------------------- */
+/* ---- writing ---------------------------------------------------------------------------- */
 
 static void test_size_is_the_sum_of_the_parts_and_v2_begins_at_128(void)
 {
@@ -167,8 +168,7 @@ static void test_encode_writes_the_bytes_of_the_slow_encoder(void)
         CHECK_BYTES(frame, wanted_frame, size);
         CHECK_EQUAL(frame[size], 0xee);
         struct shmq_message_view view;
-        CHECK_EQUAL(shmq_message_check(frame, size, f.physical_offset, SHMQ_CHECK_RECORD_CRC, &view),
-                    SHMQ_OK);
+        CHECK_EQUAL(shmq_message_check(frame, size, f.physical_offset, 1, &view), SHMQ_OK);
     }
 }
 
@@ -247,7 +247,7 @@ static void test_crc_property_shows_ten_digits_least_significant_first(void)
     }
 }
 
-/* ---- reading ---------------------------------------------------------------------------------- */
+/* ---- reading ---------------------------------------------------------------------------- */
 
 static void test_parse_gives_back_every_field(void)
 {
@@ -290,7 +290,8 @@ static void test_ipv6_hosts_are_read(void)
                      (hosts & 2 ? SHMQ_SYS_FLAG_STORE_HOST_V6 : 0);
         struct host born = {hosts & 1 ? v6[0] : f.born_host, hosts & 1 ? 20 : 8};
         struct host store = {hosts & 2 ? v6[1] : f.store_host, hosts & 2 ? 20 : 8};
-        uint32_t size = encode_slowly(frame, &f, bytes("hello"), bytes("TAGS\1a\2"), born, store, 1);
+        uint32_t size =
+            encode_slowly(frame, &f, bytes("hello"), bytes("TAGS\1a\2"), born, store, 1);
         struct shmq_message_view view;
         CHECK_EQUAL(shmq_message_check(frame, size, f.physical_offset, 1, &view), SHMQ_OK);
         CHECK_EQUAL(view.born_host_size, born.size);
@@ -364,7 +365,8 @@ static void test_check_names_the_reason(void)
     for (size_t i = 0; i < sizeof damages / sizeof damages[0]; i++) {
         memcpy(frame, wanted_frame, size);
         frame[damages[i].place] ^= damages[i].flip;
-        CHECK_EQUAL(shmq_message_check(frame, size + 64, f.physical_offset, 1, &view), SHMQ_CORRUPT);
+        CHECK_EQUAL(shmq_message_check(frame, size + 64, f.physical_offset, 1, &view),
+                    SHMQ_CORRUPT);
         CHECK_EQUAL(view.reason, damages[i].reason);
     }
 }
@@ -444,7 +446,8 @@ static void test_a_cut_frame_is_corrupt_at_every_length(void)
         struct shmq_message_view view;
         CHECK(exact != NULL);
         memcpy(exact, frame, available);
-        CHECK_EQUAL(shmq_message_check(exact, available, f.physical_offset, 0, &view), SHMQ_CORRUPT);
+        CHECK_EQUAL(shmq_message_check(exact, available, f.physical_offset, 0, &view),
+                    SHMQ_CORRUPT);
         CHECK_EQUAL(view.reason, SHMQ_REASON_CUT);
         free(exact);
     }
@@ -458,7 +461,8 @@ static void test_any_garbage_is_safe_to_parse(void)
         struct shmq_message_fields f = fields_of("TopicTest", random_below(40), "TAGS\1a\2");
         f.sys_flag = (uint32_t)check_random(&random_state) & 0x7ff;
         uint8_t v6[20] = {0};
-        struct host born = {v6, f.sys_flag & 0x10 ? 20 : 8}, store = {v6, f.sys_flag & 0x20 ? 20 : 8};
+        struct host born = {v6, f.sys_flag & 0x10 ? 20 : 8};
+        struct host store = {v6, f.sys_flag & 0x20 ? 20 : 8};
         uint32_t size = encode_slowly(frame, &f, body, bytes("TAGS\1a\2"), born, store, round % 2);
         uint32_t available = round % 5 == 0 ? random_below(size + 1) : size;
         uint8_t *exact = malloc(available != 0 ? available : 1);
@@ -479,10 +483,10 @@ static void test_any_garbage_is_safe_to_parse(void)
                            &view);
         free(exact);
     }
-    CHECK(parsed_count > 1000); /* or the mutations were too coarse to test anything behind the sizes */
+    CHECK(parsed_count > 1000); /* or the mutations are too coarse to test what follows the sizes */
 }
 
-/* ---- properties ------------------------------------------------------------------------------- */
+/* ---- properties ------------------------------------------------------------------------- */
 
 /* Checks a copy that ends where its memory ends. */
 static int check_properties(const char *text, size_t size, uint64_t grants,
@@ -502,7 +506,9 @@ static int check_properties(const char *text, size_t size, uint64_t grants,
 static void test_properties_summary_finds_what_the_append_role_needs(void)
 {
     struct shmq_properties_summary s;
-    CHECK_EQUAL(CHECK_PROPERTIES("KEYS\1k1 k2\2colour\1blue\2UNIQ_KEY\0010A0B\2DELAY\0013\2TAGS\1hello\2", 0, &s),
+    CHECK_EQUAL(CHECK_PROPERTIES("KEYS\1k1 k2\2colour\1blue\2UNIQ_KEY\0010A0B\2"
+                                 "DELAY\0013\2TAGS\1hello\2",
+                                 0, &s),
                 SHMQ_OK);
     CHECK_EQUAL(s.property_count, 5);
     CHECK_EQUAL(s.tags_size, 5);
@@ -667,7 +673,8 @@ static void test_find_gives_the_value_of_a_name_or_empty(void)
     uint32_t size = 0;
     const char text[] = "TAGS\1a\2KEYS\1k1 k2\2TAGSX\1no\2TAG\1no\2xTAGS\1no\2last\1one";
     uint32_t text_size = sizeof text - 1;
-#define FIND(name) shmq_properties_find(bytes(text), text_size, name, sizeof(name) - 1, &value, &size)
+#define FIND(name)                                                                                 \
+    shmq_properties_find(bytes(text), text_size, name, sizeof(name) - 1, &value, &size)
     CHECK_EQUAL(FIND("TAGS"), SHMQ_OK);
     CHECK_EQUAL(size, 1);
     CHECK_BYTES(value, "a", 1);
@@ -694,7 +701,8 @@ static void test_java_hash_equals_javas(void)
     } known[] = {
         {"", 0}, {"a", 97}, {"hello", 99162322}, {"TagA", 2598919}, {"TagA||TagB", 1789476431},
         {"order-paid", 710106603}, {"polygenelubricants", INT32_MIN}, {"caf\xc3\xa9", 3045921},
-        {"\xc3\xa5\xc3\xa4\xc3\xb6", 227383}, {"\xe6\xb6\x88\xe6\x81\xaf\xe9\x98\x9f\xe5\x88\x97", 860276223},
+        {"\xc3\xa5\xc3\xa4\xc3\xb6", 227383},
+        {"\xe6\xb6\x88\xe6\x81\xaf\xe9\x98\x9f\xe5\x88\x97", 860276223},
         {"\xd0\x96", 1046}, {"\xf0\x9f\x98\x80", 1772899},
         {"tag\xf0\x9f\x9a\x80\xf0\x9f\x9a\x80", 154046880}, {"\xf4\x8f\xbf\xbf", 1803232},
         {"\xef\xbf\xbd", 65533}, {"\xdf\xbf\xe0\xa0\x80\xef\xbf\xbf", 2096190},
@@ -725,7 +733,7 @@ static void test_java_hash_equals_javas(void)
     CHECK_EQUAL(shmq_tags_code(NULL, 0), 0);
 }
 
-/* ---- a producer that keeps writing while its message is copied --------------------------------- */
+/* ---- a producer that keeps writing while its message is copied -------------------------- */
 
 struct mutated {
     atomic_int stop;
@@ -770,7 +778,8 @@ static void test_a_producer_that_scribbles_meanwhile_cannot_make_a_bad_record(vo
         int legal = shmq_properties_check(draft.properties, draft.properties_size, 0, &summary);
         CHECK(legal == SHMQ_OK || legal == SHMQ_ILLEGAL);
         shmq_message_seal(frame, &draft);
-        CHECK_EQUAL(shmq_message_check(frame, draft.total_size, f.physical_offset, 1, &view), SHMQ_OK);
+        CHECK_EQUAL(shmq_message_check(frame, draft.total_size, f.physical_offset, 1, &view),
+                    SHMQ_OK);
         CHECK_EQUAL(view.body_size, f.body_size);
         CHECK_EQUAL(view.properties_size, f.properties_size + 20);
     }

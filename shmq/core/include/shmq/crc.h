@@ -1,21 +1,26 @@
-/* crc.h: the CRC-32 of zlib, java.util.zip.CRC32 and RocketMQ (polynomial 0xEDB88320, reflected; not CRC-32C).
+/* crc.h: the CRC-32 of zlib, java.util.zip.CRC32 and RocketMQ (polynomial 0xEDB88320, reflected;
+ * not CRC-32C).
  *
- * Byte table: none; this header owns no memory. The conventions are zlib's: a CRC is a uint32_t, the CRC of
- *   nothing is 0, and shmq_crc32(shmq_crc32(0, a), b) is the CRC of a followed by b.
- * Validity: every path gives the same value for the same bytes, and none reads a byte outside [data, data + size).
- * Writer: shmq_crc32_copy() writes [to, to + size) and nothing else. Its source may be changed by a hostile
- *   process during the call: each source byte that counts is loaded once into a register, stored from there and
- *   checksummed from there, so the CRC is that of the bytes that landed in `to`, whatever they are.
+ * Byte table: none; this header owns no memory. The conventions are zlib's: a CRC is a uint32_t,
+ *   the CRC of nothing is 0, and shmq_crc32(shmq_crc32(0, a), b) is the CRC of a followed by b.
+ * Validity: every path gives the same value for the same bytes, and none reads a byte outside
+ * [data, data + size).
+ * Writer: shmq_crc32_copy() writes [to, to + size) and nothing else. Its source may be changed by a
+ *   hostile process during the call: each source byte that counts is loaded once into a register,
+ *   stored from there and checksummed from there, so the CRC is that of the bytes that landed in
+ *   `to`, whatever they are.
  * Reader: shmq_crc32() and shmq_crc32_combine() change nothing.
- * Crash: a copy cut short leaves part of `to` written; whoever published nothing of it has nothing to repair.
+ * Crash: a copy cut short leaves part of `to` written; whoever published nothing of it has nothing
+ * to repair.
  *
- * How: a message is a polynomial over GF(2) and its CRC the remainder of (message * x^32) modulo P. A block of
- * 128 bits that lies d blocks before the last one counts as block * x^(128 d), and x^(128 d) mod P is a
- * constant; so short inputs are one independent carry-less multiplication per 64 bits, all added up (no
- * chain of dependent steps), and long inputs run four such sums side by side. Then three multiplications
- * reduce 128 bits to 32 (Barrett). A size that is no multiple of 16 is padded with zeros *in front*, where
- * zeros do not count, so there is no tail and no alignment loop. The same in portable C by eight tables
- * (slicing), and on arm64 by its CRC32 instructions. Each path has a name so that tests reach it. */
+ * How: a message is a polynomial over GF(2) and its CRC the remainder of (message * x^32) modulo
+ * P. A block of 128 bits that lies d blocks before the last one counts as block * x^(128 d), and
+ * x^(128 d) mod P is a constant; so short inputs are one independent carry-less multiplication
+ * per 64 bits, all added up (no chain of dependent steps), and long inputs run four such sums
+ * side by side. Then three multiplications reduce 128 bits to 32 (Barrett). A size that is no
+ * multiple of 16 is padded with zeros *in front*, where zeros do not count, so there is no tail
+ * and no alignment loop. The same in portable C by eight tables (slicing), and on arm64 by its
+ * CRC32 instructions. Each path has a name so that tests reach it. */
 #ifndef SHMQ_CRC_H
 #define SHMQ_CRC_H
 
@@ -38,8 +43,9 @@
 
 /* ---- portable: slicing by eight -------------------------------------------------------------- */
 
-/* Table k maps a byte that stands k bytes before the end of a word to its remainder. It is linear in the
- * byte, so each entry is the exclusive or of the eight constants of its table (powers of x modulo P). */
+/* Table k maps a byte that stands k bytes before the end of a word to its remainder. It is
+ * linear in the byte, so each entry is the exclusive or of the eight constants of its table
+ * (powers of x modulo P). */
 #define SHMQ_CRC32_BIT(i, bit, power) (((i) >> (bit) & 1u) != 0 ? (power) : 0u)
 #define SHMQ_CRC32_ENTRY(i, a, b, c, d, e, f, g, h)                                                \
     (SHMQ_CRC32_BIT(i, 0, a) ^ SHMQ_CRC32_BIT(i, 1, b) ^ SHMQ_CRC32_BIT(i, 2, c) ^                 \
@@ -102,7 +108,8 @@ static inline uint32_t shmq_crc32_portable(uint32_t crc, const void *data, size_
 }
 
 SHMQ_COPIES_HOSTILE
-static inline uint32_t shmq_crc32_copy_portable(uint32_t crc, void *to, const void *from, size_t size)
+static inline uint32_t shmq_crc32_copy_portable(uint32_t crc, void *to, const void *from,
+                                                size_t size)
 {
     const uint8_t *source = from;
     uint8_t *target = to;
@@ -132,8 +139,9 @@ static inline uint32_t shmq_crc32_copy_portable(uint32_t crc, void *to, const vo
 /* Inputs up to this many whole blocks are summed up directly; longer ones run four lanes first. */
 #define SHMQ_CRC32_DIRECT_BLOCKS 16u
 
-/* {x^(128 d + 63), x^(128 d - 1)} mod P for the low and the high half of a block that lies d blocks before the
- * last. Reflected, in the upper 32 bits; the one power less is the shift a reflected product carries. */
+/* {x^(128 d + 63), x^(128 d - 1)} mod P for the low and the high half of a block that lies d
+ * blocks before the last. Reflected, in the upper 32 bits; the one power less is the shift a
+ * reflected product carries. */
 static const uint64_t shmq_crc32_fold_powers[SHMQ_CRC32_DIRECT_BLOCKS + 1u][2] = {
     {0xb8bc676500000000u, 0xdb71064100000000u}, {0x65673b4600000000u, 0x9ba54c6f00000000u},
     {0x9570d49500000000u, 0x01b5fd1d00000000u}, {0x69ccfc0d00000000u, 0x2a28386200000000u},
@@ -146,8 +154,8 @@ static const uint64_t shmq_crc32_fold_powers[SHMQ_CRC32_DIRECT_BLOCKS + 1u][2] =
     {0x7cc8e1e700000000u, 0x03f9f86300000000u},
 };
 
-/* Sixteen bytes from place r: shifts a register's first r bytes to its end. From place 16 + r: its last
- * 16 - r bytes to its front... an index with the top bit set gives zero. */
+/* Shuffles, sixteen bytes each. From place r: a register's first r bytes to its end, zeros before
+ * them. From place 16 + r: its last 16 - r bytes to its front, zeros behind them. */
 static const uint8_t shmq_crc32_shifts[48] = {
     0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80,
     0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0a, 0x0b, 0x0c, 0x0d, 0x0e, 0x0f,
@@ -174,7 +182,8 @@ SHMQ_CRC32_INLINE __m128i shmq_crc32_powers(size_t distance)
     return _mm_loadu_si128((const __m128i *)(const void *)shmq_crc32_fold_powers[distance]);
 }
 
-/* (64 bits in the low half, times x^32) mod P. Quotient by floor(x^95 / P), then what it leaves over. */
+/* (64 bits in the low half, times x^32) mod P. Quotient by floor(x^95 / P), then what it leaves
+ * over. */
 SHMQ_CRC32_INLINE uint32_t shmq_crc32_reduce64(__m128i value)
 {
     const __m128i barrett = _mm_set_epi64x(0x1db710641, (long long)0xb4e5b025f7011641u);
@@ -201,7 +210,8 @@ SHMQ_CRC32_INLINE __m128i shmq_crc32_take(uint8_t *to, const uint8_t *from, int 
     return block;
 }
 
-/* Under 16 bytes: the bytes moved to the end of one zeroed block, the state added to the first four. */
+/* Under 16 bytes: the bytes moved to the end of one zeroed block, the state added to the first
+ * four. */
 SHMQ_CRC32_INLINE uint32_t shmq_crc32_short_pclmul(uint32_t crc, uint8_t *to, const uint8_t *from,
                                                    size_t size, int is_copy)
 {
@@ -244,7 +254,8 @@ SHMQ_CRC32_INLINE uint32_t shmq_crc32_short_pclmul(uint32_t crc, uint8_t *to, co
     return ~table_state;
 }
 
-/* Sixteen bytes and more. The first size % 16 bytes become a block of their own, zeros before them. */
+/* Sixteen bytes and more. The first size % 16 bytes become a block of their own, zeros before
+ * them. */
 SHMQ_CRC32_INLINE uint32_t shmq_crc32_long_pclmul(uint32_t crc, uint8_t *to, const uint8_t *from,
                                                   size_t size, int is_copy)
 {
@@ -276,7 +287,8 @@ SHMQ_CRC32_INLINE uint32_t shmq_crc32_long_pclmul(uint32_t crc, uint8_t *to, con
             blocks -= 4;
             if (blocks < 8)
                 break;
-            lane0 = _mm_xor_si128(shmq_crc32_fold(lane0, powers), shmq_crc32_take(to, from, is_copy));
+            lane0 = _mm_xor_si128(shmq_crc32_fold(lane0, powers),
+                                  shmq_crc32_take(to, from, is_copy));
             lane1 = _mm_xor_si128(shmq_crc32_fold(lane1, powers),
                                   shmq_crc32_take(to + 16 * is_copy, from + 16, is_copy));
             lane2 = _mm_xor_si128(shmq_crc32_fold(lane2, powers),
@@ -404,8 +416,9 @@ static inline uint32_t shmq_crc32_copy(uint32_t crc, void *to, const void *from,
     return shmq_crc32_copy_portable(crc, to, from, size);
 }
 
-/* x^(8 d 16^j - 33) mod P for digit d at place j of a size written in base 16: appending `size` bytes to a
- * message multiplies its CRC by x^(8 size). The 33 is what one reduction of a reflected product adds. */
+/* x^(8 d 16^j - 33) mod P for digit d at place j of a size written in base 16: appending `size`
+ * bytes to a message multiplies its CRC by x^(8 size). The 33 is what one reduction of a
+ * reflected product adds. */
 static const uint32_t shmq_crc32_size_powers[8][16] = {
     {0xb66b1fa6u, 0x3f036dc2u, 0x7555a0f1u, 0xcacf972au, 0xdb710641u, 0x01000000u, 0x00010000u,
      0x00000100u, 0x00000001u, 0x77073096u, 0x191b3141u, 0x01c26a37u, 0xb8bc6765u, 0x3d6029b0u,
@@ -454,7 +467,8 @@ static inline uint32_t shmq_crc32_multiply(uint32_t crc, uint32_t power)
 /* CRC of a followed by b, from the CRC of each and the size of b in bytes. */
 static inline uint32_t shmq_crc32_combine(uint32_t crc_a, uint32_t crc_b, uint64_t size_b)
 {
-    /* x has order 2^32 - 1 modulo P, so sizes count modulo that; twice, for the carry of the first sum. */
+    /* x has order 2^32 - 1 modulo P, so sizes count modulo that; twice, for the carry of the
+     * first sum. */
     size_b = (size_b & 0xffffffffu) + (size_b >> 32);
     size_b = (size_b & 0xffffffffu) + (size_b >> 32);
     for (unsigned place = 0; size_b != 0; place++, size_b >>= 4)

@@ -1,8 +1,8 @@
 /* endian.h: loads and stores of integers at any address, in the byte order named.
  *
- * RocketMQ's files are big-endian, the machine is little-endian (atomics.h asserts it). Every access goes
- * through memcpy, so no alignment is assumed and no aliasing rule is bent; compilers make one
- * instruction of it. */
+ * RocketMQ's files are big-endian, the machine is little-endian (atomics.h asserts it). Every
+ * access goes through memcpy, so no alignment is assumed and no aliasing rule is bent; compilers
+ * make one instruction of it. */
 #ifndef SHMQ_ENDIAN_H
 #define SHMQ_ENDIAN_H
 
@@ -12,7 +12,7 @@
 /* Always, because hostile.h counts on it. */
 #define SHMQ_ENDIAN_INLINE static inline __attribute__((always_inline))
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the byte swaps below assume little-endian");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the swaps assume little-endian");
 
 SHMQ_ENDIAN_INLINE uint16_t shmq_be16_load(const void *from)
 {

@@ -1,9 +1,12 @@
 /* hostile.h: taking bytes out of memory that another process may be changing at this moment.
  *
- * Byte table: none; the source is a producer's ring or a consumer's page, as somebody else laid it out.
- * Validity: nothing in the source is valid. What counts is the private copy, judged after it was made.
- * Writer: shmq_hostile_copy() loads a word once into a register, makes it opaque (so that no compiler fetches it
- *   again) and stores it. Bytes of one copy may be of different ages, never of an age after the call.
+ * Byte table: none; the source is a producer's ring or a consumer's page, as somebody else laid it
+ * out.
+ * Validity: nothing in the source is valid. What counts is the private copy, judged after it was
+ * made.
+ * Writer: shmq_hostile_copy() loads a word once into a register, makes it opaque (so that no
+ *   compiler fetches it again) and stores it. Bytes of one copy may be of different ages, never of
+ *   an age after the call.
  * Reader: the caller, of the copy only, with lengths it had fixed before.
  * Crash: a copy cut short is garbage that nobody was told about; the next attempt overwrites it. */
 #ifndef SHMQ_HOSTILE_H
@@ -17,8 +20,9 @@
 #include <emmintrin.h>
 #endif
 
-/* This is the one deliberate race of the core, so ThreadSanitizer is told not to watch it; functions that are
- * compiled into one so marked must be inlined into it (always_inline), or they would be watched again. */
+/* This is the one deliberate race of the core, so ThreadSanitizer is told not to watch it;
+ * functions that are compiled into one so marked must be inlined into it (always_inline), or
+ * they would be watched again. */
 #if defined(__SANITIZE_THREAD__)
 #define SHMQ_COPIES_HOSTILE __attribute__((no_sanitize("thread")))
 #else
@@ -28,8 +32,8 @@
 /* Makes a loaded integer opaque to the compiler: it is what it is, wherever it came from. */
 #define SHMQ_PIN(value) __asm__("" : "+r"(value))
 
-/* Sixteen bytes: in one register where there is one, because whoever reads the copy next by sixteen bytes gets it out of
- * the store buffer only if it was stored so. */
+/* Sixteen bytes: in one register where there is one, because whoever reads the copy next by
+ * sixteen bytes gets it out of the store buffer only if it was stored so. */
 SHMQ_ENDIAN_INLINE void shmq_hostile_copy16(uint8_t *to, const uint8_t *from)
 {
 #if defined(__SSE2__)
@@ -46,8 +50,8 @@ SHMQ_ENDIAN_INLINE void shmq_hostile_copy16(uint8_t *to, const uint8_t *from)
 #endif
 }
 
-/* Copies `size` bytes; the regions do not overlap. The last block overlaps the one before it: its bytes are fetched
- * twice, and the later ones stay. */
+/* Copies `size` bytes; the regions do not overlap. The last block overlaps the one before it:
+ * its bytes are fetched twice, and the later ones stay. */
 SHMQ_COPIES_HOSTILE
 static inline void shmq_hostile_copy(void *to, const void *from, size_t size)
 {

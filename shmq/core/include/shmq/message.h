@@ -10,7 +10,7 @@
  *    28 | 8 | physicalOffset, the record's own place in the log
  *    36 | 4 | sysFlag
  *    40 | 8 | bornTimestamp, ms
- *    48 | 8 | bornHost: IPv4 4, port 4 (IPv6 16, port 4 if sysFlag has 0x10: what follows moves by 12)
+ *    48 | 8 | bornHost: IPv4 4, port 4 (IPv6 16, port 4 if sysFlag has 0x10; all behind moves)
  *    56 | 8 | storeTimestamp, ms
  *    64 | 8 | storeHost (20 bytes if sysFlag has 0x20)
  *    72 | 4 | reconsumeTimes
@@ -18,28 +18,31 @@
  *    84 | 4 + n | body length, body
  *       | 1 + n | topic length (V1, at most 127) or 2 + n (V2), topic
  *       | 2 + n | properties length (at most 32767), properties: (name 0x01 value 0x02)*
- *   The last 20 bytes of our properties are `__CRC32#` 0x01, ten decimal digits with the least significant
- *   first, 0x02: CRC-32 & 0x7FFFFFFF of all bytes of the record before those 20.
- *   A BLANK frame is its size and its magic; the size is the room left in the file, and what follows the
- *   eight bytes means nothing. Eight zero bytes are the end of the log: nothing was written here yet.
+ *   The last 20 bytes of our properties are `__CRC32#` 0x01, ten decimal digits with the least
+ *   significant first, 0x02: CRC-32 & 0x7FFFFFFF of all bytes of the record before those 20. A
+ *   BLANK frame is its size and its magic; the size is the room left in the file, and what follows
+ *   the eight bytes means nothing. Eight zero bytes are the end of the log: nothing was written
+ *   here yet.
  *
- * Validity: totalSize is the sum of the parts, magic is known, physicalOffset is the place the record was read
- *   at, bodyCRC holds, and so does the CRC property; our own stores always carry it, so their readers demand it
- *   (SHMQ_CHECK_RECORD_CRC) and a damaged property name cannot pass as an absent one. The lost 32nd bit of
- *   both CRCs costs nothing against single flips: x^n = 1 modulo P first happens at n = 2^32 - 1 bits.
- * Writer (the append role): shmq_message_fill() copies body and properties out of memory that a hostile
- *   producer may be changing, with lengths fixed beforehand by the caller, checksums what landed and writes the
- *   header; the caller judges the properties on the copy (shmq_properties_check); shmq_message_seal() adds the
- *   CRC property. Fields of the frame by source:
+ * Validity: totalSize is the sum of the parts, magic is known, physicalOffset is the place the
+ *   record was read at, bodyCRC holds, and so does the CRC property; our own stores always carry
+ *   it, so their readers demand it (SHMQ_CHECK_RECORD_CRC) and a damaged property name cannot pass
+ *   as an absent one. The lost 32nd bit of both CRCs costs nothing against single flips: x^n = 1
+ *   modulo P first happens at n = 2^32 - 1 bits.
+ * Writer (the append role): shmq_message_fill() copies body and properties out of memory that a
+ *   hostile producer may be changing, with lengths fixed beforehand by the caller, checksums what
+ *   landed and writes the header; the caller judges the properties on the copy
+ *   (shmq_properties_check); shmq_message_seal() adds the CRC property. Fields of the frame by
+ *   source:
  *     copied    body, properties, flag, bornTimestamp
- *     computed  totalSize, magic, bodyCRC, queueId, queueOffset, physicalOffset, storeTimestamp, both hosts,
- *               topic and all lengths, the CRC property, tagsCode (which goes to the ConsumeQueue)
- *     masked    sysFlag, reconsumeTimes, preparedTransactionOffset, reserved property names: by grant
- * Reader: shmq_message_check() (or _parse() where the CRC is known good), then shmq_message_step() to the next
- *   place. Any bytes at all are safe to parse: nothing past `available` is read.
- * Crash: a frame is no message before the turn that holds it is committed (turn.h), so a half-written one is
- *   never reached; after a power cut it fails the check. Recovery repairs: behind the flushed position it is
- *   cut, before it it is quarantined. */
+ *     computed  totalSize, magic, bodyCRC, queueId, queueOffset, physicalOffset, storeTimestamp,
+ *               both hosts, topic, all lengths, the CRC property, tagsCode (for the ConsumeQueue)
+ *     masked    by grant: sysFlag, reconsumeTimes, preparedTransactionOffset, reserved names
+ * Reader: shmq_message_check() (or _parse() where the CRC is known good), then shmq_message_step()
+ *   to the next place. Any bytes at all are safe to parse: nothing past `available` is read.
+ * Crash: a frame is no message before the turn that holds it is committed (turn.h), so a
+ *   half-written one is never reached; after a power cut it fails the check. Recovery repairs:
+ *   behind the flushed position it is cut, before it it is quarantined. */
 #ifndef SHMQ_MESSAGE_H
 #define SHMQ_MESSAGE_H
 
@@ -72,9 +75,9 @@
 #define SHMQ_SYS_FLAG_COMPRESSION_ZSTD 0x200u
 #define SHMQ_SYS_FLAG_COMPRESSION_ZLIB 0x300u
 
-#define SHMQ_PROPERTY_NAME_END 0x01u  /* between name and value */
-#define SHMQ_PROPERTY_VALUE_END 0x02u /* after each value */
-#define SHMQ_PROPERTIES_SIZE_MAX 32767u /* the length is a signed 16-bit integer; includes the CRC property */
+#define SHMQ_PROPERTY_NAME_END 0x01u    /* between name and value */
+#define SHMQ_PROPERTY_VALUE_END 0x02u   /* after each value */
+#define SHMQ_PROPERTIES_SIZE_MAX 32767u /* a signed 16-bit integer; includes the CRC property */
 #define SHMQ_CRC_PROPERTY_SIZE 20u
 #define SHMQ_CRC_PROPERTY_NAME "__CRC32#"
 #define SHMQ_CRC_PROPERTY_NAME_SIZE 8u
@@ -84,34 +87,35 @@
 #define SHMQ_HOST_SIZE_V4 8u
 #define SHMQ_HOST_SIZE_V6 20u
 
-/* Bytes of a record before its body, with IPv4 hosts; and of all lengths, with an empty body, topic and
- * properties. */
+/* Bytes of a record before its body, with IPv4 hosts; and of all lengths, with an empty body,
+ * topic and properties. */
 #define SHMQ_MESSAGE_HEADER_SIZE 88u
 #define SHMQ_MESSAGE_FIXED_SIZE_V1 91u
 #define SHMQ_BLANK_SIZE 8u
 #define SHMQ_MESSAGE_SIZE_MAX 0x7fffffffu /* totalSize is a signed 32-bit integer */
 
-/* A whole-record CRC takes over the body's from this size on: one pass over the body instead of two. */
+/* A whole-record CRC takes over the body's from this size on: one pass over the body instead of
+ * two. */
 #define SHMQ_BODY_CRC_REUSE_SIZE 512u
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
 /* What a writer states, in host order. Nothing here lies in memory that a producer can change. */
 struct shmq_message_fields {
-    const uint8_t *topic;           /* UTF-8, topic_size bytes */
-    uint32_t topic_size;            /* 1 .. 32767; V2 from 128 on */
-    uint32_t body_size;             /* bytes at `body` */
-    uint32_t properties_size;       /* bytes at `properties`, without the CRC property: at most 32747 */
-    uint32_t queue_id;              /* RocketMQ queueId */
-    int32_t flag;                   /* the user's own integer */
-    uint32_t sys_flag;              /* SHMQ_SYS_FLAG_*; hosts are IPv4 on writing */
-    int32_t reconsume_times;        /* deliveries that failed before */
-    int64_t born_timestamp;         /* ms since 1970, producer's clock */
-    int64_t store_timestamp;        /* ms since 1970, stamped once per turn */
-    uint64_t queue_offset;          /* index in the ConsumeQueue */
-    uint64_t physical_offset;       /* where the frame begins in the log */
-    uint64_t prepared_transaction_offset; /* the half message a commit or rollback belongs to; else 0 */
-    uint8_t born_host[8];           /* IPv4 4, port 4, network order */
+    const uint8_t *topic;      /* UTF-8, topic_size bytes */
+    uint32_t topic_size;       /* 1 .. 32767; V2 from 128 on */
+    uint32_t body_size;        /* bytes at `body` */
+    uint32_t properties_size;  /* bytes at `properties`, without the CRC property: at most 32747 */
+    uint32_t queue_id;         /* RocketMQ queueId */
+    int32_t flag;              /* the user's own integer */
+    uint32_t sys_flag;         /* SHMQ_SYS_FLAG_*; hosts are IPv4 on writing */
+    int32_t reconsume_times;   /* deliveries that failed before */
+    int64_t born_timestamp;    /* ms since 1970, producer's clock */
+    int64_t store_timestamp;   /* ms since 1970, stamped once per turn */
+    uint64_t queue_offset;     /* index in the ConsumeQueue */
+    uint64_t physical_offset;  /* where the frame begins in the log */
+    uint64_t prepared_transaction_offset; /* of the half message this ends; else 0 */
+    uint8_t born_host[8];      /* IPv4 4, port 4, network order */
     uint8_t store_host[8];
 };
 
@@ -127,8 +131,8 @@ struct shmq_message_draft {
     uint32_t body_crc;         /* all 32 bits */
 };
 
-/* Bytes of the whole record, IPv4 hosts, V2 if and only if topic_size > 127; properties_size as stored, so with
- * the CRC property's 20 where there is one. 0 if no record can have these sizes. */
+/* Bytes of the whole record, IPv4 hosts, V2 if and only if topic_size > 127; properties_size as
+ * stored, so with the CRC property's 20 where there is one. 0 if no record can have these sizes. */
 static inline uint32_t shmq_message_size(uint32_t topic_size, uint32_t body_size,
                                          uint32_t properties_size)
 {
@@ -140,8 +144,8 @@ static inline uint32_t shmq_message_size(uint32_t topic_size, uint32_t body_size
     return size <= SHMQ_MESSAGE_SIZE_MAX ? (uint32_t)size : 0;
 }
 
-/* The twenty bytes of the CRC property. Eight digits are split four by four, two by two, one by one in the lanes of one
- * word; the reciprocals are exact for operands below 10^4 and 10^2. */
+/* The twenty bytes of the CRC property. Eight digits are split four by four, two by two, one by
+ * one in the lanes of one word; the reciprocals are exact for operands below 10^4 and 10^2. */
 static inline void shmq_crc_property_put(uint8_t *at, uint32_t record_crc)
 {
     uint32_t value = record_crc & 0x7fffffffu;
@@ -160,11 +164,12 @@ static inline void shmq_crc_property_put(uint8_t *at, uint32_t record_crc)
     at[19] = SHMQ_PROPERTY_VALUE_END;
 }
 
-/* Writes the header, copies body and properties behind it and leaves 20 bytes for the CRC property. `frame` has room for
- * shmq_message_size(topic_size, body_size, properties_size + 20) bytes, which the caller made sure of. Both copies
- * come from memory that may change during the call: judge them in the frame, by `draft`.
- * SHMQ_OK; SHMQ_PROPERTIES_TOO_LARGE or SHMQ_TOO_LARGE for sizes that no record has; SHMQ_ILLEGAL for an empty
- * topic or IPv6 bits in sys_flag. Writes nothing unless it returns SHMQ_OK. */
+/* Writes the header, copies body and properties behind it and leaves 20 bytes for the CRC
+ * property. `frame` has room for shmq_message_size(topic_size, body_size, properties_size + 20)
+ * bytes, which the caller made sure of. Both copies come from memory that may change during the
+ * call: judge them in the frame, by `draft`. SHMQ_OK; SHMQ_PROPERTIES_TOO_LARGE or
+ * SHMQ_TOO_LARGE for sizes that no record has; SHMQ_ILLEGAL for an empty topic or IPv6 bits in
+ * sys_flag. Writes nothing unless it returns SHMQ_OK. */
 static inline int shmq_message_fill(uint8_t *frame, const struct shmq_message_fields *fields,
                                     const uint8_t *body, const uint8_t *properties,
                                     struct shmq_message_draft *draft)
@@ -251,8 +256,8 @@ static inline int shmq_message_encode(uint8_t *frame, const struct shmq_message_
     return status;
 }
 
-/* The frame that says "nothing more in this file"; `room` is what is left of the file. SHMQ_ILLEGAL if a BLANK frame
- * has no room: whoever appends keeps 8 bytes behind each record. */
+/* The frame that says "nothing more in this file"; `room` is what is left of the file.
+ * SHMQ_ILLEGAL if a BLANK frame has no room: whoever appends keeps 8 bytes behind each record. */
 static inline int shmq_message_put_blank(uint8_t *at, uint32_t room)
 {
     if (room < SHMQ_BLANK_SIZE || room > SHMQ_MESSAGE_SIZE_MAX)
@@ -311,15 +316,17 @@ struct shmq_message_view {
     enum shmq_message_reason reason; /* SHMQ_REASON_NONE unless the status is SHMQ_CORRUPT */
 };
 
-static inline int shmq_message_refuse(struct shmq_message_view *out, enum shmq_message_reason reason)
+static inline int shmq_message_refuse(struct shmq_message_view *out,
+                                      enum shmq_message_reason reason)
 {
     out->reason = reason;
     return SHMQ_CORRUPT;
 }
 
-/* Takes a frame apart without believing it: any bytes are safe, none past `available` is read. SHMQ_OK with
- * every field of `out`; SHMQ_BLANK with magic and total_size (at least 8, at most `available`); SHMQ_EMPTY for eight
- * zero bytes; SHMQ_CORRUPT with out->reason for everything else, and then total_size is not to be used. */
+/* Takes a frame apart without believing it: any bytes are safe, none past `available` is read.
+ * SHMQ_OK with every field of `out`; SHMQ_BLANK with magic and total_size (at least 8, at most
+ * `available`); SHMQ_EMPTY for eight zero bytes; SHMQ_CORRUPT with out->reason for everything
+ * else, and then total_size is not to be used. */
 static inline int shmq_message_parse(const uint8_t *frame, size_t available,
                                      struct shmq_message_view *out)
 {
@@ -341,7 +348,8 @@ static inline int shmq_message_parse(const uint8_t *frame, size_t available,
         return total_size >= SHMQ_BLANK_SIZE ? SHMQ_BLANK
                                              : shmq_message_refuse(out, SHMQ_REASON_TOTAL_SIZE);
 
-    /* `rest` is what of the record is still unclaimed: each part takes its bytes from it or does not fit. */
+    /* `rest` is what of the record is still unclaimed: each part takes its bytes from it or does
+     * not fit. */
     uint32_t rest = total_size;
     if (rest < SHMQ_MESSAGE_FIXED_SIZE_V1 + (uint32_t)is_v2 || rest > SHMQ_MESSAGE_SIZE_MAX)
         return shmq_message_refuse(out, SHMQ_REASON_TOTAL_SIZE);
@@ -417,10 +425,12 @@ static inline int shmq_message_has_record_crc(const struct shmq_message_view *vi
     return memcmp(at, SHMQ_CRC_PROPERTY_NAME "\x01", SHMQ_CRC_PROPERTY_NAME_SIZE + 1u) == 0;
 }
 
-/* parse, and then: the record lies where it says, its bodyCRC holds, and so does its CRC property if it has one;
- * with SHMQ_CHECK_RECORD_CRC in `demands` it must have one. Statuses as shmq_message_parse(). */
-static inline int shmq_message_check(const uint8_t *frame, size_t available, uint64_t physical_offset,
-                                     uint32_t demands, struct shmq_message_view *out)
+/* parse, and then: the record lies where it says, its bodyCRC holds, and so does its CRC
+ * property if it has one; with SHMQ_CHECK_RECORD_CRC in `demands` it must have one. Statuses as
+ * shmq_message_parse(). */
+static inline int shmq_message_check(const uint8_t *frame, size_t available,
+                                     uint64_t physical_offset, uint32_t demands,
+                                     struct shmq_message_view *out)
 {
     int status = shmq_message_parse(frame, available, out);
     if (status != SHMQ_OK)
@@ -443,8 +453,8 @@ static inline int shmq_message_check(const uint8_t *frame, size_t available, uin
     return SHMQ_OK;
 }
 
-/* The place behind a frame. SHMQ_CORRUPT if that is beyond `limit` (the end of the file, or of what is committed) or
- * the frame is smaller than any frame. */
+/* The place behind a frame. SHMQ_CORRUPT if that is beyond `limit` (the end of the file, or of
+ * what is committed) or the frame is smaller than any frame. */
 static inline int shmq_message_step(uint64_t physical_offset, uint32_t total_size, uint64_t limit,
                                     uint64_t *next)
 {
@@ -461,10 +471,11 @@ static inline int shmq_message_step(uint64_t physical_offset, uint32_t total_siz
 #define SHMQ_GRANT_SERVICE 0x1u     /* a service of the broker, or a proxy: all reserved names */
 #define SHMQ_GRANT_TRANSACTION 0x2u /* a transaction producer: the names of half messages */
 
-/* Reserved property names that need a grant: S(size, name, grants, any of which suffices). Ordered by size.
- * A producer needs none for the reserved names not listed here: KEYS TAGS WAIT UNIQ_KEY DELAY BUYER_ID INSTANCE_ID
- * CORRELATION_ID REPLY_TO_CLIENT TTL CLUSTER MSG_TYPE __SHARDINGKEY TIMER_DELAY_SEC TIMER_DELAY_MS
- * TIMER_DELIVER_MS MSG_REGION TRACE_ON TRANSFER_FLAG CORRECTION_FLAG MQ2_FLAG EXTEND_UNIQ_INFO. */
+/* Reserved property names that need a grant: S(size, name, grants, any of which suffices).
+ * Ordered by size. A producer needs none for the reserved names not listed here: KEYS TAGS WAIT
+ * UNIQ_KEY DELAY BUYER_ID INSTANCE_ID CORRELATION_ID REPLY_TO_CLIENT TTL CLUSTER MSG_TYPE
+ * __SHARDINGKEY TIMER_DELAY_SEC TIMER_DELAY_MS TIMER_DELIVER_MS MSG_REGION TRACE_ON
+ * TRANSFER_FLAG CORRECTION_FLAG MQ2_FLAG EXTEND_UNIQ_INFO. */
 #define SHMQ_RESERVED_NAME_TABLE(S)                                                                \
     S(6, "PGROUP", SHMQ_GRANT_SERVICE | SHMQ_GRANT_TRANSACTION)                                    \
     S(6, "POP_CK", SHMQ_GRANT_SERVICE)                                                             \
@@ -506,8 +517,8 @@ static inline int shmq_message_step(uint64_t physical_offset, uint32_t total_siz
     S(26, "TRAN_PREPARED_QUEUE_OFFSET", SHMQ_GRANT_SERVICE)                                        \
     S(30, "CHECK_IMMUNITY_TIME_IN_SECONDS", SHMQ_GRANT_SERVICE | SHMQ_GRANT_TRANSACTION)
 
-/* The grants any of which allows this name; 0 if everybody may use it. Most names have a size of their own, so the
- * sizes decide and few names are ever compared. */
+/* The grants any of which allows this name; 0 if everybody may use it. Most names have a size of
+ * their own, so the sizes decide and few names are ever compared. */
 static inline uint32_t shmq_property_grants(const uint8_t *name, uint32_t size)
 {
 #define SHMQ_RESERVED_NAME_IF(row_size, row_name, grants)                                          \
@@ -520,7 +531,8 @@ static inline uint32_t shmq_property_grants(const uint8_t *name, uint32_t size)
 #undef SHMQ_RESERVED_NAME_IF
 }
 
-/* What the append role wants to know of a message's properties. Pointers lead into the buffer; size 0 = absent. */
+/* What the append role wants to know of a message's properties. Pointers lead into the buffer;
+ * size 0 = absent. */
 struct shmq_properties_summary {
     const uint8_t *tags;
     const uint8_t *keys;
@@ -534,8 +546,8 @@ struct shmq_properties_summary {
 };
 
 /* Files one property under its name. SHMQ_RESERVED if its name needs a grant that is not there. */
-static inline int shmq_properties_note(const uint8_t *name, uint32_t name_size, const uint8_t *value,
-                                       uint32_t value_size, uint64_t grants,
+static inline int shmq_properties_note(const uint8_t *name, uint32_t name_size,
+                                       const uint8_t *value, uint32_t value_size, uint64_t grants,
                                        struct shmq_properties_summary *out)
 {
     out->property_count++;
@@ -559,7 +571,8 @@ static inline int shmq_properties_note(const uint8_t *name, uint32_t name_size, 
     return SHMQ_OK;
 }
 
-/* Up to eight bytes from `at` as a word, 0xff where `left` (at least 1) says that there are fewer. */
+/* Up to eight bytes from `at` as a word, 0xff where `left` (at least 1) says that there are
+ * fewer. */
 static inline uint64_t shmq_properties_word(const uint8_t *at, uint32_t left)
 {
     if (left >= 8)
@@ -579,8 +592,8 @@ struct shmq_properties_marks {
     uint64_t value_ends;
 };
 
-/* Bit i is set if byte i of the word equals `byte` (below 0x80); exact, no borrow runs from byte to byte. The
- * multiplication gathers the eight low bits of the bytes in the top byte. */
+/* Bit i is set if byte i of the word equals `byte` (below 0x80); exact, no borrow runs from byte
+ * to byte. The multiplication gathers the eight low bits of the bytes in the top byte. */
 static inline uint64_t shmq_properties_equal(uint64_t word, uint8_t byte)
 {
     const uint64_t low = 0x7f7f7f7f7f7f7f7fu;
@@ -607,7 +620,8 @@ static inline uint64_t shmq_properties_equal16(__m128i block, char byte)
     return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(block, _mm_set1_epi8(byte)));
 }
 
-/* Sixteen bytes at a time; the last block overlaps the one before it, so that nothing past the end is read. */
+/* Sixteen bytes at a time; the last block overlaps the one before it, so that nothing past the
+ * end is read. */
 static inline void shmq_properties_mark(const uint8_t *at, uint32_t left,
                                         struct shmq_properties_marks *marks)
 {
@@ -628,9 +642,10 @@ static inline void shmq_properties_mark(const uint8_t *at, uint32_t left,
 #define shmq_properties_mark shmq_properties_mark_portable
 #endif
 
-/* One pass over properties as a producer sent them (no CRC property yet): well formed means names and values not
- * empty, no NUL, separators only as separators, the last 0x02 present. SHMQ_OK with `out`; SHMQ_ILLEGAL if malformed;
- * SHMQ_RESERVED if a name needs a grant that `grants` lacks. Of a name that comes twice the last counts, as in Java. */
+/* One pass over properties as a producer sent them (no CRC property yet): well formed means
+ * names and values not empty, no NUL, separators only as separators, the last 0x02 present.
+ * SHMQ_OK with `out`; SHMQ_ILLEGAL if malformed; SHMQ_RESERVED if a name needs a grant that
+ * `grants` lacks. Of a name that comes twice the last counts, as in Java. */
 static inline int shmq_properties_check(const uint8_t *properties, uint32_t size, uint64_t grants,
                                         struct shmq_properties_summary *out)
 {
@@ -665,8 +680,9 @@ static inline int shmq_properties_check(const uint8_t *properties, uint32_t size
     return value_start == 0 && name_start == size ? SHMQ_OK : SHMQ_ILLEGAL;
 }
 
-/* The value of one property in stored properties, lenient as RocketMQ's reader: the last 0x02 may be missing, and of a
- * name that comes twice the last counts. SHMQ_OK, or SHMQ_EMPTY if there is none. */
+/* The value of one property in stored properties, lenient as RocketMQ's reader: the last 0x02
+ * may be missing, and of a name that comes twice the last counts. SHMQ_OK, or SHMQ_EMPTY if
+ * there is none. */
 static inline int shmq_properties_find(const uint8_t *properties, uint32_t size, const void *name,
                                        uint32_t name_size, const uint8_t **value,
                                        uint32_t *value_size)
@@ -687,8 +703,9 @@ static inline int shmq_properties_find(const uint8_t *properties, uint32_t size,
     return status;
 }
 
-/* One character of UTF-8 at `at` (left >= 1 bytes): its code point, and how many bytes it takes. Malformed bytes are
- * U+FFFD each or, for a cut sequence, once for its valid beginning: what Java's decoder makes of them. */
+/* One character of UTF-8 at `at` (left >= 1 bytes): its code point, and how many bytes it takes.
+ * Malformed bytes are U+FFFD each or, for a cut sequence, once for its valid beginning: what
+ * Java's decoder makes of them. */
 static inline uint32_t shmq_utf8_decode(const uint8_t *at, uint32_t left, uint32_t *used)
 {
     const uint32_t lead = at[0];
@@ -703,7 +720,9 @@ static inline uint32_t shmq_utf8_decode(const uint8_t *at, uint32_t left, uint32
     const uint32_t second_max = lead == 0xf4 ? 0x8f : 0xbf;
     uint32_t code = lead & (0x3fu >> more);
     for (uint32_t i = 1; i <= more; i++) {
-        if (i == left || at[i] < (i == 1 ? second_min : 0x80) || at[i] > (i == 1 ? second_max : 0xbf))
+        const uint32_t min = i == 1 ? second_min : 0x80;
+        const uint32_t max = i == 1 ? second_max : 0xbf;
+        if (i == left || at[i] < min || at[i] > max)
             return 0xfffd;
         code = code << 6 | (at[i] & 0x3fu);
         *used = i + 1;
@@ -713,7 +732,8 @@ static inline uint32_t shmq_utf8_decode(const uint8_t *at, uint32_t left, uint32
     return code;
 }
 
-/* String.hashCode() of Java for a text given as UTF-8: h = 31 h + unit over its UTF-16 units, 32 bits. */
+/* String.hashCode() of Java for a text given as UTF-8: h = 31 h + unit over its UTF-16 units, 32
+ * bits. */
 static inline int32_t shmq_java_hash(const uint8_t *utf8, uint32_t size)
 {
     uint32_t hash = 0;
