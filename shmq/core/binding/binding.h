@@ -31,6 +31,10 @@ struct shmq_module {
     PyTypeObject *lane_type;
     PyTypeObject *reader_type;
     PyTypeObject *message_type;
+    PyTypeObject *loan_type;
+    PyTypeObject *chunk_type;
+    PyTypeObject *batch_type;
+    PyTypeObject *ndarray_type; /* numpy's, once a body was looked at after somebody imported it */
 };
 
 struct shmq_module *shmq_module_of_type(PyTypeObject *type); /* through its defining module */
@@ -50,12 +54,31 @@ struct shmq_mapping {
 /* Raises and returns -1 if the handle was made before a fork; `what` names it. */
 int shmq_fork_check(uint32_t fork_count, const char *what);
 
+/* Raises the class of that name in shmq.errors; always returns NULL. */
+PyObject *shmq_raise(const char *error, const char *format, ...);
+
 /* Raises CoreError for a status of the core; always returns NULL. */
 PyObject *shmq_raise_status(struct shmq_module *module, int status, const char *format, ...);
 
 /* Borrows a Mapping's memory: raises and returns -1 if `object` is not an open Mapping of at least `size`. */
 int shmq_mapping_get(struct shmq_module *module, PyObject *object, uint64_t size, const char *what,
                      struct shmq_mapping **out);
+
+/* Keeps a Mapping mapped: its close() refuses until the same number of drops. */
+static inline struct shmq_mapping *shmq_mapping_hold(struct shmq_mapping *mapping)
+{
+    Py_INCREF(mapping);
+    mapping->export_count += 1;
+    return mapping;
+}
+
+static inline void shmq_mapping_drop(struct shmq_mapping *mapping)
+{
+    if (mapping != NULL) {
+        mapping->export_count -= 1;
+        Py_DECREF(mapping);
+    }
+}
 
 int shmq_add_mapping(PyObject *module);
 int shmq_add_layout(PyObject *module);

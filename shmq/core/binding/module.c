@@ -26,17 +26,26 @@ int shmq_fork_check(uint32_t fork_count, const char *what)
     if (fork_count == shmq_fork_count) {
         return 0;
     }
-    PyObject *errors = PyImport_ImportModule("shmq.errors");
-    PyObject *error = errors == NULL ? NULL : PyObject_GetAttrString(errors, "ForkError");
-    Py_XDECREF(errors);
-    if (error != NULL) {
-        PyErr_Format(error,
-                     "use %s in process %d: it was opened before fork, and shared memory handles do not "
-                     "survive one; open it anew in the process that uses it",
-                     what, (int)getpid());
-        Py_DECREF(error);
-    }
+    shmq_raise("ForkError",
+               "use %s in process %d: it was opened before fork, and shared memory handles do not survive "
+               "one; open it anew in the process that uses it",
+               what, (int)getpid());
     return -1;
+}
+
+PyObject *shmq_raise(const char *error, const char *format, ...)
+{
+    PyObject *errors = PyImport_ImportModule("shmq.errors");
+    PyObject *type = errors == NULL ? NULL : PyObject_GetAttrString(errors, error);
+    Py_XDECREF(errors);
+    if (type != NULL) {
+        va_list arguments;
+        va_start(arguments, format);
+        PyErr_FormatV(type, format, arguments);
+        va_end(arguments);
+        Py_DECREF(type);
+    }
+    return NULL;
 }
 
 PyObject *shmq_raise_status(struct shmq_module *module, int status, const char *format, ...)
@@ -103,6 +112,10 @@ static int shmq_module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->lane_type);
     Py_VISIT(state->reader_type);
     Py_VISIT(state->message_type);
+    Py_VISIT(state->loan_type);
+    Py_VISIT(state->chunk_type);
+    Py_VISIT(state->batch_type);
+    Py_VISIT(state->ndarray_type);
     return 0;
 }
 
@@ -117,6 +130,10 @@ static int shmq_module_clear(PyObject *module)
     Py_CLEAR(state->lane_type);
     Py_CLEAR(state->reader_type);
     Py_CLEAR(state->message_type);
+    Py_CLEAR(state->loan_type);
+    Py_CLEAR(state->chunk_type);
+    Py_CLEAR(state->batch_type);
+    Py_CLEAR(state->ndarray_type);
     return 0;
 }
 
