@@ -133,10 +133,9 @@ def inspect_slots(path: Path) -> tuple[SlotReport, SlotReport] | None:
         return None
     if len(data) != 2 * SLOT_SIZE:
         raise StoreCorruptError(f"read {path}: {len(data)} bytes, wanted {2 * SLOT_SIZE}")
-    return (
-        _inspect(0, data[:SLOT_SIZE], path),
-        _inspect(1, data[SLOT_SIZE:], path),
-    )
+    first = _inspect(0, data[:SLOT_SIZE], path)
+    second = _inspect(1, data[SLOT_SIZE:], path)
+    return _wiped(first, second), _wiped(second, first)
 
 
 def save(path: Path, positions: Positions, *, durable: bool) -> Positions:
@@ -189,6 +188,14 @@ def _encode(positions: Positions) -> bytes:
     )
     body = fields + _PADDING
     return body + _CRC.pack(zlib.crc32(body))
+
+
+def _wiped(report: SlotReport, other: SlotReport) -> SlotReport:
+    """Tell a slot that was never written from one that was: the second write fills both."""
+    empty = report.positions is None and report.reason is None
+    if empty and (other.positions is None or other.positions.sequence > 1):
+        return replace(report, reason="all zero, though both slots were written")
+    return report
 
 
 def _inspect(slot: int, data: bytes, path: Path) -> SlotReport:

@@ -33,6 +33,7 @@ _FLOCK = struct.Struct("hh4xqqi4x")
 
 _held: set[tuple[int, int]] = set()  # (st_dev, st_ino) of the lock files that this process holds
 _held_guard = threading.Lock()
+os.register_at_fork(after_in_child=_held.clear)  # record locks stay with the parent
 
 
 class StoreLock:
