@@ -106,6 +106,10 @@ static PyObject *mapping_grow(struct shmq_mapping *self, PyObject *argument)
         return NULL;
     }
     self->size_bytes = size;
+    if (self->writable) {
+        /* release: pairs with the acquire of readers that bound their accesses by it; the bytes are allocated */
+        shmq_store_release(&((struct shmq_segment_header *)(void *)self->base)->size_bytes, size);
+    }
     Py_RETURN_NONE;
 }
 
@@ -179,6 +183,23 @@ static PyObject *mapping_get_size(struct shmq_mapping *self, void *closure)
     return PyLong_FromUnsignedLongLong(self->size_bytes);
 }
 
+static PyObject *mapping_get_reserve(struct shmq_mapping *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLongLong(self->base == NULL ? 0 : self->reserve_bytes);
+}
+
+static PyObject *mapping_enter(struct shmq_mapping *self, PyObject *ignored)
+{
+    (void)ignored;
+    return Py_NewRef((PyObject *)self);
+}
+
+static PyObject *mapping_exit(struct shmq_mapping *self, PyObject *args)
+{
+    return mapping_close(self, args);
+}
+
 static PyObject *mapping_get_address(struct shmq_mapping *self, void *closure)
 {
     (void)closure;
@@ -192,10 +213,12 @@ static PyObject *mapping_get_closed(struct shmq_mapping *self, void *closure)
 }
 
 static PyMethodDef mapping_methods[] = {
+    {"__enter__", (PyCFunction)(void (*)(void))mapping_enter, METH_NOARGS, "Gives itself."},
+    {"__exit__", (PyCFunction)(void (*)(void))mapping_exit, METH_VARARGS, "Closes."},
     {"close", (PyCFunction)(void (*)(void))mapping_close, METH_NOARGS,
      "Unmaps. BufferError while views are alive; twice is once."},
     {"grow", (PyCFunction)(void (*)(void))mapping_grow, METH_O,
-     "grow(size): the object behind it has size bytes now."},
+     "grow(size): the headed segment behind it has size bytes now; a writable one says so in its head."},
     {"init_header", (PyCFunction)(void (*)(void))mapping_init_header, METH_VARARGS | METH_KEYWORDS,
      "Writes the segment header, the magic last."},
     {"load64", (PyCFunction)(void (*)(void))mapping_load64, METH_O,
@@ -207,6 +230,8 @@ static PyMethodDef mapping_methods[] = {
 
 static PyGetSetDef mapping_getset[] = {
     {"size_bytes", (getter)(void (*)(void))mapping_get_size, NULL, "usable bytes now", NULL},
+    {"reserve_bytes", (getter)(void (*)(void))mapping_get_reserve, NULL, "address space it may grow into",
+     NULL},
     {"address", (getter)(void (*)(void))mapping_get_address, NULL, "address of the first byte", NULL},
     {"closed", (getter)(void (*)(void))mapping_get_closed, NULL, "True once closed", NULL},
     {NULL, NULL, NULL, NULL, NULL},

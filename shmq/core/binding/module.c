@@ -77,6 +77,10 @@ shmq_word32 shmq_tsan_fence_word;
 #define SHMQ_BUILD "release"
 #endif
 
+#ifndef SHMQ_BUILD_FLAGS
+#define SHMQ_BUILD_FLAGS "" /* built by hand, not by setup.py */
+#endif
+
 static int shmq_module_exec(PyObject *module)
 {
     struct shmq_module *state = shmq_module_state(module);
@@ -90,6 +94,7 @@ static int shmq_module_exec(PyObject *module)
         "shmq.core._core.CoreError", "A verb of the core refused: args are (status, detail).", NULL, NULL);
     if (state->core_error == NULL || PyModule_AddObjectRef(module, "CoreError", state->core_error) < 0 ||
         PyModule_AddStringConstant(module, "BUILD", SHMQ_BUILD) < 0 ||
+        PyModule_AddStringConstant(module, "BUILD_FLAGS", SHMQ_BUILD_FLAGS) < 0 ||
         PyModule_AddIntConstant(module, "LAYOUT_VERSION", SHMQ_LAYOUT_VERSION) < 0) {
         return -1;
     }

@@ -129,6 +129,9 @@ static inline int shmq_append_add_row(struct shmq_append *append, uint32_t topic
     row->subscribers = subscribers;
     row->next_queue_offset = first_queue_offset;
     uint32_t next_generation = shmq_load_relaxed32(&queue->generation) + 1; /* relaxed: own word */
+    /* pairs with the acquires in shmq_consume_queue_read: who sees a word of the new queue sees that the
+     * old one's generation is over */
+    shmq_fence_release();
     queue->topic_row = topic_row;
     queue->queue_id = queue_id;
     /* relaxed: all of these become visible by the release of state */
@@ -156,11 +159,15 @@ static inline int shmq_append_add_row(struct shmq_append *append, uint32_t topic
     return SHMQ_OK;
 }
 
-/* Deletes a row: its blocks are free, handles to it are stale. */
+/* Deletes a row: its blocks are free, handles to it are stale. A successor that finds it DELETED goes on. */
 static inline void shmq_append_delete_row(struct shmq_append *append, uint32_t index)
 {
     struct shmq_queue_row *queue = shmq_control_queue_row(append->control, index);
     struct shmq_row *row = &append->rows[index];
+    shmq_turn_seal(append); /* a queue of the same name may come: no frame of this one may be redone into it */
+    shmq_row_index_remove(&append->row_index, index);
+    /* release: pairs with the acquire of whoever lists queues */
+    shmq_store_release32(&queue->state, SHMQ_ROW_DELETED);
     /* release: pairs with the acquire in shmq_consume_queue_read: readers turn away before blocks are reused */
     shmq_store_release32(&queue->generation, shmq_load_relaxed32(&queue->generation) + 1);
     uint32_t number = shmq_load_relaxed32(&queue->head_block); /* relaxed: own word */
@@ -199,7 +206,7 @@ static inline void shmq_append_set_row(struct shmq_append *append, uint32_t inde
         row->pending = 1;
         append->pending_rows[append->pending_row_count++] = index;
     }
-    append->flushed_seen = 0; /* the next settle looks at every pending row */
+    append->settle_rows = 1;
 }
 
 /* ---- sessions -------------------------------------------------------------------------------------- */
@@ -251,8 +258,10 @@ static inline void shmq_append_attach(struct shmq_append *append, uint32_t sessi
         if (ring->done_tail != ring->completion_tail && !ring->pending) {
             ring->pending = 1;
             append->pending_rings[append->pending_ring_count++] = index;
+            append->settle_next_ns = 0;
         }
-        ring->state = SHMQ_RING_LIVE;
+        /* relaxed: own word; what a predecessor refused stays refused */
+        ring->state = shmq_load_relaxed32(&ring->slot->ended) == 0 ? SHMQ_RING_LIVE : SHMQ_RING_ENDED;
         if (index >= append->ring_limit) {
             append->ring_limit = index + 1;
         }
@@ -377,6 +386,7 @@ static inline void shmq_append_retire(struct shmq_append *append, uint64_t file_
 {
     uint32_t index = shmq_commit_log_slot(&append->log, file_position);
     struct shmq_hot_slot *slot = shmq_control_hot_slot(append->control, index);
+    shmq_turn_seal(append); /* the last turn may have frames in there: no redo may look for them */
     /* release: pairs with the acquire of readers that choose between memory and file */
     shmq_store_release(&append->control->append.hot_min_position, file_position + append->log.file_size_bytes);
     /* release: pairs with the acquire of the reader of hot slots */

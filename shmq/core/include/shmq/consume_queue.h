@@ -243,7 +243,8 @@ static inline int shmq_consume_queue_read(const uint8_t *base, uint32_t block_co
     if (got > 0) {
         return (int)got;
     }
-    return SHMQ_OFFSET_TOO_SMALL;
+    /* acquire: pairs with the release of generation where a row changes hands: meanwhile, perhaps */
+    return shmq_load_acquire32(&row->generation) != row_generation ? SHMQ_FENCED : SHMQ_OFFSET_TOO_SMALL;
 }
 
 static inline void shmq_arena_free(struct shmq_arena *arena, uint32_t number)

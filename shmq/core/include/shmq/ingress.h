@@ -118,17 +118,23 @@ static inline int shmq_lane_completion(const struct shmq_lane_writer *writer, ui
         /* acquire: pairs with the release of completion_tail in shmq_turn_publish */
         uint64_t appended = shmq_load_acquire(&writer->slot->completion_tail);
         if (appended <= sequence) {
-            /* acquire: pairs with the release of ended in shmq_ring_end */
-            return shmq_load_acquire32(&writer->slot->ended) != 0 ? SHMQ_CLOSED : SHMQ_EMPTY;
+            /* acquire: pairs with the release of ended in shmq_ring_end; the tails before it are final */
+            if (shmq_load_acquire32(&writer->slot->ended) == 0) {
+                return SHMQ_EMPTY;
+            }
+            /* acquire: as above; it may have moved between the two looks, and for the last time */
+            if (shmq_load_acquire(&writer->slot->completion_tail) <= sequence) {
+                return SHMQ_CLOSED;
+            }
         }
     }
     const struct shmq_completion *entry =
         writer->completions + (sequence & (writer->completion_capacity - 1));
-    *out = *entry;
-    if (out->sequence != sequence) {
-        return SHMQ_CORRUPT;
+    if (done <= sequence && entry->need != 0) {
+        return SHMQ_EMPTY; /* its final_status may be written at this moment: hands off */
     }
-    return done > sequence || out->need == 0 ? SHMQ_OK : SHMQ_EMPTY;
+    *out = *entry;
+    return out->sequence == sequence ? SHMQ_OK : SHMQ_CORRUPT;
 }
 
 /* Frees the entries of completions below `sequence` for new records; those not yet settled stay taken. */
@@ -166,7 +172,8 @@ struct shmq_ring {
     uint64_t done_tail;
     uint64_t limit;            /* this turn: the checked tail */
     uint64_t completion_limit; /* this turn: completions may grow to here */
-    uint64_t pending_since_ns; /* when the oldest unsettled completion became the oldest; 0 = none */
+    uint64_t pending_since_ns; /* completions below pending_tail have waited at least since then; 0 = none do */
+    uint64_t pending_tail;
     const uint64_t *grants;    /* bitmap over queue rows */
     uint32_t grant_rows;       /* rows the bitmap covers */
     uint32_t property_grants;
@@ -178,6 +185,7 @@ struct shmq_ring {
     uint32_t turn_entry; /* index in the turn record + 1 while a turn touches this ring */
     uint32_t pending;    /* 1 while in append.pending_rings */
     uint32_t done_moved; /* within shmq_turn_settle */
+    uint32_t unwaited;   /* within a turn: 1 if a record taken waits for no level */
     uint64_t progress;   /* service: of the last record taken in this turn */
     uint64_t stalled_tail; /* the tail at which it had no free completion entry */
 };
@@ -242,7 +250,8 @@ static inline int shmq_ring_peek(struct shmq_ring *ring, struct shmq_record *hea
                 return SHMQ_CORRUPT;
             }
         } else if (local.kind == SHMQ_RECORD_LARGE) {
-            if (local.properties_size > payload_size || local.chunk_place > ring->chunk_size ||
+            if (ring->chunk == NULL || local.properties_size > payload_size ||
+                local.chunk_place > ring->chunk_size ||
                 local.body_size > ring->chunk_size - local.chunk_place) {
                 return SHMQ_CORRUPT;
             }
@@ -269,6 +278,7 @@ static inline void shmq_ring_consume(struct shmq_ring *ring, uint32_t size,
     *entry = *completion;
     entry->sequence = ring->completion_tail;
     ring->completion_tail += 1;
+    ring->unwaited |= completion->need == 0;
 }
 
 #endif

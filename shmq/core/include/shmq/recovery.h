@@ -29,6 +29,14 @@ static inline int shmq_arena_rebuild(struct shmq_append *append, uint8_t *marks)
         uint64_t max = shmq_load_relaxed(&queue->max_queue_offset);
         row->next_queue_offset = max;
         uint32_t state = shmq_load_relaxed32(&queue->state);
+        if (state == SHMQ_ROW_DELETED) { /* the predecessor died while it deleted this row */
+            shmq_store_relaxed32(&queue->head_block, 0);
+            shmq_store_relaxed32(&queue->tail_block, 0);
+            /* release: pairs with the acquire in shmq_consume_queue_read: handles to it are stale, as planned */
+            shmq_store_release32(&queue->generation, shmq_load_relaxed32(&queue->generation) + 1);
+            /* release: pairs with the acquire of whoever lists queues */
+            shmq_store_release32(&queue->state, SHMQ_ROW_FREE);
+        }
         if (state != SHMQ_ROW_ACTIVE && state != SHMQ_ROW_READ_ONLY) {
             continue;
         }
@@ -71,6 +79,7 @@ static inline int shmq_arena_rebuild(struct shmq_append *append, uint8_t *marks)
         if (shmq_load_relaxed(&queue->visible_max) < max) {
             row->pending = 1;
             append->pending_rows[append->pending_row_count++] = index;
+            append->settle_rows = 1;
         }
     }
     arena->free_count = 0;
@@ -99,6 +108,16 @@ static inline int shmq_turn_redo(struct shmq_append *append, uint64_t now_ns)
         record->header.log_end > ready_end || record->header.ring_count > SHMQ_TURN_RING_MAX ||
         record->header.service_count > SHMQ_SERVICE_MAX) {
         return SHMQ_CORRUPT;
+    }
+    for (uint32_t i = 0; i < record->header.ring_count; ++i) {
+        if (record->rings[i].ring_slot >= control->config.session_slot_count * SHMQ_LANE_MAX) {
+            return SHMQ_CORRUPT;
+        }
+    }
+    for (uint32_t i = 0; i < record->header.service_count; ++i) {
+        if (record->services[i].service_id >= SHMQ_SERVICE_MAX) {
+            return SHMQ_CORRUPT;
+        }
     }
     append->store_timestamp = record->header.store_timestamp;
     append->log.log_end = record->header.log_end;
@@ -150,8 +169,7 @@ static inline int shmq_turn_redo(struct shmq_append *append, uint64_t now_ns)
     for (uint32_t i = 0; i < record->header.ring_count; ++i) {
         const struct shmq_turn_ring *entry = &record->rings[i];
         uint32_t session = entry->ring_slot / SHMQ_LANE_MAX;
-        if (session >= control->config.session_slot_count ||
-            shmq_control_session_slot(control, session)->generation != entry->session_generation) {
+        if (shmq_control_session_slot(control, session)->generation != entry->session_generation) {
             continue;
         }
         struct shmq_ring_slot *slot = shmq_control_ring_slot(control, entry->ring_slot);

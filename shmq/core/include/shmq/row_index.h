@@ -1,8 +1,10 @@
 /* row_index.h: topic and queue_id -> queue row, for those who meet frames instead of handles.
  *
  * Byte table: process-private open addressing table of row numbers + 1, a power of two, at most half full.
- * Validity: rebuilt from the rows at start; added to when a row is made; never shared.
- * Writer algorithm (append role): linear probing from the hash of topic and queue_id. Reader algorithm: the same.
+ * Validity: rebuilt from the rows at start; added to when a row is made, removed from before it is deleted (while
+ * its topic row still says its name); never shared.
+ * Writer algorithm (append role): linear probing from the hash of topic and queue_id; what follows a removed slot
+ * moves up, so that no tombstone is left. Reader algorithm: the same probing.
  * Crash: gone with the process; its successor rebuilds it from the topic and queue rows. */
 #ifndef SHMQ_ROW_INDEX_H
 #define SHMQ_ROW_INDEX_H
@@ -64,12 +66,17 @@ static inline uint32_t shmq_row_index_find(const struct shmq_row_index *index, c
     return UINT32_MAX;
 }
 
-/* The caller keeps the table at most half full. */
-static inline void shmq_row_index_add(struct shmq_row_index *index, uint32_t row)
+static inline uint32_t shmq_row_index_home(const struct shmq_row_index *index, uint32_t row)
 {
     const struct shmq_queue_row *queue = shmq_row_index_row(index, row);
     const struct shmq_topic_row *name = shmq_topics_row(index->topics, queue->topic_row);
-    uint32_t at = shmq_row_index_hash(name->topic, name->topic_size, queue->queue_id) & index->mask;
+    return shmq_row_index_hash(name->topic, name->topic_size, queue->queue_id) & index->mask;
+}
+
+/* The caller keeps the table at most half full. */
+static inline void shmq_row_index_add(struct shmq_row_index *index, uint32_t row)
+{
+    uint32_t at = shmq_row_index_home(index, row);
     while (index->slots[at] != 0 && index->slots[at] != row + 1) {
         at = (at + 1) & index->mask;
     }
@@ -77,6 +84,32 @@ static inline void shmq_row_index_add(struct shmq_row_index *index, uint32_t row
         index->slots[at] = row + 1;
         index->count += 1;
     }
+}
+
+static inline void shmq_row_index_remove(struct shmq_row_index *index, uint32_t row)
+{
+    uint32_t at = shmq_row_index_home(index, row);
+    while (index->slots[at] != row + 1) {
+        if (index->slots[at] == 0) {
+            return;
+        }
+        at = (at + 1) & index->mask;
+    }
+    index->count -= 1;
+    uint32_t next = at;
+    for (uint32_t step = 0; step <= index->mask; ++step) {
+        next = (next + 1) & index->mask;
+        if (index->slots[next] == 0) {
+            break;
+        }
+        /* It may move up to the hole if its home is not behind it. */
+        uint32_t home = shmq_row_index_home(index, index->slots[next] - 1);
+        if (((next - home) & index->mask) >= ((next - at) & index->mask)) {
+            index->slots[at] = index->slots[next];
+            at = next;
+        }
+    }
+    index->slots[at] = 0;
 }
 
 #endif

@@ -107,6 +107,7 @@ struct shmq_append {
     uint64_t flushed_seen;
     uint64_t confirmed_seen;
     uint64_t settle_next_ns;          /* when to look for completions that waited too long */
+    uint32_t settle_rows;             /* 1: the next settle looks at the pending rows even if nothing moved */
     uint64_t flush_timeout_ns;        /* syncFlushTimeout */
     uint64_t replica_timeout_ns;      /* slaveTimeout */
     uint32_t blocked;                 /* 0, or LOG_FULL / ARENA_FULL as positive status: rings wait */
@@ -165,7 +166,7 @@ static inline int64_t shmq_append_tags_code(const struct shmq_append *append, ui
 }
 
 /* Ends the session of a ring for a broken rule: what it had published and was not taken is dropped. The
- * control thread sees slot->ended and lets the session go. */
+ * control thread sees slot->ended and lets the session go. Not within a turn: the tails must be final. */
 static inline void shmq_ring_end(struct shmq_append *append, struct shmq_ring *ring, int status)
 {
     ring->state = SHMQ_RING_ENDED;
@@ -330,22 +331,20 @@ static inline int shmq_ring_settle(struct shmq_append *append, struct shmq_ring 
     while (done < ring->completion_tail) {
         struct shmq_completion *entry = &ring->completions[done & (ring->completion_capacity - 1)];
         if (entry->need != 0 && entry->physical_offset + entry->size > shmq_append_safe(append, entry->need)) {
-            uint64_t timeout_ns =
-                (entry->need & SHMQ_NEED_FLUSH) != 0 &&
-                        entry->physical_offset + entry->size > append->flushed_seen
-                    ? append->flush_timeout_ns
-                    : append->replica_timeout_ns;
-            if (ring->pending_since_ns == 0 || done != ring->done_tail) {
+            /* One clock for all that wait at its start: they run out together, later ones within twice the time. */
+            if (ring->pending_since_ns == 0 || done >= ring->pending_tail) {
                 ring->pending_since_ns = now_ns;
+                ring->pending_tail = ring->completion_tail;
                 break;
             }
-            if (now_ns - ring->pending_since_ns < timeout_ns) {
+            int unflushed = (entry->need & SHMQ_NEED_FLUSH) != 0 &&
+                            entry->physical_offset + entry->size > append->flushed_seen;
+            if (now_ns - ring->pending_since_ns <
+                (unflushed ? append->flush_timeout_ns : append->replica_timeout_ns)) {
                 break;
             }
-            entry->final_status = timeout_ns == append->flush_timeout_ns &&
-                                          entry->physical_offset + entry->size > append->flushed_seen
-                                      ? (uint8_t)-SHMQ_FLUSH_DISK_TIMEOUT
-                                      : (uint8_t)-SHMQ_FLUSH_SLAVE_TIMEOUT;
+            entry->final_status =
+                (uint8_t)(unflushed ? -SHMQ_FLUSH_DISK_TIMEOUT : -SHMQ_FLUSH_SLAVE_TIMEOUT);
         }
         ++done;
     }
@@ -518,10 +517,47 @@ static inline void shmq_turn_publish(struct shmq_append *append, const struct sh
     for (uint32_t i = 0; i < record->header.ring_count; ++i) {
         struct shmq_ring *ring = &append->rings[record->rings[i].ring_slot];
         if (ring->state == SHMQ_RING_LIVE) {
-            shmq_ring_wake(ring, moved[i], 1);
+            /* A record that waits for no level is answered though an earlier one still waits for its own. */
+            shmq_ring_wake(ring, moved[i] || ring->unwaited != 0, 1);
         }
+        ring->unwaited = 0;
     }
     shmq_append_ring_bells(append);
+}
+
+/* Tells the producers of the rings that broke a rule in this turn, now that their tails are final. */
+static inline void shmq_turn_end_rings(struct shmq_append *append)
+{
+    for (uint32_t i = 0; i < append->ring_limit; ++i) {
+        struct shmq_ring *ring = &append->rings[i];
+        /* relaxed: own word */
+        if (ring->state == SHMQ_RING_ENDED && shmq_load_relaxed32(&ring->slot->ended) == 0) {
+            shmq_ring_end(append, ring, SHMQ_CORRUPT);
+        }
+    }
+}
+
+/* Commits an empty turn, so that the last one is never redone: called before something is taken away that its
+ * redo would look for (a queue row, the memory of a file). Between two turns. */
+static inline void shmq_turn_seal(struct shmq_append *append)
+{
+    struct shmq_control *control = append->control;
+    const struct shmq_turn_header *last = &shmq_control_turn_record(control, append->turn_number)->header;
+    if (append->turn_number == 0 || (last->ring_count == 0 && last->log_begin == last->log_end)) {
+        return;
+    }
+    uint64_t turn = append->turn_number + 1;
+    struct shmq_turn_header *header = &shmq_control_turn_record(control, turn)->header;
+    header->turn_number = turn;
+    header->log_begin = append->log.log_end;
+    header->log_end = append->log.log_end;
+    header->store_timestamp = append->store_timestamp;
+    header->ring_count = 0;
+    header->service_count = 0;
+    append->turn_number = turn;
+    /* release: a commit point like that of shmq_turn_run; pairs with the acquire in shmq_turn_redo */
+    shmq_store_release(&control->append.turn_number, turn);
+    shmq_store_relaxed(&control->counters.turns, turn); /* relaxed: a counter */
 }
 
 /* One turn. Returns the number of records taken (0: nothing to do), never negative. append->blocked says
@@ -545,6 +581,7 @@ static inline uint32_t shmq_turn_run(struct shmq_append *append, uint64_t wall_m
     record->header.store_timestamp = append->store_timestamp;
     uint32_t taken = 0;
     uint32_t rolled = 0;
+    uint32_t ended = 0;
     int status = SHMQ_OK;
     uint32_t begin_at = append->ring_cursor < append->ring_limit ? append->ring_cursor : 0;
     for (uint32_t i = 0; i < append->ring_limit; ++i) {
@@ -600,7 +637,8 @@ static inline uint32_t shmq_turn_run(struct shmq_append *append, uint64_t wall_m
             ring->stalled_tail = ring->limit; /* records, but no completion entry: not ours to wait for */
         }
         if (seen == SHMQ_CORRUPT) {
-            shmq_ring_end(append, ring, SHMQ_CORRUPT);
+            ring->state = SHMQ_RING_ENDED;
+            ended = 1;
         }
         if (status != SHMQ_OK) {
             append->ring_cursor = at;
@@ -616,6 +654,9 @@ static inline uint32_t shmq_turn_run(struct shmq_append *append, uint64_t wall_m
     }
     if (record->header.ring_count == 0) {
         append->log.log_end = record->header.log_begin; /* a BLANK without a frame behind it never was */
+        if (ended != 0) {
+            shmq_turn_end_rings(append);
+        }
         return 0;
     }
     if (rolled != 0) {
@@ -628,6 +669,9 @@ static inline uint32_t shmq_turn_run(struct shmq_append *append, uint64_t wall_m
      * entries of this turn are whole */
     shmq_store_release(&control->append.turn_number, turn);
     shmq_turn_publish(append, record, now_ns);
+    if (ended != 0) {
+        shmq_turn_end_rings(append);
+    }
     return taken != 0 ? taken : 1;
 }
 
@@ -639,9 +683,11 @@ static inline int shmq_turn_settle(struct shmq_append *append, uint64_t now_ns)
     uint64_t flushed = shmq_load_acquire(&append->control->flush.flushed_position);
     /* acquire: pairs with the release in the replica service; the replicas hold the bytes below it */
     uint64_t confirmed = shmq_load_acquire(&append->control->replica.confirmed_position);
-    int changed = flushed != append->flushed_seen || confirmed != append->confirmed_seen;
+    int changed = flushed != append->flushed_seen || confirmed != append->confirmed_seen ||
+                  append->settle_rows != 0;
     append->flushed_seen = flushed;
     append->confirmed_seen = confirmed;
+    append->settle_rows = 0;
     if (!changed && (now_ns < append->settle_next_ns || append->pending_ring_count == 0)) {
         return 0;
     }
@@ -691,6 +737,9 @@ static inline int shmq_turn_settle(struct shmq_append *append, uint64_t now_ns)
 /* Is there anything a turn could take? The last look before the append thread sleeps. */
 static inline int shmq_turn_ready(const struct shmq_append *append)
 {
+    if (append->settle_rows != 0) {
+        return 1;
+    }
     if (append->pending_row_count != 0 || append->pending_ring_count != 0) {
         /* acquire: as in shmq_turn_settle */
         if (shmq_load_acquire(&append->control->flush.flushed_position) != append->flushed_seen ||

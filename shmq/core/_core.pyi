@@ -1,0 +1,233 @@
+"""Types of the compiled core. What each verb does is said in its C docstring and in the heads of
+include/shmq/*.h; sections follow the files of binding/."""
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Final, Self, final
+
+# ---- module.c, layout.c --------------------------------------------------------------------------
+
+BUILD: Final[str]
+BUILD_FLAGS: Final[str]
+LAYOUT_VERSION: Final[int]
+LAYOUT: Final[dict[str, tuple[int, list[tuple[str, int, str, int, str]]]]]
+STATUS: Final[dict[str, tuple[int, str]]]
+
+LINE: Final[int]
+PAGE: Final[int]
+TURN_RING_MAX: Final[int]
+SERVICE_MAX: Final[int]
+HOT_SLOT_MAX: Final[int]
+LANE_MAX: Final[int]
+CONSUMER_BELL_MAX: Final[int]
+TOPIC_SIZE_MAX: Final[int]
+BLOCK_SIZE: Final[int]
+BLOCK_ENTRIES: Final[int]
+MAGIC_CONTROL: Final[int]
+MAGIC_TOPICS: Final[int]
+MAGIC_ARENA: Final[int]
+MAGIC_COMPLETION: Final[int]
+MAGIC_INGRESS: Final[int]
+MAGIC_CONSUMER: Final[int]
+MAGIC_CHUNK: Final[int]
+KIND_CONTROL: Final[int]
+KIND_TOPICS: Final[int]
+KIND_HOT: Final[int]
+KIND_ARENA: Final[int]
+KIND_COMPLETION: Final[int]
+KIND_INGRESS: Final[int]
+KIND_CONSUMER: Final[int]
+KIND_CHUNK: Final[int]
+HOT_FREE: Final[int]
+HOT_READY: Final[int]
+HOT_LIVE: Final[int]
+HOT_RETIRED: Final[int]
+SESSION_FREE: Final[int]
+SESSION_LIVE: Final[int]
+SESSION_LOST: Final[int]
+SESSION_ENDED: Final[int]
+ROW_FREE: Final[int]
+ROW_ACTIVE: Final[int]
+ROW_READ_ONLY: Final[int]
+ROW_DELETED: Final[int]
+ROW_FLUSH: Final[int]
+ROW_REPLICA: Final[int]
+ROW_SCHEDULE: Final[int]
+NEED_FLUSH: Final[int]
+NEED_REPLICA: Final[int]
+RECORD_MESSAGE: Final[int]
+RECORD_PAD: Final[int]
+RECORD_LARGE: Final[int]
+RECORD_WAIT: Final[int]
+LANES_PLACE: Final[int]
+RING_DATA_PLACE: Final[int]
+BELLS_PLACE: Final[int]
+COMPLETIONS_PLACE: Final[int]
+SLEEPERS_PLACE: Final[int]
+CLAIMS_PLACE: Final[int]
+CHUNK_DATA_PLACE: Final[int]
+TOPIC_ROWS_PLACE: Final[int]
+GRANT_SERVICE: Final[int]
+GRANT_TRANSACTION: Final[int]
+CHECK_RECORD_CRC: Final[int]
+PROPERTIES_SIZE_MAX: Final[int]
+CRC_PROPERTY_SIZE: Final[int]
+WAIT_BLOCKING: Final[int]
+WAIT_ADAPTIVE: Final[int]
+WAIT_BUSY_SPIN: Final[int]
+
+class CoreError(Exception): ...
+
+# ---- mapping.c -----------------------------------------------------------------------------------
+
+@final
+class Mapping:
+    def __new__(
+        cls,
+        fd: int,
+        size: int,
+        *,
+        writable: bool = False,
+        reserve: int = 0,
+        populate: bool = False,
+    ) -> Self: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def reserve_bytes(self) -> int: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+    def close(self) -> None: ...
+    def grow(self, size: int, /) -> None: ...
+    def init_header(
+        self,
+        *,
+        kind: int,
+        magic: int,
+        store_generation: int,
+        boot_id: bytes,
+        owner_pid: int,
+        owner_uid: int,
+        owner_start_time: int,
+        master_epoch: int,
+        number: int,
+    ) -> None: ...
+    def load64(self, place: int, /) -> int: ...
+    def load32(self, place: int, /) -> int: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __release_buffer__(self, buffer: memoryview, /) -> None: ...
+
+# ---- append.c ------------------------------------------------------------------------------------
+
+EVENT_HOT: Final[int]
+EVENT_ARENA: Final[int]
+EVENT_SESSION: Final[int]
+EVENT_STOP: Final[int]
+
+def control_size(session_slot_count: int, /) -> int: ...
+def init_control(
+    control: Mapping,
+    *,
+    file_size_bytes: int,
+    hot_slot_count: int,
+    session_slot_count: int,
+    queue_row_max: int,
+    topic_row_max: int,
+    arena_block_max: int,
+    message_size_max: int,
+    store_host: bytes,
+    begin_position: int,
+) -> None: ...
+@final
+class Appender:
+    def __new__(
+        cls,
+        control: Mapping,
+        topics: Mapping,
+        arena: Mapping,
+        *,
+        delay_ms: Sequence[int] | None = None,
+        flush_timeout: float = 5.0,
+        replica_timeout: float = 3.0,
+        policy: int = ...,
+        arena_low: int = 64,
+    ) -> Self: ...
+    def run(self) -> None: ...
+    def stop(self) -> None: ...
+    def close(self) -> None: ...
+    def wait_events(self, timeout: float, /) -> int: ...
+    def stop_events(self) -> None: ...
+    def adopt(self) -> int: ...
+    def replay(
+        self, position: int, limit: int, demands: int, frames_max: int, /
+    ) -> tuple[int, int, int, int, bytes | None, int, int, int]: ...
+    def begin_at(self, position: int, store_timestamp: int, /) -> None: ...
+    def add_topic(self, topic: bytes, /) -> int: ...
+    def delete_topic(self, topic_row: int, /) -> None: ...
+    def add_queue(
+        self, topic_row: int, queue_id: int, flags: int, first_queue_offset: int, /
+    ) -> tuple[int, int]: ...
+    def set_queue(self, row: int, state: int, flags: int, /) -> None: ...
+    def delete_queue(self, row: int, /) -> None: ...
+    def set_min(self, row: int, min_queue_offset: int, /) -> None: ...
+    def set_min_position(self, physical_offset: int, /) -> None: ...
+    def set_status(self, status: int, /) -> None: ...
+    def grow_arena(self, block_count: int, /) -> None: ...
+    def trim(self, first_row: int, row_count: int, min_position: int, /) -> int: ...
+    def ready(self, file_position: int, hot: Mapping, object_number: int, /) -> None: ...
+    def adopt_hot(self, file_position: int, hot: Mapping, /) -> None: ...
+    def retire(self, file_position: int, /) -> None: ...
+    def attach(
+        self,
+        session: int,
+        *,
+        ingress: Mapping | None,
+        completion: Mapping,
+        consumer: Mapping | None,
+        chunk: Mapping | None,
+        event_fd: int,
+        fresh: bool = False,
+        lane_count: int = 0,
+        lane_capacity_bytes: int = 0,
+        completion_capacity: int = 0,
+        claim_capacity: int = 0,
+        uid: int = 0,
+        pid: int = 0,
+        pid_start_time: int = 0,
+        ingress_inode: int = 0,
+        ingress_size_bytes: int = 0,
+        consumer_inode: int = 0,
+        consumer_size_bytes: int = 0,
+        chunk_inode: int = 0,
+        chunk_size_bytes: int = 0,
+        completion_number: int = 0,
+        service_id: int = 0,
+        property_grants: int = 0,
+    ) -> int: ...
+    def set_chunk(self, session: int, chunk: Mapping, inode: int, /) -> None: ...
+    def set_grant(self, session: int, row: int, allowed: bool, /) -> None: ...
+    def drained(self, session: int, /) -> bool: ...
+    def detach(self, session: int, /) -> None: ...
+    def free_session(self, session: int, /) -> None: ...
+    def subscribe(self, session: int, bell: int, row: int, /) -> None: ...
+    def unsubscribe(self, session: int, bell: int, row: int, /) -> None: ...
+    def state(self) -> dict[str, int]: ...
+
+# ---- flush.c -------------------------------------------------------------------------------------
+
+@final
+class Flusher:
+    def __new__(cls, appender: Appender, *, interval: float = 0.01) -> Self: ...
+    def run(self, fd: int, file_position: int, hot: Mapping, /) -> tuple[int, int, str]: ...
+    def stop(self) -> None: ...
+    def set_interval(self, interval: float, /) -> None: ...

@@ -1,0 +1,81 @@
+"""Reads structs of layout.h out of mapped memory by their field table, for tools and control code.
+
+Nothing here writes, and nothing here is for protocol words that need ordering: those are loaded by
+the core (Mapping.load64). Each field is read once. Any process; ValueError for a place out of range.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+
+from shmq.core import core
+
+__all__ = ["field_place", "read_ints", "read_struct", "struct_size"]
+
+Buffer = core.Mapping | bytes | bytearray | memoryview
+"""What a struct may be read out of."""
+
+_FORMATS = {
+    "shmq_word64": "Q",
+    "shmq_word32": "I",
+    "uint64_t": "Q",
+    "uint32_t": "I",
+    "uint16_t": "H",
+    "uint8_t": "B",
+    "int64_t": "q",
+    "int32_t": "i",
+}
+
+
+def struct_size(name: str) -> int:
+    """Bytes of a struct of layout.h."""
+    return core.LAYOUT[name][0]
+
+
+@lru_cache(maxsize=256)
+def field_place(name: str, field: str) -> int:
+    """Place of a field in its struct, in bytes; KeyError for a field that is not there."""
+    for row_name, place, _type, _count, _doc in core.LAYOUT[name][1]:
+        if row_name == field:
+            return place
+    raise KeyError(f"{name}.{field}")
+
+
+@lru_cache(maxsize=64)
+def _plan(name: str) -> tuple[tuple[str, int, struct.Struct, bool], ...]:
+    rows = []
+    for field, place, kind, count, _doc in core.LAYOUT[name][1]:
+        if kind == "uint8_t" and count > 1:
+            rows.append((field, place, struct.Struct(f"<{count}s"), True))
+        else:
+            rows.append((field, place, struct.Struct(f"<{count}{_FORMATS[kind]}"), count == 1))
+    return tuple(rows)
+
+
+def read_ints(buffer: Buffer, name: str, place: int = 0) -> dict[str, int]:
+    """The single numbers of the struct `name` at `place` of `buffer`, without its arrays.
+
+    Raises:
+        ValueError: the struct does not lie within the buffer.
+    """
+    fields = read_struct(buffer, name, place)
+    return {key: value for key, value in fields.items() if isinstance(value, int)}
+
+
+def read_struct(buffer: Buffer, name: str, place: int = 0) -> dict[str, int | bytes | tuple[int, ...]]:
+    """The fields of the struct `name` at `place` of `buffer`: ints, bytes for byte arrays, tuples
+    for other arrays.
+
+    Raises:
+        ValueError: the struct does not lie within the buffer.
+    """
+    view = memoryview(buffer)
+    if place < 0 or place + struct_size(name) > len(view):
+        raise ValueError(f"read {name} at {place}: the memory has {len(view)} bytes")
+    fields: dict[str, int | bytes | tuple[int, ...]] = {}
+    for field, field_at, unpacker, single in _plan(name):
+        values = unpacker.unpack_from(view, place + field_at)
+        fields[field] = values[0] if single else values
+    view.release()
+    return fields

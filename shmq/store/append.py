@@ -1,0 +1,144 @@
+"""The append thread and its keeper.
+
+What lives here: `AppendService`. The append thread runs the turns in the core (turn.h) without the
+GIL. The keeper is a thread of ours that prepares what the append thread will soon need: the next
+file and its memory, ConsumeQueue blocks; and tells the store of sessions that ended.
+
+Which process: the broker. Writes: nothing itself; the Appender and the hot log do. May fail: a full
+disk or /dev/shm stops the appends with a clear status and is tried again until the cause is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from shmq.core import core
+from shmq.errors import DiskFullError, ShmError, ShmFullError, ShmqError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shmq.store.hot_log import HotLog
+    from shmq.store.memory import StoreMemory
+
+__all__ = ["AppendService"]
+
+_log = logging.getLogger("shmq.store")
+
+_RETRY_S = 0.005
+"""Between two looks whether the flusher has finished the file whose memory is wanted."""
+_REFUSED_RETRY_S = 0.2
+"""Between two attempts after the disk or /dev/shm was full."""
+_IDLE_S = 1.0
+_TRIM_ROWS = 4096
+"""Queue rows trimmed while the append thread stands still: about 0.1 ms."""
+
+_DISK_FULL = -core.STATUS["DISK_FULL"][0]
+_LOG_FULL = -core.STATUS["LOG_FULL"][0]
+
+
+class AppendService:
+    """Two threads: turns, and their keeper."""
+
+    def __init__(
+        self,
+        appender: core.Appender,
+        hot_log: HotLog,
+        memory: StoreMemory,
+        *,
+        files_ahead: int,
+        on_session_ended: Callable[[], None],
+        on_tick: Callable[[], None],
+    ) -> None:
+        self._appender = appender
+        self._hot_log = hot_log
+        self._memory = memory
+        self._files_ahead = files_ahead
+        self._on_session_ended = on_session_ended
+        self._on_tick = on_tick
+        self._refused = 0
+        self._thread = threading.Thread(target=appender.run, name="shmq-append", daemon=True)
+        self._keeper = threading.Thread(target=self._keep, name="shmq-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take messages."""
+        self._thread.start()
+        self._keeper.start()
+
+    def stop(self) -> None:
+        """Stop after the turn at hand; blocks until both threads have ended."""
+        self._appender.stop()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._appender.stop_events()
+        if self._keeper.is_alive():
+            self._keeper.join()
+
+    def _keep(self) -> None:
+        timeout_s = 0.0
+        while True:  # until stop(): the keeper lives as long as the append thread
+            events = self._appender.wait_events(timeout_s)
+            if events & core.EVENT_STOP:
+                return
+            timeout_s = _IDLE_S
+            try:
+                if events & core.EVENT_ARENA:
+                    self._make_blocks()
+                if not self._prepare_ahead():
+                    timeout_s = _RETRY_S
+                self._refuse(0)
+            except (DiskFullError, ShmFullError) as error:
+                self._refuse(_DISK_FULL if isinstance(error, DiskFullError) else _LOG_FULL, error)
+                timeout_s = _REFUSED_RETRY_S
+            except ShmqError as error:
+                self._refuse(_LOG_FULL, error)
+                timeout_s = _REFUSED_RETRY_S
+            if events & core.EVENT_SESSION:
+                self._on_session_ended()
+            self._on_tick()
+
+    def _prepare_ahead(self) -> bool:
+        """Make files ready until enough are; False if one must wait for the flusher."""
+        size = self._hot_log.file_size_bytes
+        while True:  # bounded by the hot slots
+            log_end = self._appender.state()["log_end"]
+            ready_end = self._hot_log.ready_end
+            if ready_end - (log_end - log_end % size) > self._files_ahead * size:
+                return True
+            if not self._hot_log.try_prepare(ready_end):
+                return ready_end - log_end > size
+            self._trim()
+
+    def _trim(self) -> None:
+        """Free the ConsumeQueue blocks of what is not in hot memory any more."""
+        min_position = self._hot_log.positions[0]
+        first = 0
+        count = self._memory.control.load32(_QUEUE_ROW_COUNT_PLACE)
+        while first < count:
+            self._appender.trim(first, _TRIM_ROWS, min_position)
+            first += _TRIM_ROWS
+
+    def _make_blocks(self) -> None:
+        """More ConsumeQueue blocks: by growing, or else by retiring the oldest file."""
+        try:
+            self._appender.grow_arena(self._memory.grow_arena())
+        except ShmError:
+            if not self._hot_log.try_retire_oldest():
+                raise
+            self._trim()
+
+    def _refuse(self, status: int, error: ShmqError | None = None) -> None:
+        if status != self._refused:
+            if error is not None:
+                _log.error("appends wait: %s", error)
+            else:
+                _log.warning("appends go on")
+            self._refused = status
+            self._appender.set_status(status)
+
+
+_QUEUE_ROW_COUNT_PLACE = 2 * core.LINE + next(
+    place for name, place, *_ in core.LAYOUT["append_positions"][1] if name == "queue_row_count"
+)

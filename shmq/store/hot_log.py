@@ -1,0 +1,150 @@
+"""The hot CommitLog: which file lies in which segment; making the next ready, retiring the oldest.
+
+What lives here: `HotLog`. A file becomes ready when its memory and its file on disk are prepared;
+it retires when the file is complete and synced and its slot is wanted for a newer one. Memory that
+every client has left is used again, other memory is unlinked and replaced.
+
+Which process: the broker's keeper thread; `wait_ready` and `file_complete` are the flusher's.
+Writes: hot slots (through the Appender), CommitLog files made ready. May fail: DiskFullError and
+ShmFullError from `prepare`; nothing is half done then, and it may be called again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shmq.core import core
+    from shmq.store.log_channel import LogChannel
+    from shmq.store.log_files import LogFiles
+    from shmq.store.memory import HotSegment, StoreMemory
+
+__all__ = ["HotLog"]
+
+
+class HotLog:
+    """Files in hot memory, by the physical_offset of their first byte."""
+
+    def __init__(
+        self,
+        appender: core.Appender,
+        memory: StoreMemory,
+        files: LogFiles,
+        channel: LogChannel,
+        *,
+        file_size_bytes: int,
+        segment_count: int,
+        zero_written: bool,
+        remap_timeout_s: float,
+        retired_bytes_max: int,
+    ) -> None:
+        self.file_size_bytes = file_size_bytes
+        self.segment_count = segment_count
+        self._appender = appender
+        self._memory = memory
+        self._files = files
+        self._channel = channel
+        self._zero_written = zero_written
+        self._remap_timeout_s = remap_timeout_s
+        self._retired_bytes_max = retired_bytes_max
+        self._ready: dict[int, tuple[HotSegment, int]] = {}
+        self._spare: list[HotSegment] = []
+        self._complete_end = 0
+        self._changed = threading.Condition()
+
+    # ---- the keeper's side -----------------------------------------------------------------------
+
+    def adopt(self, file_position: int, hot: HotSegment, fd: int) -> None:
+        """Take over a file that lies in memory already (adoption, or the last file at recovery)."""
+        with self._changed:
+            self._ready[file_position] = (hot, fd)
+            self._changed.notify_all()
+        self._channel.announce(file_position, hot.segment)
+
+    def set_complete(self, end_position: int) -> None:
+        """Files below `end_position` are complete and synced (recovery)."""
+        self._complete_end = max(self._complete_end, end_position)
+
+    @property
+    def ready_end(self) -> int:
+        """Behind the last file that is ready."""
+        return max(self._ready, default=-self.file_size_bytes) + self.file_size_bytes
+
+    @property
+    def positions(self) -> list[int]:
+        """Files in hot memory, oldest first."""
+        return sorted(self._ready)
+
+    def try_prepare(self, file_position: int) -> bool:
+        """Make the file at `file_position`, the next one, ready. False: its slot still holds a file
+        that is not synced yet. Takes tens of milliseconds where memory must be made.
+
+        Raises:
+            DiskFullError, ShmFullError: no room; nothing has changed.
+        """
+        old = file_position - self.segment_count * self.file_size_bytes
+        if old in self._ready and not self._retire(old):
+            return False
+        fd = self._files.make_ready(file_position, zero_written=self._zero_written)
+        try:
+            hot = self._spare.pop() if self._spare else self._memory.create_hot()
+        except BaseException:
+            os.close(fd)
+            self._files.delete(file_position)
+            raise
+        self._appender.ready(file_position, hot.mapping, hot.number)
+        with self._changed:
+            self._ready[file_position] = (hot, fd)
+            self._changed.notify_all()
+        self._channel.announce(file_position, hot.segment)
+        return True
+
+    def try_retire_oldest(self) -> bool:
+        """Take the oldest complete file out of memory before its slot is wanted, for the sake of its
+        ConsumeQueue blocks. False: there is none but the last two."""
+        positions = self.positions
+        return len(positions) > 2 and self._retire(positions[0])
+
+    def _retire(self, file_position: int) -> bool:
+        """Take a complete file out of memory; False if it is not complete yet."""
+        if file_position + self.file_size_bytes > self._complete_end:
+            return False
+        hot, fd = self._ready[file_position]
+        self._appender.retire(file_position)
+        with self._changed:
+            del self._ready[file_position]
+        os.close(fd)
+        if self._channel.retire(file_position, self._remap_timeout_s):
+            self._spare.append(hot)
+        else:
+            self._memory.drop_hot(hot.number)
+            self._channel.enforce_budget(self._retired_bytes_max)
+        return True
+
+    def close(self) -> None:
+        """Close the files' fds; the memory is the store memory's."""
+        with self._changed:
+            for _, fd in self._ready.values():
+                os.close(fd)
+            self._ready.clear()
+
+    # ---- the flusher's side ----------------------------------------------------------------------
+
+    def wait_ready(
+        self, file_position: int, stopping: threading.Event
+    ) -> tuple[HotSegment, int] | None:
+        """The segment and fd of a file, once it is ready; None if `stopping` is set before."""
+        with self._changed:
+            self._changed.wait_for(lambda: file_position in self._ready or stopping.is_set())
+            return self._ready.get(file_position)
+
+    def interrupt(self) -> None:
+        """Makes wait_ready look at its `stopping` event."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def file_complete(self, file_position: int) -> None:
+        """The file is complete and synced."""
+        self._complete_end = file_position + self.file_size_bytes

@@ -1,0 +1,199 @@
+"""The queues of a store: which row of shared memory stands for which topic and queue_id.
+
+What lives here: `Queues` and `QueueHandle`. It mirrors the rows of the control and topics segments,
+which say the truth; a restarted broker reads them back. Which process: the broker's control thread
+(and recovery before it). Writes: rows, through the Appender. May fail: ShmFullError where rows
+cannot grow; StoreError for a queue that is not there.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from shmq.core import core
+from shmq.core.fields import field_place, read_ints, struct_size
+from shmq.errors import StoreError, TopicNotExistError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shmq.store.memory import StoreMemory
+
+__all__ = ["QueueHandle", "QueueOffsets", "Queues"]
+
+_FULL = core.STATUS["FULL"][0]
+
+
+class QueueHandle(NamedTuple):
+    """What a record carries instead of topic and queue id."""
+
+    row: int
+    """Index of the queue row."""
+    generation: int
+    """Generation of the row: a handle to a deleted queue is stale, never another queue's."""
+
+
+class QueueOffsets(NamedTuple):
+    """Where a queue begins and ends."""
+
+    min_queue_offset: int
+    """First queue_offset kept."""
+    hot_min_queue_offset: int
+    """First queue_offset whose entry is in memory."""
+    max_queue_offset: int
+    """Of the next message."""
+    visible_max: int
+    """Consumers read below it."""
+
+
+class Queues:
+    """All queues of one store. Threads may share it."""
+
+    def __init__(self, appender: core.Appender, memory: StoreMemory) -> None:
+        self._appender = appender
+        self._memory = memory
+        config = read_ints(memory.control, "control_config", struct_size("segment_header"))
+        self._rows_place = config["queue_rows_place"]
+        self._append_place = 2 * core.LINE
+        self._topic_rows: dict[str, int] = {}
+        self._handles: dict[tuple[str, int], QueueHandle] = {}
+        self._names: dict[int, tuple[str, int]] = {}
+        self._lock = threading.RLock()
+        self._load()
+
+    def _load(self) -> None:
+        append = read_ints(self._memory.control, "append_positions", self._append_place)
+        names: dict[int, str] = {}
+        for index in range(append["topic_row_count"]):
+            place = core.TOPIC_ROWS_PLACE + index * struct_size("topic_row")
+            topic_row = read_ints(self._memory.topics, "topic_row", place)
+            if topic_row["state"] == core.ROW_ACTIVE:
+                begin = place + field_place("topic_row", "topic")
+                with memoryview(self._memory.topics) as view:
+                    raw = bytes(view[begin : begin + topic_row["topic_size"]])
+                names[index] = raw.decode("utf-8", "surrogateescape")
+                self._topic_rows[names[index]] = index
+        for row in range(append["queue_row_count"]):
+            fields = self._row(row)
+            if fields["state"] in (core.ROW_ACTIVE, core.ROW_READ_ONLY):
+                key = names[fields["topic_row"]], fields["queue_id"]
+                self._handles[key] = QueueHandle(row, fields["generation"])
+                self._names[row] = key
+
+    # ---- making and changing ---------------------------------------------------------------------
+
+    def add(
+        self, topic: str, queue_id: int, *, flags: int = 0, first_queue_offset: int = 0
+    ) -> QueueHandle:
+        """The handle of a queue, made if it is not there. Flags count for a new one only.
+
+        Raises:
+            ShmFullError: no memory for more rows.
+        """
+        with self._lock:
+            handle = self._handles.get((topic, queue_id))
+            if handle is not None:
+                return handle
+            topic_row = self._topic_rows.get(topic)
+            if topic_row is None:
+                name = topic.encode("utf-8", "surrogateescape")
+                try:
+                    topic_row = self._appender.add_topic(name)
+                except core.CoreError as error:
+                    if error.args[0] != _FULL:
+                        raise
+                    self._memory.grow_topic_rows()
+                    topic_row = self._appender.add_topic(name)
+                self._topic_rows[topic] = topic_row
+            try:
+                made = self._appender.add_queue(topic_row, queue_id, flags, first_queue_offset)
+            except core.CoreError as error:
+                if error.args[0] != _FULL:
+                    raise
+                self._memory.grow_queue_rows()
+                made = self._appender.add_queue(topic_row, queue_id, flags, first_queue_offset)
+            handle = QueueHandle(*made)
+            self._handles[topic, queue_id] = handle
+            self._names[handle.row] = topic, queue_id
+            return handle
+
+    def set(self, topic: str, queue_id: int, *, flags: int, is_writable: bool = True) -> None:
+        """Change the level of a queue (core.ROW_* flags) and whether it takes messages.
+
+        Raises:
+            TopicNotExistError: there is no such queue.
+        """
+        state = core.ROW_ACTIVE if is_writable else core.ROW_READ_ONLY
+        with self._lock:
+            self._appender.set_queue(self.find(topic, queue_id).row, state, flags)
+
+    def delete(self, topic: str, queue_id: int) -> None:
+        """Delete a queue: its handles are stale, its entries gone; the log keeps its messages until
+        retention takes them.
+
+        Raises:
+            TopicNotExistError: there is no such queue.
+        """
+        with self._lock:
+            handle = self.find(topic, queue_id)
+            self._appender.delete_queue(handle.row)
+            del self._handles[topic, queue_id]
+            del self._names[handle.row]
+            if not any(name == topic for name, _ in self._handles):
+                self._appender.delete_topic(self._topic_rows.pop(topic))
+
+    def set_min(self, row: int, min_queue_offset: int) -> None:
+        """Retention took what lies below min_queue_offset."""
+        self._appender.set_min(row, min_queue_offset)
+
+    # ---- looking up ------------------------------------------------------------------------------
+
+    def find(self, topic: str, queue_id: int) -> QueueHandle:
+        """The handle of a queue.
+
+        Raises:
+            TopicNotExistError: there is no such queue.
+        """
+        with self._lock:
+            handle = self._handles.get((topic, queue_id))
+        if handle is None:
+            raise TopicNotExistError(
+                f"find queue {queue_id} of topic {topic}: this broker has no such queue; "
+                "create the topic, or refresh the route"
+            )
+        return handle
+
+    def name(self, row: int) -> tuple[str, int]:
+        """Topic and queue_id of a row.
+
+        Raises:
+            StoreError: the row stands for no queue.
+        """
+        with self._lock:
+            name = self._names.get(row)
+        if name is None:
+            raise StoreError(f"name queue row {row}: it stands for no queue")
+        return name
+
+    def __iter__(self) -> Iterator[tuple[str, int, QueueHandle]]:
+        """All queues: topic, queue_id, handle."""
+        with self._lock:
+            items = tuple(self._handles.items())
+        for (topic, queue_id), handle in items:
+            yield topic, queue_id, handle
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def offsets(self, handle: QueueHandle) -> QueueOffsets:
+        """Where a queue begins and ends, as of now."""
+        base = self._rows_place + handle.row * struct_size("queue_row")
+        load = self._memory.control.load64
+        return QueueOffsets(
+            *(load(base + field_place("queue_row", name)) for name in QueueOffsets._fields)
+        )
+
+    def _row(self, row: int) -> dict[str, int]:
+        place = self._rows_place + row * struct_size("queue_row")
+        return read_ints(self._memory.control, "queue_row", place)

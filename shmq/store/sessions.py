@@ -1,0 +1,443 @@
+"""Sessions: the shared memory of each client, made, handed out, taken back, resumed.
+
+What lives here: `Sessions` and `SessionOffer`, the fds and sizes that a client gets. Who may have a
+session and which queues it may send to is decided above (the broker); here it is carried out.
+
+Which process: the broker's control thread. Writes: session slots and grants (through the Appender),
+completion objects, memfds. May fail: QuotaError when all slots are taken, ShmFullError, ShmError for
+memory that is not what a resumed session had; nothing is left behind then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shmq.core import core
+from shmq.core.fields import read_ints, struct_size
+from shmq.errors import ClosedError, QuotaError, ShmError
+from shmq.shm import memfd
+from shmq.shm.names import ObjectKind
+from shmq.shm.segment import open_readonly
+from shmq.store.memory import completion_size, ingress_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from shmq.store.log_channel import LogChannel
+    from shmq.store.memory import StoreMemory
+
+__all__ = ["SessionOffer", "Sessions"]
+
+_log = logging.getLogger("shmq.store")
+
+_CLAIM_CAPACITY = 1920
+"""Claims of one consumer page: with the page of sleepers 64 KiB."""
+CHUNK_SIZE_DEFAULT = 32 << 20
+"""Bytes of chunk memory a client gets for large bodies: seven of the largest and their headers."""
+
+
+@dataclass(slots=True)
+class SessionOffer:
+    """What a client needs to attach. The fds are the receiver's to close."""
+
+    session: int
+    """Index of its slot."""
+    generation: int
+    """Generation of the slot: both name the session, and what comes later under them is stale."""
+    lane_count: int
+    """Lanes in the ingress object; 0 for a client that only reads."""
+    lane_capacity_bytes: int
+    """Ring bytes of one lane."""
+    completion_capacity: int
+    """Completion entries of one lane."""
+    claim_capacity: int
+    """Claims in the consumer page, 0 if there is none."""
+    file_size_bytes: int
+    """Size of a CommitLog file."""
+    fds: dict[str, int]
+    """control, topics, arena, completion, event; ingress, consumer, chunk, log where there is one.
+    Resumed, the client keeps its own ingress, consumer and chunk."""
+    sizes: dict[str, int]
+    """Bytes of what the fds stand for (control, topics and arena: reserved address space)."""
+
+    def close(self) -> None:
+        """Close the fds: they were passed on."""
+        while self.fds:
+            os.close(self.fds.popitem()[1])
+
+
+@dataclass(slots=True)
+class _Session:
+    generation: int
+    memfds: list[int]
+
+
+class Sessions:
+    """All sessions of one store. Threads may share it."""
+
+    def __init__(
+        self,
+        appender: core.Appender,
+        memory: StoreMemory,
+        channel: LogChannel,
+        *,
+        slot_count: int,
+        lane_count: int,
+        lane_capacity_bytes: int,
+        completion_capacity: int,
+    ) -> None:
+        self._appender = appender
+        self._memory = memory
+        self._channel = channel
+        self._slot_count = slot_count
+        self._lane_count = lane_count
+        self._lane_capacity_bytes = lane_capacity_bytes
+        self._completion_capacity = completion_capacity
+        self._live: dict[int, _Session] = {}
+        self._lost: set[int] = set()
+        self._lock = threading.RLock()
+        self._config = read_ints(
+            memory.control, "control_config", struct_size("segment_header")
+        )
+
+    # ---- opening ---------------------------------------------------------------------------------
+
+    def open(
+        self,
+        *,
+        uid: int,
+        pid: int,
+        pid_start_time: int,
+        producer: bool = True,
+        consumer: bool = True,
+        map_log: bool = True,
+        property_grants: int = 0,
+        service_id: int | None = None,
+    ) -> SessionOffer:
+        """Make a session for a client and attach it to the turns.
+
+        Args:
+            uid: of the client, from the socket.
+            pid: of the client; with pid_start_time its incarnation.
+            pid_start_time: clock ticks since boot.
+            producer: it gets ingress rings.
+            consumer: it gets a consumer page.
+            map_log: it gets a log channel, with the right to read everything in the log.
+            property_grants: core.GRANT_* bits.
+            service_id: an internal session of this service, whose progress its records carry.
+
+        Raises:
+            QuotaError: every session slot is taken.
+            ShmFullError, LimitError, ShmError: no memory or fds for it.
+        """
+        with self._lock, contextlib.ExitStack() as undo:
+            session = self._free_slot()
+            lanes = self._lane_count if producer else 0
+            capacity = self._lane_capacity_bytes if producer else 0
+            completions = self._completion_capacity if producer else 0
+            claims = _CLAIM_CAPACITY if consumer else 0
+            size = completion_size(lanes, completions)
+            segment, completion = self._memory.create_completion(session, size)
+            undo.callback(self._memory.drop_completion, session)
+            undo.callback(segment.close)
+            fds: dict[str, int] = {}
+            offer = SessionOffer(
+                session=session,
+                generation=0,
+                lane_count=lanes,
+                lane_capacity_bytes=capacity,
+                completion_capacity=completions,
+                claim_capacity=claims,
+                file_size_bytes=self._config["file_size_bytes"],
+                fds=fds,
+                sizes={"completion": size},
+            )
+            undo.callback(offer.close)
+            fds["completion"] = open_readonly(segment)
+            ingress = None
+            if producer:
+                ingress = self._make(fds, offer, "ingress", ingress_size(lanes, capacity))
+            consumer_page = None
+            if consumer:
+                page_size = core.CLAIMS_PLACE + claims * struct_size("claim")
+                consumer_page = self._make(fds, offer, "consumer", page_size)
+            fds["event"] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            offer.generation = self._appender.attach(
+                session,
+                ingress=ingress,
+                completion=completion,
+                consumer=consumer_page,
+                chunk=None,
+                event_fd=fds["event"],
+                fresh=True,
+                lane_count=lanes,
+                lane_capacity_bytes=capacity,
+                completion_capacity=completions,
+                claim_capacity=claims,
+                uid=uid,
+                pid=pid,
+                pid_start_time=pid_start_time,
+                ingress_inode=_inode(fds.get("ingress")),
+                ingress_size_bytes=offer.sizes.get("ingress", 0),
+                consumer_inode=_inode(fds.get("consumer")),
+                consumer_size_bytes=offer.sizes.get("consumer", 0),
+                completion_number=session,
+                service_id=0 if service_id is None else service_id + 1,
+                property_grants=property_grants,
+            )
+            undo.callback(self._appender.detach, session)
+            self._live[session] = _Session(offer.generation, [])
+            undo.callback(self._live.pop, session)
+            self._add_shared(offer, map_log)
+            undo.pop_all()
+            segment.close()
+            return offer
+
+    def resume(
+        self,
+        *,
+        session: int,
+        generation: int,
+        uid: int,
+        fds: Mapping[str, int],
+        map_log: bool = True,
+    ) -> SessionOffer:
+        """Attach a session that the predecessor had, with the memory that its client kept.
+
+        Args:
+            session: slot index, from the client's old offer.
+            generation: of the slot, from there too.
+            uid: of the client, from the socket.
+            fds: ingress, consumer, chunk as the client handed them back; they stay the caller's.
+            map_log: as in `open`.
+
+        Raises:
+            ShmError: not a session that may be resumed, or memory that is not what it had; says
+                which. Nothing has changed.
+        """
+        with self._lock, contextlib.ExitStack() as undo:
+            slot = self._slot(session)
+            what = f"resume session {session}"
+            if session not in self._lost or slot["generation"] != generation:
+                raise ShmError(
+                    f"{what}: generation {generation} of it does not wait to be resumed; "
+                    "open a new session"
+                )
+            if slot["uid"] != uid:
+                raise ShmError(f"{what}: it belongs to uid {slot['uid']}, not {uid}")
+            mappings: dict[str, core.Mapping | None] = {}
+            for kind in ("ingress", "consumer", "chunk"):
+                size = slot[f"{kind}_size_bytes"]
+                if (size != 0) != (kind in fds):
+                    raise ShmError(f"{what}: {kind} memory {'wanted' if size else 'unasked for'}")
+                mappings[kind] = None
+                if size:
+                    memfd.verify_sealed(
+                        fds[kind], size_bytes=size, inode=slot[f"{kind}_inode"], uid=os.geteuid()
+                    )
+                    mappings[kind] = core.Mapping(fds[kind], size, writable=True)
+            size = completion_size(slot["lane_count"], slot["completion_capacity"])
+            segment, completion = self._memory.adopt_completion(session, size)
+            undo.callback(segment.close)
+            offer = SessionOffer(
+                session=session,
+                generation=generation,
+                lane_count=slot["lane_count"],
+                lane_capacity_bytes=slot["lane_capacity_bytes"],
+                completion_capacity=slot["completion_capacity"],
+                claim_capacity=slot["claim_capacity"],
+                file_size_bytes=self._config["file_size_bytes"],
+                fds={"completion": open_readonly(segment)},
+                sizes={"completion": size},
+            )
+            undo.callback(offer.close)
+            offer.fds["event"] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._appender.attach(
+                session,
+                ingress=mappings["ingress"],
+                completion=completion,
+                consumer=mappings["consumer"],
+                chunk=mappings["chunk"],
+                event_fd=offer.fds["event"],
+                fresh=False,
+            )
+            undo.callback(self._appender.detach, session)
+            self._live[session] = _Session(generation, [])
+            self._lost.discard(session)
+            self._add_shared(offer, map_log)
+            undo.pop_all()
+            segment.close()
+            return offer
+
+    def _add_shared(self, offer: SessionOffer, map_log: bool) -> None:
+        for name, kind, mapping in (
+            ("control", ObjectKind.CONTROL, self._memory.control),
+            ("topics", ObjectKind.TOPICS, self._memory.topics),
+            ("arena", ObjectKind.ARENA, self._memory.arena),
+        ):
+            offer.fds[name] = self._memory.open_readonly(kind)
+            offer.sizes[name] = mapping.reserve_bytes
+        if map_log:
+            offer.fds["log"] = self._channel.add(offer.session)
+
+    def _make(
+        self, fds: dict[str, int], offer: SessionOffer, kind: str, size: int
+    ) -> core.Mapping:
+        fds[kind] = memfd.create_sealed(f"shmq-{kind}", size_bytes=size)
+        offer.sizes[kind] = size
+        mapping = core.Mapping(fds[kind], size, writable=True)
+        magic, core_kind = _CLIENT_HEADS[kind]
+        mapping.init_header(
+            kind=core_kind,
+            magic=magic,
+            store_generation=int(self._memory.manifest.generation, 16),
+            boot_id=self._memory.manifest.boot_id,
+            owner_pid=0,
+            owner_uid=0,
+            owner_start_time=0,
+            master_epoch=0,
+            number=offer.session,
+        )
+        return mapping
+
+    def grant_chunk(self, session: int, size_bytes: int = CHUNK_SIZE_DEFAULT) -> int:
+        """Make the chunk memory for a session's large bodies; the client's fd. Once per session.
+
+        Raises:
+            ShmError: it has one, or there is no such session; ShmFullError: no memory.
+        """
+        with self._lock:
+            self._require(session)
+            if self._slot(session)["chunk_inode"] != 0:
+                raise ShmError(f"grant chunk memory to session {session}: it has some already")
+            size = core.CHUNK_DATA_PLACE + size_bytes
+            fd = memfd.create_sealed("shmq-chunk", size_bytes=size)
+            try:
+                mapping = core.Mapping(fd, size, writable=True)
+                self._appender.set_chunk(session, mapping, os.fstat(fd).st_ino)
+            except BaseException:
+                os.close(fd)
+                raise
+            return fd
+
+    # ---- rights and bells ------------------------------------------------------------------------
+
+    def grant(self, session: int, rows: Iterable[int]) -> None:
+        """Let a session send to these queue rows."""
+        with self._lock:
+            self._require(session)
+            for row in rows:
+                self._appender.set_grant(session, row, True)
+
+    def revoke(self, session: int, rows: Iterable[int]) -> None:
+        """Let it no longer."""
+        with self._lock:
+            self._require(session)
+            for row in rows:
+                self._appender.set_grant(session, row, False)
+
+    def subscribe(self, session: int, bell: int, row: int) -> None:
+        """Ring one of a session's consumer bells when the queue row has something new."""
+        with self._lock:
+            self._require(session)
+            self._appender.subscribe(session, bell, row)
+
+    def unsubscribe(self, session: int, bell: int, row: int) -> None:
+        """Ring it no more."""
+        with self._lock:
+            self._require(session)
+            self._appender.unsubscribe(session, bell, row)
+
+    # ---- ending ----------------------------------------------------------------------------------
+
+    def is_drained(self, session: int) -> bool:
+        """Whether everything the session has published was taken."""
+        with self._lock:
+            return session not in self._live or self._appender.drained(session)
+
+    def close(self, session: int) -> None:
+        """End a session: what it published and was not taken yet is dropped (see is_drained)."""
+        with self._lock:
+            self._channel.remove(session)
+            if self._live.pop(session, None) is not None:
+                self._appender.detach(session)
+                self._memory.drop_completion(session)
+
+    def find_lost(self) -> list[int]:
+        """After adoption: sessions of the predecessor that wait to be resumed."""
+        with self._lock:
+            self._lost = {
+                session
+                for session in range(self._slot_count)
+                if self._slot(session)["state"] in (core.SESSION_LIVE, core.SESSION_LOST)
+            }
+            return sorted(self._lost)
+
+    def forget_lost(self, session: int) -> None:
+        """Give up a lost session: its client is gone, or its broker decides that it is."""
+        with self._lock:
+            if session in self._lost:
+                self._lost.discard(session)
+                self._appender.free_session(session)
+                self._memory.drop_completion(session)
+
+    def ended(self) -> list[tuple[int, int]]:
+        """Sessions that broke a rule of the ring: (session, positive status)."""
+        found = []
+        with self._lock:
+            for session in self._live:
+                for lane in range(core.LANE_MAX):
+                    status = self._ring_ended(session * core.LANE_MAX + lane)
+                    if status:
+                        found.append((session, status))
+                        break
+        return found
+
+    @property
+    def live(self) -> list[int]:
+        """Sessions that are attached."""
+        with self._lock:
+            return sorted(self._live)
+
+    @property
+    def lost(self) -> list[int]:
+        """Sessions that wait to be resumed."""
+        with self._lock:
+            return sorted(self._lost)
+
+    def _require(self, session: int) -> None:
+        if session not in self._live:
+            raise ClosedError(f"use session {session}: it is not open")
+
+    def _free_slot(self) -> int:
+        for session in range(self._slot_count):
+            if session not in self._live and session not in self._lost:
+                return session
+        raise QuotaError(
+            f"open a session: all {self._slot_count} slots are taken; raise session_count"
+        )
+
+    def _slot(self, session: int) -> dict[str, int]:
+        if not 0 <= session < self._slot_count:
+            raise ShmError(f"use session {session}: there are {self._slot_count}")
+        place = self._config["session_slots_place"] + session * struct_size("session_slot")
+        return read_ints(self._memory.control, "session_slot", place)
+
+    def _ring_ended(self, index: int) -> int:
+        place = self._config["ring_slots_place"] + index * struct_size("ring_slot")
+        return int(read_ints(self._memory.control, "ring_slot", place)["ended"])
+
+
+_CLIENT_HEADS = {
+    "ingress": (core.MAGIC_INGRESS, core.KIND_INGRESS),
+    "consumer": (core.MAGIC_CONSUMER, core.KIND_CONSUMER),
+}
+
+
+def _inode(fd: int | None) -> int:
+    return 0 if fd is None else os.fstat(fd).st_ino
