@@ -922,13 +922,13 @@ static PyObject *appender_attach(struct shmq_appender *self, PyObject *args, PyO
                             "consumer_inode", "consumer_size_bytes", "chunk_inode", "chunk_size_bytes",
                             "completion_number", "service_id", "property_grants", NULL};
     unsigned int session;
-    PyObject *objects[MEMORY_KINDS];
-    int event_fd;
+    PyObject *objects[MEMORY_KINDS] = {Py_None, Py_None, Py_None, Py_None};
+    int event_fd = -1;
     int fresh = 0;
     struct shmq_session_slot fields = {0};
     unsigned long long wide[8] = {0};
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "I$OOOOip|IIIIIIKKKKKKKKII:attach", names, &session, &objects[MEMORY_INGRESS],
+            args, kwargs, "I|$OOOOipIIIIIIKKKKKKKKII:attach", names, &session, &objects[MEMORY_INGRESS],
             &objects[MEMORY_COMPLETION], &objects[MEMORY_CONSUMER], &objects[MEMORY_CHUNK], &event_fd, &fresh,
             &fields.lane_count, &fields.lane_capacity_bytes, &fields.completion_capacity,
             &fields.claim_capacity, &fields.uid, &fields.pid, &wide[0], &wide[1], &wide[2], &wide[3], &wide[4],
