@@ -294,8 +294,6 @@ def _sessions(
     request: HotLogRequest, machine: Machine, *, segment_count: int, shm_room: int, memory_room: int
 ) -> tuple[int, int] | None:
     """Return (session count, ring bytes) for the room left, or None if there is too little."""
-    if shm_room < 0 or memory_room < 0:
-        return None
     wanted = request.session_count or _SESSION_COUNT_DEFAULT
     ring_sizes = (
         [request.ring_bytes]

@@ -18,7 +18,6 @@ still come back for its messages.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import stat
@@ -27,7 +26,8 @@ import weakref
 from typing import TYPE_CHECKING
 
 from shmq.clock import SYSTEM_CLOCK
-from shmq.errors import LimitError, OwnerError, ShmError
+from shmq.errors import OwnerError, ShmError
+from shmq.shm.fds import open_error
 from shmq.shm.names import StoreName, parse_store
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class InUseMark:
                 except FileNotFoundError:
                     return None
                 except OSError as error:
-                    raise _error(
+                    raise open_error(
                         f"take the in-use mark {runtime_folder / file_name}", error
                     ) from error
                 with contextlib.ExitStack() as undo:
@@ -160,7 +160,7 @@ class InUseMark:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise _error(f"remove the in-use mark of {self._store}", error) from error
+            raise open_error(f"remove the in-use mark of {self._store}", error) from error
         finally:
             self.release()
 
@@ -197,7 +197,7 @@ def _open_folder(path: Path) -> Iterator[int]:
     try:
         fd = os.open(path, _FOLDER_FLAGS)
     except OSError as error:
-        raise _error(f"open the runtime folder {path}", error) from error
+        raise open_error(f"open the runtime folder {path}", error) from error
     try:
         status = os.fstat(fd)
         mode = stat.S_IMODE(status.st_mode)
@@ -225,15 +225,6 @@ def _is_at(fd: int, file_name: str, folder_fd: int) -> bool:
     except FileNotFoundError:
         return False
     return os.path.samestat(os.fstat(fd), there)
-
-
-def _error(what: str, error: OSError) -> ShmError:
-    """Return what to raise for a failed system call."""
-    if error.errno in {errno.EMFILE, errno.ENFILE}:
-        return LimitError(
-            f"{what}: no file descriptor left; raise LimitNOFILE= in the unit, or ulimit -n"
-        )
-    return ShmError(f"{what}: {error.strerror}")
 
 
 def _close_in_child() -> None:

@@ -17,7 +17,8 @@ import fcntl
 import os
 import stat
 
-from shmq.errors import LimitError, ShmError, ShmFullError
+from shmq.errors import ShmError, ShmFullError
+from shmq.shm.fds import open_error
 from shmq.shm.memory import require_memory
 
 __all__ = ["create_sealed", "verify_sealed"]
@@ -117,12 +118,7 @@ def _create(label: str) -> int:
                 raise
             return os.memfd_create(label, flags)
     except OSError as error:
-        if error.errno in {errno.EMFILE, errno.ENFILE}:
-            raise LimitError(
-                f"create memfd {label}: no file descriptor left; raise LimitNOFILE= in the unit,"
-                " or ulimit -n"
-            ) from error
-        raise ShmError(f"create memfd {label}: {error.strerror}") from error
+        raise open_error(f"create memfd {label}", error) from error
 
 
 def _memfd_device() -> int:

@@ -5,8 +5,9 @@ allocation of this room passes. A mount says no to what does not fit, a memory l
 kills. /dev/shm may be as large as the RAM, and memfds are on no mount with a size at all.
 
 Which process: whoever allocates; about 0.2 ms a call. Nothing is written. What may fail:
-ShmFullError, naming the limit; ShmError without /proc. Between the question and the allocation
-others may take the memory: this catches what can be seen, the plan in budget.py the rest.
+ShmFullError, naming the limit; LimitError without an fd; ShmError without /proc. Between the question
+and the allocation others may take the memory: this catches what can be seen, the plan in budget.py
+the rest.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shmq.errors import ShmError, ShmFullError
+from shmq.shm.fds import open_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,8 +68,10 @@ def memory_left(proc: Path = Path("/proc")) -> tuple[int, str]:
     try:
         meminfo = _read(proc / "meminfo")
         available_kib = int(meminfo.partition("MemAvailable:")[2].split()[0])
-    except (OSError, ValueError, IndexError) as error:
-        raise ShmError(f"read {proc}/meminfo: {error}; mount /proc") from error
+    except OSError as error:
+        raise open_error(f"read {proc}/meminfo", error) from error
+    except (ValueError, IndexError) as error:
+        raise ShmError(f"read {proc}/meminfo: no MemAvailable; mount /proc") from error
     left = [(available_kib * _KIB, "MemAvailable of the machine")]
     left += _cgroups_left(proc)
     return min(left)

@@ -32,6 +32,7 @@ from shmq.errors import (
     ShmError,
     ShmFullError,
 )
+from shmq.shm.fds import open_error
 from shmq.shm.header import GROWING_KINDS, HEADED_KINDS, SegmentHeader
 from shmq.shm.incarnation import boot_id
 from shmq.shm.memory import require_memory
@@ -268,7 +269,7 @@ def open_readonly(segment: Segment) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise _open_error(f"open {segment.name} read-only", error) from error
+        raise open_error(f"open {segment.name} read-only", error) from error
 
 
 def populate(segment: Segment, *, place: int = 0, size_bytes: int | None = None) -> None:
@@ -358,7 +359,7 @@ def _open_new(name: ObjectName, *, size_bytes: int) -> int:
         if error.errno == errno.ENOSPC:
             what = full_message(f"create {name}", wanted_bytes=size_bytes)
             raise ShmFullError(what) from error
-        raise _open_error(f"create {name}", error) from error
+        raise open_error(f"create {name}", error) from error
 
 
 def _open_existing(name: ObjectName, *, readonly: bool) -> int:
@@ -370,7 +371,7 @@ def _open_existing(name: ObjectName, *, readonly: bool) -> int:
     except posix_ipc.PermissionsError as error:
         raise OwnerError(f"attach {name}: no right for uid {os.geteuid()}") from error
     except OSError as error:
-        raise _open_error(f"attach {name}", error) from error
+        raise open_error(f"attach {name}", error) from error
 
 
 def _status(name: ObjectName) -> os.stat_result:
@@ -396,16 +397,6 @@ def _check_owner(name: ObjectName, status: os.stat_result, *, wanted_uid: int) -
             f"attach {name}: mode {mode:04o} lets others write, wanted 0600; somebody changed it:"
             " stop the broker, remove the object, start again"
         )
-
-
-def _open_error(what: str, error: OSError) -> ShmError:
-    """Return what to raise for a failed open: LimitError where fds ran out."""
-    # posix_ipc leaves errno unset when the process or the system has no fd left.
-    if error.errno in {None, errno.EMFILE, errno.ENFILE}:
-        return LimitError(
-            f"{what}: no file descriptor left; raise LimitNOFILE= in the unit, or ulimit -n"
-        )
-    return ShmError(f"{what}: {error.strerror}")
 
 
 def _allocate(fd: int, name: ObjectName, *, place: int, size_bytes: int, verb: str) -> None:

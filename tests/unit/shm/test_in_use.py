@@ -217,10 +217,12 @@ def test_planted_mark_file_is_refused(
     target = tmp_path / "target"
     target.touch()
     path = _file(runtime_folder, store)
-    path.symlink_to(target)
-    with pytest.raises(ShmError, match="take the in-use mark"):
-        InUseMark.take(runtime_folder, store, timeout_ms=0)
-    path.unlink()
+    for there in (target, tmp_path / "not yet"):
+        path.symlink_to(there)
+        with pytest.raises(ShmError, match="Too many levels of symbolic links"):
+            InUseMark.take(runtime_folder, store, timeout_ms=0)
+        path.unlink()
+    assert not (tmp_path / "not yet").exists()
     path.hardlink_to(target)
     with pytest.raises(OwnerError, match="not a plain file of ours"):
         InUseMark.take(runtime_folder, store, timeout_ms=0)

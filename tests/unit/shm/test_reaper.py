@@ -388,6 +388,7 @@ def test_broker_sweeps_what_it_does_not_keep_and_nobody_elses(
 
 
 @pytest.mark.crash
+@pytest.mark.timeout(600)
 def test_broker_killed_anywhere_beside_a_busy_reaper_finds_all_that_it_listed(
     tmp_path: Path, runtime_folder: Path, store: StoreName, cluster_name: str
 ) -> None:
@@ -396,7 +397,7 @@ def test_broker_killed_anywhere_beside_a_busy_reaper_finds_all_that_it_listed(
     print(f"seed {seed}")
     dice = random.Random(seed)
     path = manifest_path(tmp_path)
-    for _ in range(scaled(10, 500)):
+    for _ in range(scaled(10, 200)):
         broker = children.start(
             _BROKER
             + """
