@@ -5,9 +5,9 @@ allocation of this room passes. A mount says no to what does not fit, a memory l
 kills. /dev/shm may be as large as the RAM, and memfds are on no mount with a size at all.
 
 Which process: whoever allocates; about 0.2 ms a call. Nothing is written. What may fail:
-ShmFullError, naming the limit; LimitError without an fd; ShmError without /proc. Between the question
-and the allocation others may take the memory: this catches what can be seen, the plan in budget.py
-the rest.
+ShmFullError, naming the limit; LimitError without an fd; ShmError without /proc. Between the
+question and the allocation others may take the memory: this catches what can be seen, the plan in
+budget.py the rest.
 """
 
 from __future__ import annotations
