@@ -1,0 +1,47 @@
+"""The layouts are said once: the struct, the exported table, the page and Python's own constants agree."""
+
+from pathlib import Path
+
+from shmq.core import core
+from shmq.shm import header
+from shmq.tools.layout_page import layout_page
+
+ROOT = Path(__file__).parents[3]
+SIZES = {
+    "uint64_t": 8,
+    "int64_t": 8,
+    "shmq_word64": 8,
+    "uint32_t": 4,
+    "int32_t": 4,
+    "shmq_word32": 4,
+    "uint16_t": 2,
+    "uint8_t": 1,
+}
+
+
+def test_fields_fill_their_struct_without_gap_or_overlap() -> None:
+    for name, (size, fields) in core.LAYOUT.items():
+        end = 0
+        for field, place, kind, count, doc in fields:
+            assert place == end, f"{name}.{field}"
+            assert doc, f"{name}.{field} says nothing"
+            end = place + SIZES[kind] * count
+        assert end == size, name
+
+
+def test_fields_are_aligned_to_their_size() -> None:
+    for name, (_, fields) in core.LAYOUT.items():
+        for field, place, kind, _count, _doc in fields:
+            assert place % SIZES[kind] == 0, f"{name}.{field}"
+
+
+def test_page_is_what_the_tables_say() -> None:
+    page = ROOT / "docs" / "formats" / "layout.md"
+    assert page.read_text(encoding="utf-8") == layout_page(), (
+        "run: python -m shmq.tools.layout_page > docs/formats/layout.md"
+    )
+
+
+def test_header_reader_knows_the_same_layout() -> None:
+    assert header.LAYOUT_VERSION == core.LAYOUT_VERSION
+    assert core.LAYOUT["segment_header"][0] == header.HEADER_SIZE
