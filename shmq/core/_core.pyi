@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, final
 
+from typing_extensions import Buffer
+
 # ---- module.c, layout.c --------------------------------------------------------------------------
 
 BUILD: Final[str]
@@ -231,3 +233,49 @@ class Flusher:
     def run(self, fd: int, file_position: int, hot: Mapping, /) -> tuple[int, int, str]: ...
     def stop(self) -> None: ...
     def set_interval(self, interval: float, /) -> None: ...
+
+# ---- scan.c --------------------------------------------------------------------------------------
+
+MESSAGE_REASONS: Final[tuple[tuple[str, str], ...]]
+
+def scan(
+    buffer: Buffer,
+    *,
+    position: int,
+    begin: int,
+    end: int,
+    file_end: int,
+    topics: dict[bytes, int],
+    demands: int = ...,
+    frame_limit: int = ...,
+    delay_ms: Sequence[int] | None = ...,
+) -> tuple[int, int, int, bytes]: ...
+def resync(
+    buffer: Buffer,
+    *,
+    position: int,
+    begin: int,
+    end: int,
+    file_end: int,
+    demands: int = ...,
+) -> tuple[int, int]: ...
+def group(
+    rows: Buffer, *, gap_limit: int
+) -> tuple[list[tuple[int, int, int, int, int, int, int, int]], bytes, int]: ...
+def parse_frame(
+    buffer: Buffer, *, physical_offset: int, demands: int = ..., believe: bool = ...
+) -> tuple[int, int, dict[str, Any] | None]: ...
+def encode_frame(
+    topic: Buffer,
+    *,
+    queue_id: int,
+    queue_offset: int,
+    physical_offset: int,
+    store_timestamp: int,
+    sys_flag: int,
+    born_timestamp: int,
+    born_host: bytes,
+    store_host: bytes,
+    body: Buffer,
+    properties: Buffer,
+) -> bytes: ...

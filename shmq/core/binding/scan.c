@@ -317,7 +317,7 @@ static PyObject *core_scan(PyObject *module, PyObject *args, PyObject *kwargs)
     PyObject *topics;
     PyObject *delay_ms = NULL;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*$KKKKO!IKO:scan", names, &buffer, &position, &begin, &end,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*KKKKO!|$IKO:scan", names, &buffer, &position, &begin, &end,
                                      &file_end, &PyDict_Type, &topics, &demands, &frame_limit, &delay_ms)) {
         return NULL;
     }
@@ -420,7 +420,7 @@ static PyObject *core_resync(PyObject *module, PyObject *args, PyObject *kwargs)
     unsigned int demands = SHMQ_CHECK_RECORD_CRC;
     struct window window;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*$KKKKI:resync", names, &buffer, &position, &begin, &end,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*KKKK|$I:resync", names, &buffer, &position, &begin, &end,
                                      &file_end, &demands) ||
         window_take(&buffer, position, begin, end, file_end, demands, "resync", &window) < 0) {
         return NULL;
@@ -607,7 +607,7 @@ static PyObject *core_group(PyObject *module, PyObject *args, PyObject *kwargs)
     Py_buffer buffer;
     unsigned long long gap_limit;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*$K:group", names, &buffer, &gap_limit)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*K:group", names, &buffer, &gap_limit)) {
         return NULL;
     }
     struct group group = {.gap_limit = gap_limit};
@@ -668,7 +668,7 @@ static PyObject *core_parse_frame(PyObject *module, PyObject *args, PyObject *kw
     unsigned int demands = SHMQ_CHECK_RECORD_CRC;
     int believe = 0;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*$KIp:parse_frame", names, &buffer, &physical_offset,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*K|$Ip:parse_frame", names, &buffer, &physical_offset,
                                      &demands, &believe)) {
         return NULL;
     }
@@ -719,7 +719,7 @@ static PyObject *core_encode_frame(PyObject *module, PyObject *args, PyObject *k
     unsigned long long physical_offset;
     long long store_timestamp;
     long long born_timestamp;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*$IKKLILy#y#y*y*:encode_frame", names, &topic, &queue_id,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*IKKLILy#y#y*y*:encode_frame", names, &topic, &queue_id,
                                      &queue_offset, &physical_offset, &store_timestamp, &sys_flag,
                                      &born_timestamp, &born_host, &born_host_size, &store_host,
                                      &store_host_size, &body, &properties)) {
