@@ -60,6 +60,16 @@ class Incarnation:
             raise ShmError(f"read /proc/{pid}/stat: not there; mount /proc where shmq runs")
         return cls(pid, int(fields[_START_TIME_FIELD]))
 
+    @classmethod
+    def of(cls, pid: int) -> Incarnation | None:
+        """Return the life that has this pid now, or None where no process has it.
+
+        Raises:
+            ShmError: `/proc` cannot be read.
+        """
+        fields = _stat_fields(pid)
+        return None if fields is None else cls(pid, int(fields[_START_TIME_FIELD]))
+
     def is_alive(self) -> bool:
         """Say whether this very life still runs; a zombie does not, a stopped process does.
 

@@ -7,7 +7,7 @@ An object is removed only if every one of these holds, asked in this order:
 
   1. its name parses as ours, it is a plain object, and this uid owns it;
   2. one of the given runtime folders has a mark file for its store (this folder's broker made it),
-     unless the memory is of another boot and can be adopted by nobody, or `unmarked` is asked for;
+     unless the memory is of another boot and can be adopted by nobody, or `unmarked` names it;
   3. the in-use mark is free, and the reaper holds it from here to the end: no broker starts between
      the question and the answer;
   4. the incarnation in the store's control segment, if there is one, does not run any more;
@@ -100,7 +100,7 @@ def reap(
     manifests: Iterable[Path],
     *,
     dry_run: bool,
-    unmarked: bool = False,
+    unmarked: Collection[StoreName] = (),
 ) -> list[Finding]:
     """Remove the leftovers of dead brokers; see the module for the rule. Never waits.
 
@@ -108,8 +108,8 @@ def reap(
         runtime_folders: of all brokers this caller answers for; absent ones are skipped.
         manifests: paths of their stores' manifests, present or not; read here.
         dry_run: remove nothing, say what would be.
-        unmarked: also remove what no given folder knows, once its owner is dead: for a person who
-            knows that no store elsewhere will want its unflushed messages back.
+        unmarked: stores to remove, once their owner is dead, although no given folder knows them:
+            named one by one by a person who knows that nobody will want their unflushed messages.
 
     Returns:
         A finding for every object whose name parses as ours, sorted by name.
@@ -201,7 +201,7 @@ def _claim(
     held: contextlib.ExitStack,
     *,
     boot8: str,
-    unmarked: bool,
+    unmarked: Collection[StoreName],
 ) -> tuple[Verdict, str] | None:
     """Take the store's marks into `held`; return why its objects must stay, or None."""
     is_marked = False
@@ -218,7 +218,7 @@ def _claim(
     owner_pid = _living_owner(objects)
     if owner_pid is not None:
         return Verdict.IN_USE, f"its owner, process {owner_pid}, is alive"
-    if not is_marked and not unmarked and store.boot8 == boot8:
+    if not is_marked and store not in unmarked and store.boot8 == boot8:
         return Verdict.UNMARKED, "no runtime folder that was given knows this store"
     return None
 

@@ -10,13 +10,14 @@ from tests.support.require import require_or_skip, require_program, require_root
 
 ROOT = Path(__file__).resolve().parents[3]
 NOBODY = 65534
+_started: list["subprocess.Popen[str]"] = []
 
 
 def start(
     code: str, *args: object, before: Sequence[str] = (), stdin: int = subprocess.PIPE
 ) -> "subprocess.Popen[str]":
     """Start a Python child that runs `code` with `args`; `before` goes before the command."""
-    return subprocess.Popen(
+    child = subprocess.Popen(
         [*before, sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
         stdin=stdin,
         stdout=subprocess.PIPE,
@@ -24,6 +25,20 @@ def start(
         text=True,
         cwd=ROOT,
     )
+    _started.append(child)
+    return child
+
+
+def end_all() -> None:
+    """Kill the children that a failed test left running, so that none outlives its test."""
+    while _started:
+        child = _started.pop()
+        if child.poll() is None:
+            child.kill()
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()
+        child.wait()
 
 
 def run(code: str, *args: object, before: Sequence[str] = (), stdin: int = subprocess.PIPE) -> str:

@@ -8,11 +8,18 @@ import pytest
 
 from shmq.shm.names import StoreName, parse
 from shmq.shm.segment import SHM_FOLDER
+from tests.unit.shm import children
 from tests.unit.shm.segments import Finisher, new_store
 
 
+@pytest.fixture(autouse=True)
+def no_child_outlives_its_test() -> Iterator[None]:
+    yield
+    children.end_all()
+
+
 @pytest.fixture
-def store(cluster_name: str) -> Iterator[StoreName]:
+def store(cluster_name: str, no_child_outlives_its_test: None) -> Iterator[StoreName]:
     """A store whose objects are removed behind the test, however it ends."""
     store = new_store(cluster_name)
     yield store

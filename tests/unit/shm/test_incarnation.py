@@ -54,6 +54,12 @@ def test_killed_process_is_dead_even_before_it_is_reaped() -> None:
     assert not life.is_alive()
 
 
+def test_life_is_found_by_its_pid() -> None:
+    me = Incarnation.current()
+    assert Incarnation.of(me.pid) == me
+    assert Incarnation.of(0) is None
+
+
 def test_stopped_process_is_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     life = _incarnation_of(child.pid)

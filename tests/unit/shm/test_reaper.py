@@ -31,6 +31,7 @@ from shmq.shm.in_use import InUseMark
 from shmq.shm.incarnation import boot_id
 from shmq.shm.manifest import Manifest, load, manifest_path, save
 from shmq.shm.names import ObjectKind, StoreName, new_generation
+from shmq.shm.reaper import sweep
 from shmq.shm.segment import create, unlink
 
 runtime_folder, store_path, cluster_name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
@@ -40,19 +41,18 @@ manifest = load(path) or Manifest(
     layout_version=1, boot_id=boot_id(), generation=new_generation(), cluster_name=cluster_name,
     broker_name="broker-a", broker_id=0, file_size_bytes=4096, uid=os.geteuid())
 mark = InUseMark.take(runtime_folder, manifest.store, timeout_ms=60_000)
+sweep(mark, keep={entry.name for entry in manifest.objects})
 
 def make(kind, n):
     global manifest
     name = manifest.store.object(kind, n)
-    unlink(name)
     create(name, size_bytes=4096).close()
     if kind is not ObjectKind.COMPLETION:
         manifest = manifest.with_object(name, size_bytes=4096)
         save(manifest, path)
 
-def drop(kind, n):
+def drop(name):
     global manifest
-    name = manifest.store.object(kind, n)
     manifest = manifest.without_object(name)
     save(manifest, path)
     unlink(name)
@@ -158,7 +158,7 @@ def test_memory_of_a_living_broker_stays_even_if_it_is_stopped(
     if is_stopped:
         os.kill(broker.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, broker.pid, os.WSTOPPED | os.WNOWAIT)
-    findings = reap([runtime_folder], [path], dry_run=False, unmarked=True)
+    findings = reap([runtime_folder], [path], dry_run=False, unmarked=[store])
     assert set(_verdicts(findings, store).values()) == {Verdict.IN_USE}
     assert all(map(_exists, leftovers))
     broker.kill()
@@ -177,7 +177,7 @@ def test_memory_whose_owner_lives_stays_even_without_its_mark(
 ) -> None:
     finisher.finish(leftovers[0], size_bytes=4096, owner=Incarnation.current())
     for folders in ([runtime_folder], []):
-        findings = reap(folders, [path], dry_run=False, unmarked=True)
+        findings = reap(folders, [path], dry_run=False, unmarked=[store])
         assert set(_verdicts(findings, store).values()) == {Verdict.IN_USE}
         reasons = {one.reason for one in findings if one.verdict is Verdict.IN_USE}
         assert f"its owner, process {os.getpid()}, is alive" in reasons
@@ -239,7 +239,7 @@ def test_unreadable_manifest_keeps_everything_and_says_so(
     leftovers: list[ObjectName], store: StoreName, runtime_folder: Path, path: Path
 ) -> None:
     path.write_text("{}")
-    findings = reap([runtime_folder], [path], dry_run=False, unmarked=True)
+    findings = reap([runtime_folder], [path], dry_run=False, unmarked=[store])
     assert set(_verdicts(findings, store).values()) == {Verdict.IN_DOUBT}
     assert any(f"read {path}, line 1: " in finding.reason for finding in findings)
     assert all(map(_exists, leftovers))
@@ -250,7 +250,7 @@ def test_runtime_folder_that_cannot_be_trusted_keeps_everything(
     leftovers: list[ObjectName], store: StoreName, runtime_folder: Path, path: Path
 ) -> None:
     runtime_folder.chmod(0o755)
-    findings = reap([runtime_folder], [path], dry_run=False, unmarked=True)
+    findings = reap([runtime_folder], [path], dry_run=False, unmarked=[store])
     assert set(_verdicts(findings, store).values()) == {Verdict.IN_DOUBT}
     assert all(map(_exists, leftovers))
 
@@ -264,7 +264,7 @@ def test_store_that_no_given_folder_knows_stays_unless_a_person_says_otherwise(
         findings = reap(folders, [path], dry_run=False)
         assert set(_verdicts(findings, store).values()) == {Verdict.UNMARKED}
     assert all(map(_exists, leftovers))
-    findings = reap([elsewhere], [path], dry_run=False, unmarked=True)
+    findings = reap([elsewhere], [path], dry_run=False, unmarked=[store])
     assert set(_verdicts(findings, store).values()) == {Verdict.REMOVED}
 
 
@@ -283,7 +283,7 @@ def test_memory_of_another_uid_is_left_alone(
 ) -> None:
     require_root()
     os.chown(f"{SHM_FOLDER}{leftovers[2]}", children.NOBODY, -1)
-    findings = reap([runtime_folder], [path], dry_run=False, unmarked=True)
+    findings = reap([runtime_folder], [path], dry_run=False, unmarked=[store])
     assert _verdicts(findings, store)["hot.1"] is Verdict.OTHER_OWNER
     assert [_exists(name) for name in leftovers] == [False, False, True]
     (finding,) = (one for one in findings if one.name == leftovers[2].file_name)
@@ -298,20 +298,20 @@ def test_link_with_our_name_is_neither_followed_nor_removed(
     victim.write_text("mine")
     name = store.object(ObjectKind.CONTROL, 0)
     os.symlink(victim, f"{SHM_FOLDER}{name}")
-    findings = reap([runtime_folder], [path], dry_run=False, unmarked=True)
+    findings = reap([runtime_folder], [path], dry_run=False, unmarked=[store])
     assert _verdicts(findings, store) == {"control.0": Verdict.IN_DOUBT}
     assert victim.read_text() == "mine"
     assert _exists(name)
 
 
 def test_foreign_names_are_not_even_mentioned(
-    leftovers: list[ObjectName], runtime_folder: Path, path: Path
+    leftovers: list[ObjectName], store: StoreName, runtime_folder: Path, path: Path
 ) -> None:
     foreign = [f"{leftovers[0].file_name}.x", "psm_shmq_test", f"x{leftovers[0].file_name}"]
     for name in foreign:
         Path(SHM_FOLDER, name).touch()
     try:
-        findings = reap([runtime_folder], [path], dry_run=False, unmarked=True)
+        findings = reap([runtime_folder], [path], dry_run=False, unmarked=[store])
         assert not {finding.name for finding in findings} & set(foreign)
         assert all(Path(SHM_FOLDER, name).exists() for name in foreign)
     finally:
@@ -408,9 +408,9 @@ n = max(entry.name.n for entry in manifest.objects) + 1
 while True:
     make(ObjectKind.HOT, n)
     make(ObjectKind.COMPLETION, n)
-    if n > 3:
-        drop(ObjectKind.HOT, n - 3)
-        unlink(manifest.store.object(ObjectKind.COMPLETION, n - 3))
+    unlink(manifest.store.object(ObjectKind.COMPLETION, max(n - 2, 0)))
+    if len(manifest.objects) > 4:
+        drop(manifest.objects[1].name)
     n += 1
 """,
             runtime_folder,
