@@ -2,6 +2,8 @@
 /* Goal: message.h writes exactly the bytes of RocketMQ's record, believes nothing it reads, and
  * finds every flipped bit. The judge of the bytes is a second, slow encoder written here field
  * by field. */
+#define _GNU_SOURCE
+#include "changing_memory.h"
 #include "check.h"
 #include "shmq/message.h"
 
@@ -787,6 +789,31 @@ static void test_a_producer_that_scribbles_meanwhile_cannot_make_a_bad_record(vo
     CHECK(pthread_join(scribbler, NULL) == 0);
 }
 
+static void test_a_producer_that_changes_what_each_read_sees_cannot_make_a_bad_record(void)
+{
+#if defined(CHANGING_MEMORY)
+    changing_memory_open("abcdefgh\1\2");
+    for (uint32_t round = 0; round < 600; round++) {
+        struct shmq_message_fields f = fields_of("TopicTest", 0, "");
+        struct shmq_message_draft draft;
+        struct shmq_message_view view;
+        struct shmq_properties_summary before, after;
+        f.body_size = round % 20 == 0 ? 2000 : round % 100;
+        f.properties_size = round % 60;
+        CHECK_EQUAL(shmq_message_fill(frame, &f, changing_memory + 100 + round % 16,
+                                      changing_memory + 30000 + round % 16, &draft),
+                    SHMQ_OK);
+        int judged = shmq_properties_check(draft.properties, draft.properties_size, 0, &before);
+        shmq_message_seal(frame, &draft);
+        CHECK_EQUAL(shmq_message_check(frame, draft.total_size, f.physical_offset, 1, &view),
+                    SHMQ_OK);
+        CHECK_EQUAL(shmq_properties_check(view.properties, f.properties_size, 0, &after), judged);
+    }
+    changing_memory_close();
+    CHECK(changing_read_count > 600);
+#endif
+}
+
 int main(void)
 {
     random_state = check_seed();
@@ -815,6 +842,7 @@ int main(void)
     RUN(test_names_of_ordinary_producers_need_no_grant);
     RUN(test_find_gives_the_value_of_a_name_or_empty);
     RUN(test_java_hash_equals_javas);
+    RUN(test_a_producer_that_changes_what_each_read_sees_cannot_make_a_bad_record);
     RUN(test_a_producer_that_scribbles_meanwhile_cannot_make_a_bad_record);
     return 0;
 }
