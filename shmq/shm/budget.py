@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shmq.core import core
 from shmq.errors import ConfigError, LimitError, ShmError, ShmFullError
 from shmq.shm.memory import kind_of_mount, memory_left
 from shmq.shm.segment import SHM_FOLDER
@@ -51,8 +52,8 @@ FILE_SIZE_BYTES_FLOOR = 8 * _MIB
 """The least that is chosen unasked: the largest message (4 MiB) and its frame fit, with room."""
 SEGMENT_COUNT_FLOOR = 3
 """One segment being written, one prepared, one being retired."""
-SEGMENT_COUNT_MAX = 64
-"""SHMQ_HOT_SLOT_MAX of layout.h: more cannot be asked for."""
+SEGMENT_COUNT_MAX = core.HOT_SLOT_MAX
+"""More slots than the control segment has cannot be asked for."""
 
 _SEGMENT_COUNT_DEFAULT_MAX = 16
 _HOT_BYTES_DEFAULT_MAX = _GIB

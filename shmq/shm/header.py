@@ -15,33 +15,26 @@ file is mapped over it when it retires. The control segment speaks for it.
 from __future__ import annotations
 
 import os
-import struct
 from dataclasses import dataclass
 
+from shmq.core import core
+from shmq.core.fields import read_struct, struct_size
 from shmq.errors import LayoutVersionError, OwnerError, ShmError
 from shmq.shm.incarnation import Incarnation
 from shmq.shm.names import ObjectKind, ObjectName
 
-__all__ = ["GROWING_KINDS", "HEADED_KINDS", "HEADER_SIZE", "LAYOUT_VERSION", "SegmentHeader"]
+__all__ = ["GROWING_KINDS", "HEADED_KINDS", "HEADER_SIZE", "SegmentHeader"]
 
-LAYOUT_VERSION = 1
-"""SHMQ_LAYOUT_VERSION; a test compares it with layout.h, as it does all the constants here."""
+HEADER_SIZE = struct_size("segment_header")
+"""Bytes of struct shmq_segment_header."""
 
-HEADER_SIZE = 128
-"""sizeof(struct shmq_segment_header)."""
-
-# magic, layout_version, kind, size_bytes, store_generation, boot_id, owner_pid, owner_uid,
-# owner_start_time, master_epoch, number; native byte order, which the core asserts is
-# little-endian.
-_FIELDS = struct.Struct("<8sIIQQ16sIIQQQ")
-
-# SHMQ_MAGIC_* and enum shmq_segment_kind. A service's ring is an ingress ring in a named object.
+# A service's ring is an ingress ring in a named object.
 _IDENTITIES = {
-    ObjectKind.CONTROL: (b"shmqctrl", 1),
-    ObjectKind.TOPICS: (b"shmqtopc", 2),
-    ObjectKind.ARENA: (b"shmqarna", 4),
-    ObjectKind.COMPLETION: (b"shmqcomp", 5),
-    ObjectKind.SERVICE: (b"shmqingr", 6),
+    ObjectKind.CONTROL: (core.MAGIC_CONTROL, core.KIND_CONTROL),
+    ObjectKind.TOPICS: (core.MAGIC_TOPICS, core.KIND_TOPICS),
+    ObjectKind.ARENA: (core.MAGIC_ARENA, core.KIND_ARENA),
+    ObjectKind.COMPLETION: (core.MAGIC_COMPLETION, core.KIND_COMPLETION),
+    ObjectKind.SERVICE: (core.MAGIC_INGRESS, core.KIND_INGRESS),
 }
 
 HEADED_KINDS = frozenset(_IDENTITIES)
@@ -56,8 +49,8 @@ crash in between leaves an object larger than its header says, which harms nobod
 class SegmentHeader:
     """What a segment says about itself. Foreign until `check` has passed."""
 
-    magic: bytes
-    """The kind's magic as ASCII; zeros until the writer has finished the segment."""
+    magic: int
+    """The kind's magic; 0 until the writer has finished the segment."""
     layout_version: int
     """SHMQ_LAYOUT_VERSION of its writer."""
     kind: int
@@ -93,28 +86,27 @@ class SegmentHeader:
                 f"attach {name}: {len(head)} bytes, wanted a header of {HEADER_SIZE}; its creator"
                 " died before it was finished: let the broker's restart replace it"
             )
-        (
-            magic, layout_version, kind, size_bytes, store_generation, boot, owner_pid, owner_uid,
-            owner_start_time, master_epoch, number,
-        ) = _FIELDS.unpack_from(head)  # fmt: skip
-        owner = Incarnation(owner_pid, owner_start_time)
+        fields = read_struct(head, "segment_header")
+        numbers = {key: value for key, value in fields.items() if isinstance(value, int)}
+        boot = fields["boot_id"]
+        assert isinstance(boot, bytes)
         return cls(
-            magic=magic,
-            layout_version=layout_version,
-            kind=kind,
-            size_bytes=size_bytes,
-            store_generation=store_generation,
+            magic=numbers["magic"],
+            layout_version=numbers["layout_version"],
+            kind=numbers["kind"],
+            size_bytes=numbers["size_bytes"],
+            store_generation=numbers["store_generation"],
             boot_id=boot,
-            owner=owner,
-            owner_uid=owner_uid,
-            master_epoch=master_epoch,
-            number=number,
+            owner=Incarnation(numbers["owner_pid"], numbers["owner_start_time"]),
+            owner_uid=numbers["owner_uid"],
+            master_epoch=numbers["master_epoch"],
+            number=numbers["number"],
         )
 
     @property
     def is_finished(self) -> bool:
         """False while the creator is at work, or if it died before its last store."""
-        return any(self.magic)
+        return self.magic != 0
 
     def check(self, name: ObjectName, *, boot_id: bytes, object_size_bytes: int) -> None:
         """Return if this is the header of the finished segment `name` of this boot and layout.
@@ -137,11 +129,12 @@ class SegmentHeader:
             )
         if self.magic != magic:
             raise ShmError(
-                f"attach {name}: magic {self.magic!r}, wanted {magic!r}: no {name.kind} segment"
+                f"attach {name}: magic {_spell(self.magic)}, wanted {_spell(magic)}: no {name.kind}"
+                " segment"
             )
-        if self.layout_version != LAYOUT_VERSION:
+        if self.layout_version != core.LAYOUT_VERSION:
             raise LayoutVersionError(
-                f"attach {name}: layout {self.layout_version}, need {LAYOUT_VERSION}; stop the"
+                f"attach {name}: layout {self.layout_version}, need {core.LAYOUT_VERSION}; stop the"
                 " broker with the release that wrote it, so that its messages are in files, then"
                 " start this one"
             )
@@ -162,3 +155,8 @@ class SegmentHeader:
             raise ShmError(
                 f"attach {name}: {object_size_bytes} bytes, its header says {self.size_bytes}"
             )
+
+
+def _spell(magic: int) -> str:
+    """Return a magic as the text that it is in memory."""
+    return repr(magic.to_bytes(8, "little"))

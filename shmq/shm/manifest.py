@@ -31,7 +31,7 @@ import os
 import re
 import stat
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -93,21 +93,25 @@ class Manifest:
     """Owner of the objects."""
     objects: tuple[ObjectEntry, ...] = ()
     """In the order in which they were listed."""
+    store: StoreName = field(init=False, compare=False, repr=False)
+    """What all the objects' names begin with; follows from the fields above."""
+    _listed: frozenset[ObjectName] = field(init=False, compare=False, repr=False)
 
-    @property
-    def store(self) -> StoreName:
-        """What all the objects' names begin with.
+    def __post_init__(self) -> None:
+        """Name the store, once: the reaper asks for each of thousands of objects.
 
         Raises:
             ShmError: a field is out of range.
         """
-        return StoreName.make(
+        store = StoreName.make(
             cluster_name=self.cluster_name,
             broker_name=self.broker_name,
             broker_id=self.broker_id,
             boot_id=self.boot_id,
             generation=self.generation,
         )
+        object.__setattr__(self, "store", store)
+        object.__setattr__(self, "_listed", frozenset(entry.name for entry in self.objects))
 
     def with_object(self, name: ObjectName, *, size_bytes: int) -> Manifest:
         """Return a manifest that lists `name` too; listed already, it gets the new size.
@@ -118,7 +122,7 @@ class Manifest:
         if name.store != self.store or name.kind in _UNLISTED_KINDS:
             raise ShmError(f"list {name} in the manifest of {self.store}: it does not belong there")
         entry = ObjectEntry(name, size_bytes)
-        if any(old.name == name for old in self.objects):
+        if name in self._listed:
             listed = tuple(entry if old.name == name else old for old in self.objects)
         else:
             listed = (*self.objects, entry)
@@ -137,8 +141,8 @@ class Manifest:
         if name.store != self.store:
             return False
         if name.kind in _UNLISTED_KINDS:
-            return any(entry.name.kind is ObjectKind.CONTROL for entry in self.objects)
-        return any(entry.name == name for entry in self.objects)
+            return self.store.object(ObjectKind.CONTROL, 0) in self._listed
+        return name in self._listed
 
 
 def manifest_path(store_path: Path) -> Path:
@@ -258,13 +262,14 @@ def _decode(data: bytes, path: Path) -> Manifest:
         manifest = Manifest(
             **{**{key: fields[key] for key in _FIELDS}, "boot_id": boot_id}, objects=tuple(entries)
         )
-        store = manifest.store
     except (ValueError, ShmError) as error:
         raise _unreadable(path, 1, str(error)) from error
     for entry in entries:
-        if entry.name.store != store:
+        if entry.name.store != manifest.store:
             raise _unreadable(
-                path, _line_of(body, str(entry.name)), f"{entry.name} is no object of {store}"
+                path,
+                _line_of(body, str(entry.name)),
+                f"{entry.name} is no object of {manifest.store}",
             )
     return manifest
 

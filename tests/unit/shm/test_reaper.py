@@ -264,8 +264,11 @@ def test_store_that_no_given_folder_knows_stays_unless_a_person_says_otherwise(
         findings = reap(folders, [path], dry_run=False)
         assert set(_verdicts(findings, store).values()) == {Verdict.UNMARKED}
     assert all(map(_exists, leftovers))
+    another = new_store(store.cluster)
+    create(another.object(ObjectKind.HOT, 0), size_bytes=4096).close()
     findings = reap([elsewhere], [path], dry_run=False, unmarked=[store])
     assert set(_verdicts(findings, store).values()) == {Verdict.REMOVED}
+    assert _verdicts(findings, another) == {"hot.0": Verdict.UNMARKED}
 
 
 def test_memory_of_another_boot_is_removed(

@@ -8,6 +8,7 @@ import stat
 
 import pytest
 
+from shmq.core import core
 from shmq.errors import (
     ClosedError,
     LayoutVersionError,
@@ -17,7 +18,7 @@ from shmq.errors import (
 from shmq.shm import header
 from shmq.shm.incarnation import Incarnation, boot_id
 from shmq.shm.names import ObjectKind, ObjectName, StoreName
-from shmq.shm.segment import SHM_FOLDER, attach, create, grow, open_readonly, populate, unlink
+from shmq.shm.segment import SHM_FOLDER, attach, create, grow, open_readonly, unlink
 from tests.support.require import require_root
 from tests.unit.shm import children
 from tests.unit.shm.segments import Finisher
@@ -273,7 +274,7 @@ def test_header_is_read_as_the_core_wrote_it(name: ObjectName, finisher: Finishe
 def test_constants_are_those_of_the_layout(finisher: Finisher) -> None:
     from shmq.shm.budget import SEGMENT_COUNT_MAX
 
-    wanted = (header.LAYOUT_VERSION, header.HEADER_SIZE, SEGMENT_COUNT_MAX)
+    wanted = (core.LAYOUT_VERSION, header.HEADER_SIZE, SEGMENT_COUNT_MAX)
     assert finisher.constants() == wanted
 
 
@@ -478,7 +479,7 @@ def test_refused_attachment_leaks_no_fd(name: ObjectName, finisher: Finisher) ->
         assert _open_fds() == before
 
 
-# --- grow, read-only fds, populate, unlink, the handle ------------------------------------------
+# --- grow, read-only fds, unlink, the handle ----------------------------------------------------
 
 
 def test_grown_segment_keeps_its_bytes_and_is_allocated(name: ObjectName) -> None:
@@ -566,33 +567,6 @@ def test_another_uid_cannot_make_its_read_only_fd_writable(name: ObjectName) -> 
         finally:
             os.close(fd)
     assert out.split() == ["refused"] * 4
-
-
-@pytest.mark.parametrize("size_bytes", [4096, 3 << 20, (1 << 20) + 5000])
-def test_populated_pages_are_zero_and_nothing_else_changed(
-    name: ObjectName, size_bytes: int
-) -> None:
-    with create(name, size_bytes=size_bytes) as one:
-        os.pwrite(one.fileno(), b"kept", size_bytes - 4)
-        populate(one)
-        status = os.fstat(one.fileno())
-        assert status.st_size == size_bytes
-        assert os.pread(one.fileno(), size_bytes, 0) == bytes(size_bytes - 4) + b"kept"
-
-
-def test_populate_of_a_part_stops_at_the_end(name: ObjectName) -> None:
-    with create(name, size_bytes=SIZE) as one:
-        populate(one, place=4096, size_bytes=1 << 30)
-        assert os.fstat(one.fileno()).st_size == SIZE
-
-
-def test_populate_of_a_read_only_segment_is_refused(name: ObjectName, finisher: Finisher) -> None:
-    with (
-        finisher.make(name),
-        attach(name, readonly=True) as other,
-        pytest.raises(ShmError, match="populate"),
-    ):
-        populate(other)
 
 
 def test_unlink_says_whether_it_was_there_and_takes_nothing_from_holders(
