@@ -1,7 +1,8 @@
 """Types of the compiled core. What each verb does is said in its C docstring and in the heads of
-include/shmq/*.h; sections follow the files of binding/."""
+include/shmq/*.h; sections follow the files of binding/.
+"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self, final
 
@@ -150,6 +151,7 @@ def init_control(
     store_host: bytes,
     begin_position: int,
 ) -> None: ...
+
 @final
 class Appender:
     def __new__(
@@ -181,6 +183,7 @@ class Appender:
     ) -> tuple[int, int]: ...
     def set_queue(self, row: int, state: int, flags: int, /) -> None: ...
     def delete_queue(self, row: int, /) -> None: ...
+    def reserve(self, row: int, max_queue_offset: int, /) -> int: ...
     def set_min(self, row: int, min_queue_offset: int, /) -> None: ...
     def set_min_position(self, physical_offset: int, /) -> None: ...
     def set_status(self, status: int, /) -> None: ...

@@ -1,7 +1,8 @@
 """Reads structs of layout.h out of mapped memory by their field table, for tools and control code.
 
 Nothing here writes, and nothing here is for protocol words that need ordering: those are loaded by
-the core (Mapping.load64). Each field is read once. Any process; ValueError for a place out of range.
+the core (Mapping.load64). Each field is read once. Any process; ValueError for a place out of
+range.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def read_ints(buffer: Buffer, name: str, place: int = 0) -> dict[str, int]:
     return {key: value for key, value in fields.items() if isinstance(value, int)}
 
 
-def read_struct(buffer: Buffer, name: str, place: int = 0) -> dict[str, int | bytes | tuple[int, ...]]:
+def read_struct(
+    buffer: Buffer, name: str, place: int = 0
+) -> dict[str, int | bytes | tuple[int, ...]]:
     """The fields of the struct `name` at `place` of `buffer`: ints, bytes for byte arrays, tuples
     for other arrays.
 

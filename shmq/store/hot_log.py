@@ -52,6 +52,7 @@ class HotLog:
         self._ready: dict[int, tuple[HotSegment, int]] = {}
         self._spare: list[HotSegment] = []
         self._complete_end = 0
+        self._derived_end = 0
         self._changed = threading.Condition()
 
     # ---- the keeper's side -----------------------------------------------------------------------
@@ -66,6 +67,10 @@ class HotLog:
     def set_complete(self, end_position: int) -> None:
         """Files below `end_position` are complete and synced (recovery)."""
         self._complete_end = max(self._complete_end, end_position)
+
+    def set_derived(self, file_position: int) -> None:
+        """The ConsumeQueue file of a complete file is made: it may leave memory."""
+        self._derived_end = max(self._derived_end, file_position + self.file_size_bytes)
 
     @property
     def ready_end(self) -> int:
@@ -102,14 +107,15 @@ class HotLog:
         return True
 
     def try_retire_oldest(self) -> bool:
-        """Take the oldest complete file out of memory before its slot is wanted, for the sake of its
-        ConsumeQueue blocks. False: there is none but the last two."""
+        """Take the oldest complete file out of memory before its slot is wanted, for the sake of
+        its ConsumeQueue blocks. False: there is none but the last two.
+        """
         positions = self.positions
         return len(positions) > 2 and self._retire(positions[0])
 
     def _retire(self, file_position: int) -> bool:
-        """Take a complete file out of memory; False if it is not complete yet."""
-        if file_position + self.file_size_bytes > self._complete_end:
+        """Take a file out of memory; False if it is not complete, synced and derived yet."""
+        if file_position + self.file_size_bytes > min(self._complete_end, self._derived_end):
             return False
         hot, fd = self._ready[file_position]
         self._appender.retire(file_position)

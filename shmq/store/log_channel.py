@@ -1,7 +1,7 @@
 """The log channel: how clients that map the log get its memory, and are asked to leave it.
 
-What lives here: `LogChannel`, the broker's end of one SOCK_SEQPACKET pair per client. Packets have 32
-bytes (`PACKET`): kind, zero, file_position, size in bytes, zero; one fd at most goes with them.
+What lives here: `LogChannel`, the broker's end of one SOCK_SEQPACKET pair per client. Packets have
+32 bytes (`PACKET`): kind, zero, file_position, size in bytes, zero; one fd at most goes with them.
 
     broker -> client   HOT      map this segment (fd) for the file at file_position
                        RETIRED  map this complete file (fd) over the same addresses, then answer
@@ -252,7 +252,8 @@ class LogChannel:
 
     def _open(self, kind: int, file_position: int) -> tuple[int, int]:
         """The fd that goes with a packet and the kind it has become: a HOT of a segment that has
-        retired meanwhile is a FILE, and a FILE that is not kept any more is GONE."""
+        retired meanwhile is a FILE, and a FILE that is not kept any more is GONE.
+        """
         if kind == HOT or (kind == FILE and file_position in self._hot):
             segment = self._hot.get(file_position)
             if segment is not None:

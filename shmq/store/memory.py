@@ -74,7 +74,8 @@ class HotSegment:
 
 class StoreMemory:
     """All named objects of one store. One owner; its methods are called by one thread at a time,
-    but for `create_completion` and `drop_completion`, which may run beside the others."""
+    but for `create_completion` and `drop_completion`, which may run beside the others.
+    """
 
     def __init__(self, manifest: Manifest, path: Path, mark: InUseMark) -> None:
         self.manifest = manifest
@@ -329,7 +330,9 @@ class StoreMemory:
     def create_completion(
         self, session: int, size_bytes: int
     ) -> tuple[segment.Segment, core.Mapping]:
-        """Make the completion object of a session; one left over from a dead session is replaced."""
+        """Make the completion object of a session; one left over from a dead session is
+        replaced.
+        """
         name = self.store.object(ObjectKind.COMPLETION, session)
         segment.unlink(name)
         made = segment.create(name, size_bytes=size_bytes)
@@ -361,7 +364,9 @@ class StoreMemory:
         return segment.open_readonly(self._segments[kind])
 
     def sweep(self, sessions: Iterable[int]) -> None:
-        """Remove objects of this store that nobody wants: all but the listed and these sessions'."""
+        """Remove objects of this store that nobody wants: all but the listed and these
+        sessions'.
+        """
         keep = {entry.name for entry in self.manifest.objects}
         keep |= {self.store.object(ObjectKind.COMPLETION, session) for session in sessions}
         for name in reaper.sweep(self._mark, keep=keep):

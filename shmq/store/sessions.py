@@ -4,8 +4,8 @@ What lives here: `Sessions` and `SessionOffer`, the fds and sizes that a client 
 session and which queues it may send to is decided above (the broker); here it is carried out.
 
 Which process: the broker's control thread. Writes: session slots and grants (through the Appender),
-completion objects, memfds. May fail: QuotaError when all slots are taken, ShmFullError, ShmError for
-memory that is not what a resumed session had; nothing is left behind then.
+completion objects, memfds. May fail: QuotaError when all slots are taken, ShmFullError, ShmError
+for memory that is not what a resumed session had; nothing is left behind then.
 """
 
 from __future__ import annotations
@@ -101,9 +101,7 @@ class Sessions:
         self._live: dict[int, _Session] = {}
         self._lost: set[int] = set()
         self._lock = threading.RLock()
-        self._config = read_ints(
-            memory.control, "control_config", struct_size("segment_header")
-        )
+        self._config = read_ints(memory.control, "control_config", struct_size("segment_header"))
 
     # ---- opening ---------------------------------------------------------------------------------
 
@@ -285,9 +283,7 @@ class Sessions:
         if map_log:
             offer.fds["log"] = self._channel.add(offer.session)
 
-    def _make(
-        self, fds: dict[str, int], offer: SessionOffer, kind: str, size: int
-    ) -> core.Mapping:
+    def _make(self, fds: dict[str, int], offer: SessionOffer, kind: str, size: int) -> core.Mapping:
         fds[kind] = memfd.create_sealed(f"shmq-{kind}", size_bytes=size)
         offer.sizes[kind] = size
         mapping = core.Mapping(fds[kind], size, writable=True)

@@ -12,9 +12,9 @@ __all__ = ["layout_page"]
 
 _HEAD = """# Shared memory layouts
 
-Layout version {version}. Made by `python -m shmq.tools.layout_page` from `shmq/core/include/shmq/layout.h`,
-whose comments say who writes what and what a crash leaves. All integers are little-endian;
-`shmq_word32` and `shmq_word64` are atomic words.
+Layout version {version}. Made by `python -m shmq.tools.layout_page` from
+`shmq/core/include/shmq/layout.h`, whose comments say who writes what and what a crash leaves. All
+integers are little-endian; `shmq_word32` and `shmq_word64` are atomic words.
 """
 
 

@@ -682,6 +682,23 @@ static PyObject *appender_delete_queue(struct shmq_appender *self, PyObject *arg
     Py_RETURN_NONE;
 }
 
+/* reserve(row, max_queue_offset): offsets of damaged messages are not given again. */
+static PyObject *appender_reserve(struct shmq_appender *self, PyObject *args)
+{
+    unsigned int row;
+    unsigned long long max;
+    if (!PyArg_ParseTuple(args, "IK:reserve", &row, &max) || appender_row(self, row, "reserve") < 0) {
+        return NULL;
+    }
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    role_take(self);
+    status = shmq_append_reserve(&self->append, row, max);
+    role_give(self);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(status);
+}
+
 /* set_min(row, min_queue_offset): retention took what lies below it. */
 static PyObject *appender_set_min(struct shmq_appender *self, PyObject *args)
 {
@@ -1282,6 +1299,7 @@ static PyMethodDef appender_methods[] = {
            "add_queue(topic_row, queue_id, flags, first_queue_offset) -> (row, generation)."),
     METHOD("set_queue", appender_set_queue, METH_VARARGS, "set_queue(row, state, flags)."),
     METHOD("delete_queue", appender_delete_queue, METH_O, "delete_queue(row): its handles are stale."),
+    METHOD("reserve", appender_reserve, METH_VARARGS, "reserve(row, max_queue_offset) -> status."),
     METHOD("set_min", appender_set_min, METH_VARARGS, "set_min(row, min_queue_offset)."),
     METHOD("set_min_position", appender_set_min_position, METH_O, "set_min_position(physical_offset)."),
     METHOD("set_status", appender_set_status, METH_O,

@@ -209,6 +209,29 @@ static inline void shmq_append_set_row(struct shmq_append *append, uint32_t inde
     append->settle_rows = 1;
 }
 
+/* Takes queue offsets up to max_queue_offset with entries of size 0: what stood there is damaged, and no
+ * other message may get its offset. ARENA_FULL: some were taken; grow it and go on. */
+static inline int shmq_append_reserve(struct shmq_append *append, uint32_t index, uint64_t max_queue_offset)
+{
+    struct shmq_queue_row *queue = shmq_control_queue_row(append->control, index);
+    struct shmq_row *row = &append->rows[index];
+    int status = SHMQ_OK;
+    for (; row->next_queue_offset < max_queue_offset; ++row->next_queue_offset) {
+        if (row->chain.tail_room == 0 && append->arena.free_count == 0) {
+            status = SHMQ_ARENA_FULL;
+            break;
+        }
+        shmq_consume_queue_put(&append->arena, queue, index, &row->chain, row->next_queue_offset,
+                               append->log.log_end, 0, 0);
+    }
+    row->staged_room = row->chain.tail_room;
+    /* release: pairs with the acquire of whoever asks for the maximum */
+    shmq_store_release(&queue->max_queue_offset, row->next_queue_offset);
+    /* release: pairs with the acquire in shmq_consume_queue_read */
+    shmq_store_release(&queue->visible_max, row->next_queue_offset);
+    return status;
+}
+
 /* ---- sessions -------------------------------------------------------------------------------------- */
 
 /* Where one session's memory lies in this process. */

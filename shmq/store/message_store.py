@@ -1,0 +1,619 @@
+"""MessageStore: one store, from its files and its shared memory to the threads that serve it.
+
+What lives here: the facade that a broker owns: open (adopt what a dead predecessor left in memory,
+or recover from files), start, stop. Queues, sessions and positions are reached through it. Wiring
+only: the work is in append.py, flush.py, hot_log.py, sessions.py, queues.py, log_files.py,
+recovery.py.
+
+Which process: the broker; a second one for the same folder is refused by the store's lock. May
+fail: StoreError and ShmError with their kin; what was opened is closed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from shmq.clock import SYSTEM_CLOCK, Clock
+from shmq.core import core
+from shmq.core.fields import field_place, read_ints, struct_size
+from shmq.errors import ServiceNotAvailableError, ShmError, ShmqError, StoreCorruptError
+from shmq.shm import manifest as manifests
+from shmq.shm.budget import HotLogRequest, Machine, plan_sizes, raise_open_files
+from shmq.shm.in_use import InUseMark
+from shmq.shm.incarnation import boot_id
+from shmq.status import FlushDiskType
+from shmq.store import boot_files, positions
+from shmq.store.append import AppendService
+from shmq.store.derive import DeriveService
+from shmq.store.flush import FlushService
+from shmq.store.hot_log import HotLog
+from shmq.store.log_channel import LogChannel
+from shmq.store.log_files import LogFiles, find_file_size
+from shmq.store.memory import StoreMemory, completion_size
+from shmq.store.queues import Queues
+from shmq.store.recovery import RecoveredLog, open_consume_queues, recover_files
+from shmq.store.scan import DELAY_LEVELS_MS
+from shmq.store.sessions import Sessions
+from shmq.store.store_lock import StoreLock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shmq.config import StoreConfig
+    from shmq.errors import FlushFailedError
+    from shmq.shm.budget import HotLogPlan
+    from shmq.shm.manifest import Manifest
+    from shmq.store.consume_queue_files import ConsumeQueueFiles
+
+__all__ = ["LogPositions", "MessageStore"]
+
+_log = logging.getLogger("shmq.store")
+
+_MARK_TIMEOUT_MS = 1000
+_FILES_AHEAD = 2
+"""Files that are kept ready ahead of the one appended to, where nobody asked for hot segments."""
+_REMAP_TIMEOUT_S = 0.1
+"""How long clients get to leave a retired segment before its memory is replaced."""
+_POSITIONS_INTERVAL_NS = 1_000_000_000
+_REPLAY_FRAMES = 100_000
+"""Frames replayed between two looks at what the arena needs."""
+_OK = core.STATUS["OK"][0]
+_NO_TOPIC = core.STATUS["NO_TOPIC"][0]
+_ARENA_FULL = core.STATUS["ARENA_FULL"][0]
+_FLUSH_FAILED = -core.STATUS["FLUSH_FAILED"][0]
+
+_APPEND_PLACE = 2 * core.LINE
+_FLUSH_PLACE = 3 * core.LINE
+_REPLICA_PLACE = 4 * core.LINE
+
+
+class LogPositions(NamedTuple):
+    """How far the log is, in physical_offsets."""
+
+    min_position: int
+    """First byte kept."""
+    hot_min_position: int
+    """First byte in memory."""
+    committed_position: int
+    """Behind the last committed frame."""
+    flushed_position: int
+    """Bytes below it are on disk."""
+    confirmed_position: int
+    """Bytes below it are on the replicas of the SyncStateSet."""
+
+
+class MessageStore:
+    """One store. Open it, start it, stop it; a context manager that does all three.
+
+    Attributes that others use: `queues`, `sessions`, `channel`, `appender` (for subscriptions and
+    rights of issue B's broker through sessions), `positions`.
+    """
+
+    def __init__(
+        self,
+        config: StoreConfig,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        on_session_ended: Callable[[int, str], None] | None = None,
+    ) -> None:
+        """Nothing happens yet.
+
+        Args:
+            config: of the store.
+            clock: time; the core's own clocks are the kernel's.
+            on_session_ended: called with (session, reason) from a service thread when a client
+            broke
+                a rule or did not answer; its session is closed already.
+        """
+        self.config = config
+        self._clock = clock
+        self._on_session_ended = on_session_ended or (lambda _session, _reason: None)
+        self._undo = contextlib.ExitStack()
+        self._failure: FlushFailedError | None = None
+        self._positions_due_ns = 0
+        self.is_adopted = False
+        """Whether `open` found the memory of a predecessor."""
+        self.recovered: RecoveredLog | None = None
+        """What `open` found in the files; None after adoption."""
+
+    # ---- opening ---------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Take the lock, then the memory of a dead predecessor, or else recover from files.
+
+        Blocks for as long as recovery takes.
+
+        Raises:
+            StoreLockedError: a living broker has it.
+            StoreError, ShmError and their kin: it cannot be opened; everything is released.
+        """
+        config = self.config
+        with contextlib.ExitStack() as undo:
+            config.store_path.mkdir(parents=True, exist_ok=True)
+            undo.callback(StoreLock(config.store_path).release)
+            (config.store_path / "shmq").mkdir(mode=0o700, exist_ok=True)
+            self._runtime_path = config.runtime_folder()
+            self._runtime_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._manifest_path = manifests.manifest_path(config.store_path)
+            self._positions_path = positions.positions_path(config.store_path)
+            known = positions.load(self._positions_path)
+            manifest = manifests.load(self._manifest_path)
+            if manifest is None or not self._try_adopt(manifest, known, undo):
+                self._recover(known, undo)
+            boot_files.make_abort(config.store_path)
+            boot_files.write_broker_conf(config, file_size_bytes=self.file_size_bytes)
+            self._save_positions(is_clean=False)
+            self._undo = undo.pop_all()
+
+    def _try_adopt(
+        self, manifest: Manifest, known: positions.Positions | None, undo: contextlib.ExitStack
+    ) -> bool:
+        """Adopt the predecessor's memory if it is all there; False: recover from files."""
+        if manifest.boot_id != boot_id() or manifest.layout_version != core.LAYOUT_VERSION:
+            _log.info("memory of another boot or release: recovering from files")
+            self._discard(manifest)
+            return False
+        with contextlib.ExitStack() as mine:
+            mark = mine.enter_context(
+                InUseMark.take(self._runtime_path, manifest.store, timeout_ms=_MARK_TIMEOUT_MS)
+            )
+            try:
+                memory = StoreMemory.adopt(manifest, self._manifest_path, mark, self.config)
+            except ShmError as error:
+                _log.warning("memory cannot be adopted, recovering from files: %s", error)
+                mine.close()
+                self._discard(manifest)
+                return False
+            mine.callback(memory.close)
+            try:
+                self._adopt_log(memory, known, mine)
+            except StoreCorruptError as error:
+                _log.error("memory cannot be adopted, recovering from files: %s", error)
+                mine.close()
+                self._discard(manifest)
+                return False
+            self._mark = mark
+            self.is_adopted = True
+            undo.push(mine.pop_all())
+            return True
+
+    def _discard(self, manifest: Manifest) -> None:
+        """Remove the objects of a store generation that will not be used again."""
+        if manifest.boot_id != boot_id():
+            return
+        with InUseMark.take(
+            self._runtime_path, manifest.store, timeout_ms=_MARK_TIMEOUT_MS
+        ) as mark:
+            StoreMemory(manifest, self._manifest_path, mark).drop()
+            mark.remove()
+
+    def _adopt_log(
+        self, memory: StoreMemory, known: positions.Positions | None, undo: contextlib.ExitStack
+    ) -> None:
+        fields = read_ints(memory.control, "control_config", struct_size("segment_header"))
+        self.file_size_bytes = fields["file_size_bytes"]
+        segment_count = fields["hot_slot_count"]
+        self._wire(memory, undo, segment_count, fields["session_slot_count"])
+        slots_place = fields["hot_slots_place"]
+        used = set()
+        for index in range(segment_count):
+            slot = read_ints(
+                memory.control, "hot_slot", slots_place + index * struct_size("hot_slot")
+            )
+            hot = memory.hot(slot["object_number"])
+            if slot["state"] not in (core.HOT_READY, core.HOT_LIVE) or hot is None:
+                continue
+            file_position = slot["file_position"]
+            self._appender.adopt_hot(file_position, hot.mapping)
+            self._hot_log.adopt(file_position, hot, self._files.open(file_position, readonly=False))
+            used.add(hot.number)
+        for number in set(memory.hot_numbers()) - used:
+            memory.drop_hot(number)
+        status = self._appender.adopt()
+        if status != _OK:
+            raise StoreCorruptError(f"adopt {memory.store}: the last turn does not hold ({status})")
+        now = self.positions
+        complete_end = now.flushed_position - now.flushed_position % self.file_size_bytes
+        self._hot_log.set_complete(complete_end)
+        self._derive_from(
+            open_consume_queues(
+                self._files,
+                end_position=complete_end,
+                record_crc_position=known.record_crc_position if known else 0,
+            ),
+            undo,
+        )
+        self.queues = Queues(self._appender, memory)
+        lost = self.sessions.find_lost()
+        memory.sweep(lost)
+        _log.info(
+            "adopted store=%s committed_position=%d flushed_position=%d queues=%d sessions=%d",
+            memory.store,
+            now.committed_position,
+            now.flushed_position,
+            len(self.queues),
+            len(lost),
+        )
+
+    def _recover(self, known: positions.Positions | None, undo: contextlib.ExitStack) -> None:
+        """Scan the files, make new memory, and put what is behind the last complete file into
+        it.
+        """
+        config = self.config
+        plan = self._plan(known)
+        self.file_size_bytes = plan.file_size_bytes
+        files = LogFiles(config.store_path, plan.file_size_bytes)
+        files.make_folders()
+        recovered = recover_files(config.store_path, plan.file_size_bytes)
+        self.recovered = recovered
+        manifest = StoreMemory.new_manifest(config, plan.file_size_bytes, os.geteuid())
+        mark = undo.enter_context(
+            InUseMark.take(self._runtime_path, manifest.store, timeout_ms=_MARK_TIMEOUT_MS)
+        )
+        self._mark = mark
+        memory = StoreMemory.create(
+            manifest,
+            self._manifest_path,
+            mark,
+            config,
+            plan,
+            begin_position=recovered.min_position,
+        )
+        undo.callback(memory.close)
+        drop = undo.enter_context(contextlib.ExitStack())
+        drop.callback(memory.drop)
+        self._wire(memory, undo, plan.segment_count, plan.session_count)
+        self._appender.grow_arena(memory.arena.size_bytes // core.BLOCK_SIZE)
+        self._derive_from(recovered.consume_queues, undo)
+        self.queues = Queues(self._appender, memory)
+        for (topic, queue_id), (low, high) in recovered.cold_queues.items():
+            handle = self.queues.add(
+                topic, queue_id, flags=self.default_flags(), first_queue_offset=high
+            )
+            self.queues.set_min(handle.row, low)
+        self._load_last_file(memory, recovered)
+        _log.info(
+            "recovered path=%s min_position=%d end_position=%d holes=%d queues=%d",
+            config.store_path,
+            recovered.min_position,
+            recovered.end_position,
+            len(recovered.holes),
+            len(self.queues),
+        )
+        drop.pop_all()
+
+    def _plan(self, known: positions.Positions | None) -> HotLogPlan:
+        config = self.config
+        file_size = config.commit_log_file_size_bytes
+        existing = known.file_size_bytes if known else find_file_size(config.store_path)
+        if existing and file_size and existing != file_size:
+            raise ShmError(
+                f"open {config.store_path}: its files have {existing} bytes, "
+                f"commit_log_file_size_bytes is {file_size}; leave it at auto"
+            )
+        plan = plan_sizes(
+            HotLogRequest(
+                file_size_bytes=existing or file_size,
+                segment_count=config.hot_segment_count,
+                arena_bytes=config.arena_bytes,
+                session_count=config.session_count,
+                ring_bytes=config.ring_bytes,
+                completion_bytes=completion_size(config.lane_count, config.completion_count),
+                max_message_size_bytes=config.max_message_size_bytes,
+            ),
+            Machine.read(),
+        )
+        for line in plan.shrunk:
+            _log.warning("%s", line)
+        raise_open_files(plan.open_files)
+        return plan
+
+    def _wire(
+        self, memory: StoreMemory, undo: contextlib.ExitStack, segment_count: int, sessions: int
+    ) -> None:
+        config = self.config
+        self._memory = memory
+        self._files = LogFiles(config.store_path, self.file_size_bytes)
+        self._files.make_folders()
+        self._appender = core.Appender(
+            memory.control,
+            memory.topics,
+            memory.arena,
+            flush_timeout=config.sync_flush_timeout_ms / 1000,
+            delay_ms=DELAY_LEVELS_MS,
+            policy=_POLICIES[config.waiting_policy],
+        )
+        undo.callback(self._appender.close)
+        self.channel = LogChannel(
+            self._files, file_size_bytes=self.file_size_bytes, on_drop=self._end_session
+        )
+        undo.callback(self.channel.stop)
+        self._hot_log = HotLog(
+            self._appender,
+            memory,
+            self._files,
+            self.channel,
+            file_size_bytes=self.file_size_bytes,
+            segment_count=segment_count,
+            zero_written=config.flush_disk_type is FlushDiskType.SYNC_FLUSH,
+            remap_timeout_s=_REMAP_TIMEOUT_S,
+            retired_bytes_max=(
+                segment_count * self.file_size_bytes // 2
+                if config.retired_bytes_max is None
+                else config.retired_bytes_max
+            ),
+        )
+        undo.callback(self._hot_log.close)
+        lanes = config.lane_count
+        ring_bytes = config.ring_bytes or _RING_BYTES_DEFAULT
+        self.sessions = Sessions(
+            self._appender,
+            memory,
+            self.channel,
+            slot_count=sessions,
+            lane_count=lanes,
+            lane_capacity_bytes=1 << ((ring_bytes // lanes).bit_length() - 1),
+            completion_capacity=config.completion_count,
+        )
+        ahead = segment_count - 1 if config.hot_segment_count else _FILES_AHEAD
+        self._segment_count = segment_count
+        self._append = AppendService(
+            self._appender,
+            self._hot_log,
+            memory,
+            files_ahead=min(ahead, segment_count - 1),
+            on_session_ended=self._end_sessions,
+            on_tick=self._tick,
+        )
+        self._flush = FlushService(
+            self._appender,
+            self._hot_log,
+            interval_s=config.flush_interval_ms / 1000,
+            on_failed=self._fail,
+            on_file_complete=lambda file_position: self._derive.put(file_position),
+        )
+
+    def _derive_from(self, files: ConsumeQueueFiles, undo: contextlib.ExitStack) -> None:
+        self._derive = DeriveService(files, on_derived=self._hot_log.set_derived)
+        undo.callback(self._derive.close)
+        for file_position in files.file_positions:
+            self._hot_log.set_derived(file_position)
+
+    def _load_last_file(self, memory: StoreMemory, recovered: RecoveredLog) -> None:
+        """Bring the file in which appends go on into memory, and replay its frames."""
+        size = self.file_size_bytes
+        end = recovered.end_position
+        file_position = end - end % size
+        is_new = not any(file.file_position == file_position for file in self._files.files())
+        if not is_new:
+            fd = self._files.open(file_position, readonly=False)
+        else:
+            fd = self._files.make_ready(
+                file_position,
+                zero_written=self.config.flush_disk_type is FlushDiskType.SYNC_FLUSH,
+            )
+        hot = memory.create_hot()
+        if not is_new:
+            with memoryview(hot.mapping) as view:
+                _read_fully(fd, view[: end - file_position], 0)
+            os.fdatasync(fd)
+        self._appender.ready(file_position, hot.mapping, hot.number)
+        self._hot_log.adopt(file_position, hot, fd)
+        self._hot_log.set_complete(file_position)
+        self._replay(file_position, end, recovered)
+        for (topic, queue_id), queue_end in recovered.queue_ends.items():
+            handle = self.queues.add(
+                topic, queue_id, flags=self.default_flags(), first_queue_offset=queue_end
+            )
+            while self._appender.reserve(handle.row, queue_end) == _ARENA_FULL:
+                self._appender.grow_arena(self._memory.grow_arena())
+        self._appender.set_min_position(recovered.min_position)
+        self._appender.begin_at(end, recovered.store_timestamp)
+
+    def _replay(self, position: int, end: int, recovered: RecoveredLog) -> None:
+        demands = 0
+        if recovered.record_crc_position <= position:
+            demands = core.CHECK_RECORD_CRC
+        holes = sorted((hole.position, hole.size) for hole in recovered.holes)
+        while position < end:
+            limit = min((at for at, _ in holes if at >= position), default=end)
+            status, position, _, _, topic, queue_id, queue_offset, reason = self._appender.replay(
+                position, min(limit, end), demands, _REPLAY_FRAMES
+            )
+            if status == _NO_TOPIC:
+                assert topic is not None
+                name = topic.decode("utf-8", "surrogateescape")
+                self.queues.add(
+                    name, queue_id, flags=self.default_flags(), first_queue_offset=queue_offset
+                )
+            elif status == _ARENA_FULL:
+                self._appender.grow_arena(self._memory.grow_arena())
+            elif status != _OK:
+                raise StoreCorruptError(
+                    f"replay {self.config.store_path} at {position}: status {status}, "
+                    f"reason {reason}, though the scan had passed it; run fsck"
+                )
+            elif position == limit < end:
+                position += next(hole_size for at, hole_size in holes if at == limit)
+
+    # ---- running ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to take messages and to flush them."""
+        self.channel.start()
+        self._derive.start()
+        flushed = self.positions.flushed_position
+        self._flush.start(flushed - flushed % self.file_size_bytes)
+        self._append.start()
+
+    def stop(self, *, keep_memory: bool = False) -> None:
+        """Take nothing more, flush everything, release everything.
+
+        Args:
+            keep_memory: leave the shared memory to a successor, which adopts it and its sessions;
+                otherwise it is removed.
+
+        Raises:
+            FlushFailedError: the disk had refused; what was not flushed is in memory only, which
+                is therefore left for a successor.
+        """
+        self._append.stop()
+        self._flush.stop()
+        self._derive.stop()
+        is_flushed = self.positions.flushed_position == self.positions.committed_position
+        with contextlib.ExitStack() as undo:
+            undo.push(self._undo)
+            self._undo = contextlib.ExitStack()
+            self._save_positions(is_clean=is_flushed and not keep_memory)
+            for session in self.sessions.live:
+                if not keep_memory:
+                    self.sessions.close(session)
+        if is_flushed and not keep_memory:
+            self._drop_memory()
+        if self._failure is not None:
+            raise self._failure
+
+    def _drop_memory(self) -> None:
+        store = self._memory.store
+        with InUseMark.take(self._runtime_path, store, timeout_ms=_MARK_TIMEOUT_MS) as mark:
+            StoreMemory(self._memory.manifest, self._manifest_path, mark).drop()
+            mark.remove()
+
+    def __enter__(self) -> MessageStore:
+        self.open()
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # ---- facts -----------------------------------------------------------------------------------
+
+    @property
+    def positions(self) -> LogPositions:
+        """How far the log is, as of now."""
+        load = self._memory.control.load64
+        return LogPositions(
+            min_position=load(_APPEND_PLACE + field_place("append_positions", "min_position")),
+            hot_min_position=load(
+                _APPEND_PLACE + field_place("append_positions", "hot_min_position")
+            ),
+            committed_position=load(
+                _APPEND_PLACE + field_place("append_positions", "committed_position")
+            ),
+            flushed_position=load(
+                _FLUSH_PLACE + field_place("flush_positions", "flushed_position")
+            ),
+            confirmed_position=load(
+                _REPLICA_PLACE + field_place("replica_positions", "confirmed_position")
+            ),
+        )
+
+    def appender_state(self) -> dict[str, int]:
+        """What only the append role knows: blocked, arena_free_blocks, log_end, ready_end."""
+        return self._appender.state()
+
+    @property
+    def failure(self) -> FlushFailedError | None:
+        """Why the store takes no more messages for good; None while it does."""
+        return self._failure
+
+    def default_flags(self, flush_disk_type: FlushDiskType | None = None) -> int:
+        """Row flags (core.ROW_*) of a queue with this level; None: the store's."""
+        level = flush_disk_type or self.config.flush_disk_type
+        return core.ROW_FLUSH if level is FlushDiskType.SYNC_FLUSH else 0
+
+    def read_cold(
+        self, topic: str, queue_id: int, queue_offset: int, entry_count: int
+    ) -> tuple[int, bytes] | None:
+        """ConsumeQueue entries that are not in memory any more, from files; see
+        DeriveService.read.
+        """
+        return self._derive.read(topic, queue_id, queue_offset, entry_count)
+
+    def check(self) -> None:
+        """Return if messages can be stored.
+
+        Raises:
+            ServiceNotAvailableError, FlushFailedError: why not.
+        """
+        if self._failure is not None:
+            raise self._failure
+        status = self._memory.control.load32(
+            _APPEND_PLACE + field_place("append_positions", "store_status")
+        )
+        if status:
+            raise ServiceNotAvailableError(
+                f"store a message in {self.config.store_path}: appends wait, status {status}"
+            )
+
+    # ---- what the services report ----------------------------------------------------------------
+
+    def _fail(self, failure: FlushFailedError) -> None:
+        self._failure = failure
+        self._appender.set_status(_FLUSH_FAILED)
+
+    def _end_sessions(self) -> None:
+        for session, status in self.sessions.ended():
+            self._end_session(session, f"it broke a rule of the ring (status {status})")
+
+    def _end_session(self, session: int, reason: str) -> None:
+        _log.warning("session ended session=%d reason=%s", session, reason)
+        self.sessions.close(session)
+        self._on_session_ended(session, reason)
+
+    def _tick(self) -> None:
+        now_ns = self._clock.monotonic_ns()
+        if now_ns < self._positions_due_ns:
+            return
+        self._positions_due_ns = now_ns + _POSITIONS_INTERVAL_NS
+        try:
+            self._save_positions(is_clean=False)
+        except ShmqError as error:
+            _log.warning("positions not saved, recovery will scan further back: %s", error)
+
+    def _save_positions(self, *, is_clean: bool) -> None:
+        now = self.positions
+        known = positions.Positions(
+            flushed_position=now.flushed_position,
+            min_position=now.min_position,
+            store_generation=int(self._memory.manifest.generation, 16),
+            boot_id=boot_id(),
+            store_timestamp=self._memory.control.load64(
+                _APPEND_PLACE + field_place("append_positions", "store_timestamp")
+            ),
+            file_size_bytes=self.file_size_bytes,
+            is_clean=is_clean,
+        )
+        last = getattr(self, "_saved", None) or positions.load(self._positions_path)
+        if last is not None:
+            known = replace(
+                known, sequence=last.sequence, record_crc_position=last.record_crc_position
+            )
+        elif self.recovered is not None:
+            known = replace(known, record_crc_position=self.recovered.record_crc_position)
+        if last is not None and replace(known, sequence=0) == replace(last, sequence=0):
+            return
+        self._saved = positions.save(self._positions_path, known, durable=True)
+
+
+_RING_BYTES_DEFAULT = 1 << 20
+_POLICIES = {
+    "blocking": core.WAIT_BLOCKING,
+    "adaptive": core.WAIT_ADAPTIVE,
+    "busy_spin": core.WAIT_BUSY_SPIN,
+}
+
+
+def _read_fully(fd: int, view: memoryview, place: int) -> None:
+    """Fill the view from the file; ShmError at its end."""
+    got = 0
+    while got < len(view):
+        count = os.preadv(fd, [view[got : got + (64 << 20)]], place + got)
+        if count == 0:
+            raise StoreCorruptError(f"read a CommitLog file: it ends at {place + got}")
+        got += count
