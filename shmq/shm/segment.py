@@ -143,8 +143,8 @@ def create(name: ObjectName, *, size_bytes: int, mode: int = 0o600) -> Segment:
     """Make a new object of `size_bytes` zero bytes, all of them allocated, and open it to write.
 
     The core writes the header into it; until the magic is stored nobody can attach. May block for
-    0.1 to 0.3 s per GiB, without the GIL. Allocated pages still cost their mapper 1.7 us each at the
-    first touch (zeroing and page table; measured): who cannot wait then maps with MAP_POPULATE.
+    0.1 to 0.3 s per GiB, without the GIL. Allocated pages still cost 1.7 us each at the first touch
+    (zeroing and page table; measured): who cannot wait then maps with MAP_POPULATE.
 
     Args:
         name: from `StoreName.object`; must not exist.
@@ -284,33 +284,6 @@ def unlink(name: ObjectName) -> bool:
     return True
 
 
-def _full_message(what: str, *, wanted_bytes: int, errno_seen: int = errno.ENOSPC) -> str:
-    """Say that `what` did not fit, what is there, and what to change.
-
-    Args:
-        what: verb and object, such as "create /shmq...".
-        wanted_bytes: what was asked for.
-        errno_seen: ENOSPC (the mount is full) or ENOMEM (the memory group is).
-    """
-    mount = os.statvfs(SHM_FOLDER)
-    free_bytes = mount.f_bavail * mount.f_frsize
-    total_bytes = mount.f_blocks * mount.f_frsize
-    if errno_seen == errno.ENOMEM:
-        return (
-            f"{what}: {wanted_bytes} bytes wanted, the kernel has no memory for them (memory cgroup"
-            " or RAM); raise MemoryMax= or docker --memory, or lower hot_segment_count"
-        )
-    if mount.f_files and not mount.f_favail:
-        return (
-            f"{what}: {SHM_FOLDER} has no inode left; mount -o remount,nr_inodes=..., {SHM_FOLDER}"
-        )
-    return (
-        f"{what}: {wanted_bytes} bytes wanted, {free_bytes} of {total_bytes} free in {SHM_FOLDER};"
-        f" mount -o remount,size=... {SHM_FOLDER}, docker --shm-size, or lower hot_segment_count"
-        " or commit_log_file_size_bytes"
-    )
-
-
 def _open_new(name: ObjectName, *, size_bytes: int) -> int:
     """Return a writable fd of the new, empty object `name`."""
     # size=0: posix_ipc would only ftruncate, which reserves nothing.
@@ -384,3 +357,30 @@ def _allocate(fd: int, name: ObjectName, *, place: int, size_bytes: int, verb: s
                 " LimitFSIZE= in the unit, or ulimit -f"
             ) from error
         raise ShmError(f"{verb} {name}: {error.strerror}") from error
+
+
+def _full_message(what: str, *, wanted_bytes: int, errno_seen: int = errno.ENOSPC) -> str:
+    """Say that `what` did not fit, what is there, and what to change.
+
+    Args:
+        what: verb and object, such as "create /shmq...".
+        wanted_bytes: what was asked for.
+        errno_seen: ENOSPC (the mount is full) or ENOMEM (the memory group is).
+    """
+    mount = os.statvfs(SHM_FOLDER)
+    free_bytes = mount.f_bavail * mount.f_frsize
+    total_bytes = mount.f_blocks * mount.f_frsize
+    if errno_seen == errno.ENOMEM:
+        return (
+            f"{what}: {wanted_bytes} bytes wanted, the kernel has no memory for them (memory cgroup"
+            " or RAM); raise MemoryMax= or docker --memory, or lower hot_segment_count"
+        )
+    if mount.f_files and not mount.f_favail:
+        return (
+            f"{what}: {SHM_FOLDER} has no inode left; mount -o remount,nr_inodes=..., {SHM_FOLDER}"
+        )
+    return (
+        f"{what}: {wanted_bytes} bytes wanted, {free_bytes} of {total_bytes} free in {SHM_FOLDER};"
+        f" mount -o remount,size=... {SHM_FOLDER}, docker --shm-size, or lower hot_segment_count"
+        " or commit_log_file_size_bytes"
+    )
