@@ -194,7 +194,8 @@ struct shmq_replay {
 
 /* Puts ConsumeQueue entries for the frames in hot memory from replay->position up to replay->limit. OK: reached
  * the limit or frames_max. NO_TOPIC: the frame's queue has no row (make it and go on). ARENA_FULL: grow it
- * and go on. CORRUPT: the frame there is not one; EMPTY: zeros there (the end of the log). */
+ * and go on. CORRUPT: the frame there is not one, or not of that queue_offset; EMPTY: zeros there (the end of
+ * the log). */
 static inline int shmq_log_replay(struct shmq_append *append, uint32_t check_flags, struct shmq_replay *replay)
 {
     while (replay->position < replay->limit && replay->frames < replay->frames_max) {
@@ -241,6 +242,14 @@ static inline int shmq_log_replay(struct shmq_append *append, uint32_t check_fla
                 row->next_queue_offset = queue_offset;
                 shmq_store_relaxed(&queue->min_queue_offset, queue_offset); /* relaxed: nobody reads yet */
                 shmq_store_relaxed(&queue->hot_min_queue_offset, queue_offset); /* relaxed: as above */
+            }
+            /* Every message missing from this queue had its bytes between its last one and this. */
+            uint64_t since = shmq_load_relaxed(&queue->last_position);           /* relaxed: own word */
+            uint64_t min = shmq_load_relaxed(&append->control->append.min_position); /* relaxed: own word */
+            since = since > min ? since : min;
+            if (queue_offset - row->next_queue_offset >
+                (replay->position - since) / SHMQ_MESSAGE_FIXED_SIZE_V1) {
+                return SHMQ_CORRUPT; /* no damage explains such a hole: the queue offset is wrong */
             }
             for (; row->next_queue_offset <= queue_offset; ++row->next_queue_offset) {
                 if (row->chain.tail_room == 0 && append->arena.free_count == 0) {
