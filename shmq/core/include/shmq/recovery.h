@@ -131,7 +131,7 @@ static inline int shmq_turn_redo(struct shmq_append *append, uint64_t now_ns)
             return SHMQ_CORRUPT;
         }
         int status = shmq_message_check(frame, room, position, SHMQ_CHECK_RECORD_CRC, &view);
-        if (status == SHMQ_BLANK) {
+        if (status == SHMQ_BLANK && view.total_size == room) {
             position += room;
             continue;
         }
@@ -208,12 +208,12 @@ static inline int shmq_log_replay(struct shmq_append *append, uint32_t check_fla
         int status = room >= SHMQ_BLANK_ROOM
                          ? shmq_message_check(frame, room, replay->position, check_flags, view)
                          : SHMQ_CORRUPT;
-        if (status == SHMQ_BLANK) {
+        if (status == SHMQ_BLANK && view->total_size == room) {
             replay->position += room;
             continue;
         }
         if (status != SHMQ_OK) {
-            return status;
+            return status == SHMQ_BLANK ? SHMQ_CORRUPT : status;
         }
         uint32_t transaction = view->sys_flag & SHMQ_SYS_FLAG_TRANSACTION_MASK;
         if (transaction == SHMQ_SYS_FLAG_TRANSACTION_PREPARED ||
@@ -231,9 +231,12 @@ static inline int shmq_log_replay(struct shmq_append *append, uint32_t check_fla
         struct shmq_queue_row *queue = shmq_control_queue_row(append->control, index);
         uint64_t queue_offset = view->queue_offset;
         if (queue_offset >= row->next_queue_offset) {
+            /* a foreign store's properties are taken as they are, without the last separator even */
             struct shmq_properties_summary summary = {0};
-            /* a foreign store's properties are taken as they are; only the tag matters here */
-            (void)shmq_properties_check(view->properties, view->properties_size, SHMQ_GRANT_SERVICE, &summary);
+            (void)shmq_properties_find(view->properties, view->properties_size, (const uint8_t *)"TAGS", 4,
+                                       &summary.tags, &summary.tags_size);
+            (void)shmq_properties_find(view->properties, view->properties_size, (const uint8_t *)"DELAY", 5,
+                                       &summary.delay, &summary.delay_size);
             int64_t tags_code = shmq_append_tags_code(append, shmq_load_relaxed32(&queue->flags), &summary,
                                                       (uint64_t)view->store_timestamp);
             if (row->next_queue_offset == shmq_load_relaxed(&queue->min_queue_offset) &&
