@@ -35,6 +35,8 @@
     ├── SendTimeoutError                (a TimeoutError too) nothing was sent
     ├── OutcomeUnknownError             (a TimeoutError too) sent, but its fate is not known yet
     ├── ClosedError                     the handle or session has ended
+    ├── RequestTimeoutError             (a TimeoutError too) no answer to a control request in time
+    ├── ProtocolError                   bytes on a control socket that no peer of ours would send
     └── ForkError                       a handle used in a child of the process that opened it
 
 Ordinary outcomes (nothing new, ring full) are values, see status.py; an exception is for what a
@@ -69,7 +71,9 @@ __all__ = [
     "OwnerError",
     "PermissionDeniedError",
     "PropertiesTooLargeError",
+    "ProtocolError",
     "QuotaError",
+    "RequestTimeoutError",
     "ReservedPropertyError",
     "SendTimeoutError",
     "ServiceNotAvailableError",
@@ -256,6 +260,14 @@ class ClosedError(ShmqError):
     """The handle was closed, or the broker ended the session; the message says why."""
 
 
+class RequestTimeoutError(ShmqError, TimeoutError):
+    """No answer to a control request came in time; it may have been carried out all the same."""
+
+
+class ProtocolError(ShmqError):
+    """A frame that breaks the rules of the control plane; the connection that it came on ends."""
+
+
 class ForkError(ShmqError):
     """The handle was opened by the parent process; memory maps and rings do not survive a fork."""
 
@@ -351,6 +363,10 @@ TABLE: tuple[ErrorRow, ...] = (
     ErrorRow(OutcomeUnknownError, 9401, "OUTCOME_UNKNOWN", _FINAL, _STAY,
              "look it up by its UNIQ_KEY before sending it again"),
     ErrorRow(ClosedError, 9402, "CLOSED", _FINAL, _STAY, "open a new one"),
+    ErrorRow(RequestTimeoutError, 9404, "REQUEST_TIMEOUT", _FINAL, _STAY,
+             "see whether the server that is named hangs; ask for the state before asking again"),
+    ErrorRow(ProtocolError, 9405, "PROTOCOL_ERROR", _FINAL, _STAY,
+             "run one shmq version on both sides"),
     ErrorRow(ForkError, 9403, "FORKED", _FINAL, _STAY,
              "open it in the process that uses it; start workers with spawn, not fork"),
 )

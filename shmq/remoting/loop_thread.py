@@ -1,0 +1,89 @@
+"""An asyncio event loop in a thread of its own, beside the main thread that waits for signals.
+
+shmq.service takes signals in the main thread without an event loop; the control plane of a daemon
+runs here. What is started on the loop stays on it: all but `run`, `beat` and `stop` belongs to the
+loop's thread. May fail: what runs on the loop; an error that nobody awaits is logged.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+__all__ = ["LoopThread"]
+
+_log = logging.getLogger("shmq.remoting")
+_T = TypeVar("_T")
+
+
+class LoopThread:
+    """One event loop and its thread.
+
+    Args:
+        name: of the thread, as `ps -L` shows it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_log_error)
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._asked_count = 0
+        self._answered_count = 0
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, for `call_soon_threadsafe`."""
+        return self._loop
+
+    def start(self) -> None:
+        """Begin to run the loop."""
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, _T], *, timeout_s: float) -> _T:
+        """Run a coroutine on the loop and give its result; called from another thread. Blocks.
+
+        Raises:
+            TimeoutError: it took longer; it was cancelled.
+        """
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(timeout_s)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+    def beat(self) -> bool:
+        """Whether the loop has answered since the last call; never blocks.
+
+        The first call only asks.
+        """
+        is_alive = self._answered_count == self._asked_count
+        self._asked_count += 1
+        asked = self._asked_count
+        self._loop.call_soon_threadsafe(self._answer, asked)
+        return is_alive
+
+    def stop(self) -> None:
+        """End the loop and its thread; what still runs on it is cancelled. Twice does nothing."""
+        if self._loop.is_closed():
+            return
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._loop.close()
+
+    def _answer(self, asked: int) -> None:
+        self._answered_count = asked
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+
+
+def _log_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    _log.error("event loop: %s", context["message"], exc_info=context.get("exception"))
