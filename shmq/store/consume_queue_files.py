@@ -18,7 +18,8 @@ never be given out again. Everything but the floors can be built anew from the C
       72     8  last_store_timestamp      ms since 1970
       80     4  run_count
       84     4  names_size                bytes
-      88    32  zero
+      88     8  damage_count              holes of the log in this file, which the quarantine lists
+      96    24  zero
      120     4  CRC-32 of names and directory
      124     4  CRC-32 of the 124 bytes before it
      128        names: topics, back to back
@@ -89,7 +90,7 @@ FORMAT_VERSION = 1
 ENTRY_SIZE = 24
 _SUFFIX = ".cq"
 _MAGIC = b"shmqcqfl"
-_HEADER = struct.Struct("<8sIIQQQQQQQqII32xII")
+_HEADER = struct.Struct("<8sIIQQQQQQQqIIQ24xII")
 _HEADER_SIZE = _HEADER.size
 _CRC_SIZE = 4
 _RUN = struct.Struct("<IIIIQQQqqQ")
@@ -199,6 +200,8 @@ class ConsumeQueueHeader:
     """ms since 1970."""
     run_count: int
     names_size: int
+    damage_count: int
+    """Holes that the scan found."""
 
 
 def encode(
@@ -243,6 +246,7 @@ def encode(
         last_timestamp,
         len(grouped.runs),
         len(names),
+        len(scan.damages),
         zlib.crc32(directory, zlib.crc32(names)),
         0,
     )[:-_CRC_SIZE]
@@ -312,8 +316,8 @@ class ConsumeQueueFile:
             + header.run_count * _RUN.size
             + header.entry_count * ENTRY_SIZE
         )
-        seen = (header_size, header.file_position, header.file_size_bytes, data[88:120])
-        wanted = (_HEADER_SIZE, file_position, file_size_bytes, bytes(32))
+        seen = (header_size, header.file_position, header.file_size_bytes, data[96:120])
+        wanted = (_HEADER_SIZE, file_position, file_size_bytes, bytes(24))
         if seen != wanted or size != os.fstat(self._fd).st_size:
             raise StoreCorruptError(f"read {self._path}: it is not of this CommitLog file")
         return header

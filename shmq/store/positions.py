@@ -42,8 +42,10 @@ __all__ = [
     "Positions",
     "SLOT_SIZE",
     "SlotReport",
+    "decode",
     "inspect_slots",
     "load",
+    "newest",
     "positions_path",
     "save",
 ]
@@ -108,16 +110,23 @@ def load(path: Path) -> Positions | None:
         StoreError: it cannot be read.
     """
     reports = inspect_slots(path)
-    if reports is None:
-        return None
+    return None if reports is None else newest(reports, path)
+
+
+def newest(reports: tuple[SlotReport, SlotReport], path: Path) -> Positions:
+    """Return what the newer slot that counts says; `path` is for the message.
+
+    Raises:
+        StoreCorruptError: neither counts.
+    """
     good = [report.positions for report in reports if report.positions is not None]
     if not good:
         reasons = "; ".join(f"slot {report.slot}: {report.reason}" for report in reports)
         raise StoreCorruptError(f"read {path}: {reasons}")
-    newest = max(good, key=lambda positions: positions.sequence)
+    found = max(good, key=lambda positions: positions.sequence)
     if any(report.reason for report in reports):
-        newest = replace(newest, is_clean=False)
-    return newest
+        found = replace(found, is_clean=False)
+    return found
 
 
 def inspect_slots(path: Path) -> tuple[SlotReport, SlotReport] | None:
@@ -129,8 +138,15 @@ def inspect_slots(path: Path) -> tuple[SlotReport, SlotReport] | None:
         StoreError: it cannot be read.
     """
     data = read_file(path, size_max=2 * SLOT_SIZE)
-    if data is None:
-        return None
+    return None if data is None else decode(data, path)
+
+
+def decode(data: bytes, path: Path) -> tuple[SlotReport, SlotReport]:
+    """Return what each slot of a file's bytes holds; `path` is for the message.
+
+    Raises:
+        StoreCorruptError, StoreVersionError: as `inspect_slots`.
+    """
     if len(data) != 2 * SLOT_SIZE:
         raise StoreCorruptError(f"read {path}: {len(data)} bytes, wanted {2 * SLOT_SIZE}")
     first = _inspect(0, data[:SLOT_SIZE], path)

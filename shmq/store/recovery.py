@@ -9,7 +9,7 @@ it, it is damage: the hole is entered in the quarantine list, the log is left as
 follows is kept. A complete file whose .cq file holds is not scanned again: its first frame and its
 BLANK frame are looked at. Nothing is deleted, and a second run leaves the same bytes.
 
-A store without positions (a real RocketMQ's, or ours with its positions lost) has its whole log
+A store without positions (a real RocketMQ's, or ours with both slots damaged) has its whole log
 trusted up to the start of the last file that begins with a frame: RocketMQ went on to that file, so
 what is wrong before it is damage, and what is wrong in it is where RocketMQ would cut as well.
 Frames that RocketMQ wrote carry no `__CRC32#`; where it had the store last, none is asked for.
@@ -134,14 +134,14 @@ class _Recovery:
         self._delay_levels_ms = delay_levels_ms
         self._now_ms = now_ms
         self._topics: TopicNumbers = {}
-        self._holes: list[Hole] = []
+        self._quarantine = Quarantine()
         self._ends: dict[QueueKey, int] = {}
         self._store_timestamp = 0
         self._scanned_bytes = 0
         self._repeated_count = 0
 
     def run(self) -> RecoveredLog:
-        is_ours = self._files.own_folder.is_dir() and any(self._files.own_folder.iterdir())
+        is_ours = positions.positions_path(self._store_path).exists()
         known = self._load_positions()
         is_foreign = not is_ours or bool(derived_by_rocketmq(self._store_path))
         self._store_timestamp = known.store_timestamp if known else 0
@@ -149,7 +149,7 @@ class _Recovery:
             known = None  # a real broker may have cut or gone on anywhere
         self._files.make_folders()
         set_derived_aside(self._store_path)
-        quarantine = self._load_quarantine()
+        self._quarantine = self._load_quarantine()
         logs = self._files.files()
         trusted_end = self._trusted_end(known, logs)
         self._refuse_missing(known, logs)
@@ -169,22 +169,19 @@ class _Recovery:
             KeptTail(*tail, found_at=self._now_ms) for tail in self._files.clear_tail(end_position)
         )
         min_position = logs[0].file_position if logs else 0
-        changed = (
-            quarantine.with_holes(self._holes)
-            .without_holes(0, min_position)
+        self._change_quarantine(
+            self._quarantine.without_holes(0, min_position)
             .without_holes(end_position, NO_RECORD_CRC)  # in a tail that was kept aside
             .with_tails(tails)
         )
-        if changed is not quarantine:
-            changed.save(Quarantine.path(self._store_path))
-        for hole in changed.holes:
+        for hole in self._quarantine.holes:
             self._reserve(hole)
         cold = {key: QueueRange(end, end) for key, end in floors.items()}
         cold |= {key: QueueRange(low, high) for key, low, high in queues.queues()}
         return RecoveredLog(
             min_position=min_position,
             end_position=end_position,
-            holes=changed.holes,
+            holes=self._quarantine.holes,
             cold_queues=cold,
             queue_ends=self._ends,
             store_timestamp=self._store_timestamp,
@@ -217,6 +214,12 @@ class _Recovery:
             except OSError as failed:
                 raise disk_error(f"move {path} to {kept}", failed) from failed
             return Quarantine()
+
+    def _change_quarantine(self, changed: Quarantine) -> None:
+        """Save the list if it changed; before anything is written that relies on it."""
+        if changed is not self._quarantine:
+            changed.save(Quarantine.path(self._store_path))
+            self._quarantine = changed
 
     def _trusted_end(self, known: positions.Positions | None, logs: Sequence[LogFile]) -> int:
         if known is not None:
@@ -299,6 +302,12 @@ class _Recovery:
             return False
         if header.record_crc_position > record_crc_position:
             return False  # it was built when less was asked of its frames
+        file_end = log.file_position + self._files.file_size_bytes
+        listed = [
+            hole for hole in self._quarantine.holes if log.file_position <= hole.position < file_end
+        ]
+        if len(listed) < header.damage_count:
+            return False  # the list was lost
         return _ends_with_blank(self._files, log.file_position, header.end_position) and (
             header.frame_count == 0
             or _head_holds(self._files, log.file_position, demands=record_crc_position == 0)
@@ -322,8 +331,8 @@ class _Recovery:
         if scan.end in (ScanEnd.EMPTY, ScanEnd.DAMAGE):  # others are counted when added
             self._repeated_count += grouped.repeated_count
         ends = {run.key: run.max_queue_offset for run in grouped.runs}
-        for damage in scan.damages:
-            self._holes.append(self._hole(damage, ends))
+        holes = [self._hole(damage, ends) for damage in scan.damages]
+        self._change_quarantine(self._quarantine.with_holes(holes))
         for key, end in ends.items():
             self._reach(key, end)
 
@@ -390,7 +399,8 @@ def open_consume_queues(
         end_position: where the log ends; the file that holds it is not complete.
         record_crc_position: for a file that must be scanned again.
         delay_levels_ms: as in `recover_files`.
-        on_damage: told of holes that such a scan finds; to be entered in the quarantine list.
+        on_damage: told of holes that such a scan finds; they must be in the quarantine list when it
+            returns.
 
     Raises:
         DiskFullError, StoreError.

@@ -337,8 +337,9 @@ class _Walk:
     def _behind_damage(self, place: int) -> int:
         """Return where to go on behind a frame that does not hold.
 
-        The frame's own length is believed first, if a frame that holds or the end of what is
-        trusted lies there: a body that holds a copy of a frame must not be taken for the log.
+        The frame's own length is believed first, if a frame, or at least the header of one, or the
+        end of what is trusted lies there: a body that holds a copy of a frame must not be taken for
+        the log, and of two damaged neighbours each keeps its name.
         """
         bound = min(self._trusted_end, self._end)
         if self._window_position < place:
@@ -351,7 +352,11 @@ class _Walk:
         return self._resync(place + 1, bound)
 
     def _holds(self, place: int) -> bool:
-        """Say whether a frame or a BLANK frame that holds begins at `place`."""
+        """Say whether a frame or a BLANK frame, or the header of a frame, stands at `place`."""
+        if self._window_end - place < _HEADER.size:
+            self._load(place, WINDOW_BYTES)
+        if self._claimed_size(place) is not None:
+            return True
         while True:
             self._need(place, _HEADER.size)
             reached, status, reason = self._scan_one(place)
