@@ -1,8 +1,10 @@
-"""Collects tests/c/test_*.c: plain C programs, 0 is passed, run under the sanitizers.
+"""Collects tests/c/test_*.c and fuzz_*.c: plain C programs, 0 is passed, run under the sanitizers.
 
 Each is built and run with ASan and UBSan; a file that contains the line
-`/* shmq-test: threads */` again with TSan. `/* shmq-test: timeout 300 */` gives it more than
-LIMIT_S. Programs are kept in build/c and rebuilt when a source, a header or a flag changes. A
+`/* shmq-test: threads */` again with TSan. One with `/* shmq-test: plain */` is built as the core
+is shipped and without sanitizers: it steps through those very instructions.
+`/* shmq-test: timeout 300 */` gives it more than LIMIT_S, `full-timeout` the same in full runs.
+Programs are kept in build/c and rebuilt when a source, a header or a flag changes. A
 program that hangs is ended with SIGABRT, on which the sanitizer prints its stack.
 """
 
@@ -20,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.require import require_program
+from tests.support.scale import is_full_run
 
 ROOT = Path(__file__).resolve().parents[2]
 INCLUDE = ROOT / "shmq/core/include"
@@ -29,6 +32,7 @@ STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror",
 VARIANTS = {
     "asan_ubsan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "tsan": ["-O1", "-fsanitize=thread"],
+    "plain": ["-O2"],
 }
 SANITIZER_OPTIONS = {
     "ASAN_OPTIONS": "handle_abort=1:detect_stack_use_after_return=1:strict_string_checks=1",
@@ -38,7 +42,7 @@ SANITIZER_OPTIONS = {
 
 
 def pytest_collect_file(parent: pytest.Collector, file_path: Path) -> pytest.File | None:
-    if file_path.suffix == ".c" and file_path.name.startswith("test_"):
+    if file_path.suffix == ".c" and file_path.name.startswith(("test_", "fuzz_")):
         return CFile.from_parent(parent, path=file_path)
     return None
 
@@ -48,12 +52,19 @@ class CFile(pytest.File):
 
     def collect(self) -> Iterable[pytest.Item]:
         text = self.path.read_text(encoding="utf-8")
-        limit = re.search(r"/\* shmq-test: timeout (\d+) \*/", text)
-        for variant in VARIANTS:
-            if variant == "tsan" and "/* shmq-test: threads */" not in text:
-                continue
+        limits = dict(re.findall(r"/\* shmq-test: (timeout|full-timeout) (\d+) \*/", text))
+        limit = limits.get("timeout", LIMIT_S)
+        if is_full_run():
+            limit = limits.get("full-timeout", limit)
+        if "/* shmq-test: plain */" in text:
+            variants = ["plain"]
+        elif "/* shmq-test: threads */" in text:
+            variants = ["asan_ubsan", "tsan"]
+        else:
+            variants = ["asan_ubsan"]
+        for variant in variants:
             item = CProgram.from_parent(self, name=variant)
-            item.limit_s = float(limit[1]) if limit else LIMIT_S
+            item.limit_s = float(limit)
             item.add_marker(pytest.mark.timeout(item.limit_s + 120))  # building included
             yield item
 

@@ -235,8 +235,8 @@ static inline struct fixture *fixture_over(const struct fixture *f, uint8_t *reg
     return copy;
 }
 
-/* What a successor does with the shared half of a dead broker, before the sessions come back. */
-static inline int fixture_adopt(struct fixture *f)
+/* The private half of a successor: it maps what it finds, and changes nothing yet. */
+static inline void fixture_succeed(struct fixture *f)
 {
     fixture_private_free(f);
     fixture_private(f);
@@ -256,10 +256,21 @@ static inline int fixture_adopt(struct fixture *f)
             shmq_store_relaxed(&log->ready_end, end);
         }
     }
+}
+
+/* What a successor does with the shared half of a dead broker, before the sessions come back. */
+static inline int fixture_adopt_shared(struct fixture *f)
+{
     uint8_t *marks = fixture_private_memory(f->append.arena.block_count);
     int status = shmq_arena_rebuild(&f->append, marks);
     free(marks);
     return status != SHMQ_OK ? status : shmq_turn_redo(&f->append, 0);
+}
+
+static inline int fixture_adopt(struct fixture *f)
+{
+    fixture_succeed(f);
+    return fixture_adopt_shared(f);
 }
 
 /* ---- queues and sessions ---------------------------------------------------------------------------- */
