@@ -136,6 +136,18 @@ class HotLog:
                 os.close(fd)
             self._ready.clear()
 
+    # ---- any thread ------------------------------------------------------------------------------
+
+    def read(self, physical_offset: int, size: int) -> bytes | None:
+        """A copy of bytes of one file; None if that file is not in memory (any more)."""
+        place = physical_offset % self.file_size_bytes
+        with self._changed:  # a file leaves under this lock before its memory is used again
+            found = self._ready.get(physical_offset - place)
+            if found is None:
+                return None
+            with memoryview(found[0].mapping) as view:
+                return bytes(view[place : place + size])
+
     # ---- the flusher's side ----------------------------------------------------------------------
 
     def wait_ready(

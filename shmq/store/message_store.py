@@ -33,6 +33,7 @@ from shmq.store.flush import FlushService
 from shmq.store.hot_log import HotLog
 from shmq.store.log_channel import LogChannel
 from shmq.store.log_files import LogFiles, find_file_size
+from shmq.store.lookup import Lookup
 from shmq.store.memory import StoreMemory, completion_size
 from shmq.store.queues import Queues
 from shmq.store.recovery import RecoveredLog, open_consume_queues, recover_files
@@ -534,6 +535,11 @@ class MessageStore:
         DeriveService.read.
         """
         return self._derive.read(topic, queue_id, queue_offset, entry_count)
+
+    @property
+    def lookup(self) -> Lookup:
+        """Entries and times of messages, for requests that ask by them."""
+        return Lookup(self._memory, self.queues, self._hot_log, self._files, self._derive)
 
     def check(self) -> None:
         """Return if messages can be stored.

@@ -194,6 +194,11 @@ class Queues:
             *(load(base + field_place("queue_row", name)) for name in QueueOffsets._fields)
         )
 
+    def tail_block(self, handle: QueueHandle) -> int:
+        """The last block of a queue's chain in the arena; 0: none."""
+        base = self._rows_place + handle.row * struct_size("queue_row")
+        return self._memory.control.load32(base + field_place("queue_row", "tail_block"))
+
     def _row(self, row: int) -> dict[str, int]:
         place = self._rows_place + row * struct_size("queue_row")
         return read_ints(self._memory.control, "queue_row", place)

@@ -15,10 +15,10 @@ import logging
 import os
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.core import core
-from shmq.core.fields import read_ints, struct_size
+from shmq.core.fields import field_place, read_ints, struct_size
 from shmq.errors import ClosedError, QuotaError, ShmError
 from shmq.shm import memfd
 from shmq.shm.names import ObjectKind
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shmq.store.log_channel import LogChannel
     from shmq.store.memory import StoreMemory
 
-__all__ = ["SessionOffer", "Sessions"]
+__all__ = ["ReportedClaim", "SessionOffer", "Sessions"]
 
 _log = logging.getLogger("shmq.store")
 
@@ -71,10 +71,20 @@ class SessionOffer:
             os.close(self.fds.popitem()[1])
 
 
+class ReportedClaim(NamedTuple):
+    """What a consumer says in one slot of its page; hostile until it is held against its queue."""
+
+    claim: int
+    """Claim number, 0: none."""
+    consumer_offset: int
+    """Next queue_offset to consume under it."""
+
+
 @dataclass(slots=True)
 class _Session:
     generation: int
-    memfds: list[int]
+    consumer: core.Mapping | None
+    """Its consumer page, written by the client."""
 
 
 class Sessions:
@@ -189,7 +199,7 @@ class Sessions:
                 property_grants=property_grants,
             )
             undo.callback(self._appender.detach, session)
-            self._live[session] = _Session(offer.generation, [])
+            self._live[session] = _Session(offer.generation, consumer_page)
             undo.callback(self._live.pop, session)
             self._add_shared(offer, map_log)
             undo.pop_all()
@@ -204,6 +214,7 @@ class Sessions:
         uid: int,
         fds: Mapping[str, int],
         map_log: bool = True,
+        send_rows: Iterable[int] = (),
     ) -> SessionOffer:
         """Attach a session that the predecessor had, with the memory that its client kept.
 
@@ -213,6 +224,7 @@ class Sessions:
             uid: of the client, from the socket.
             fds: ingress, consumer, chunk as the client handed them back; they stay the caller's.
             map_log: as in `open`.
+            send_rows: granted before the first record is taken again.
 
         Raises:
             ShmError: not a session that may be resumed, or memory that is not what it had; says
@@ -255,6 +267,9 @@ class Sessions:
             )
             undo.callback(offer.close)
             offer.fds["event"] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            for row in send_rows:
+                self._appender.set_grant(session, row, True)
+                undo.callback(self._appender.set_grant, session, row, False)
             self._appender.attach(
                 session,
                 ingress=mappings["ingress"],
@@ -265,7 +280,7 @@ class Sessions:
                 fresh=False,
             )
             undo.callback(self._appender.detach, session)
-            self._live[session] = _Session(generation, [])
+            self._live[session] = _Session(generation, mappings["consumer"])
             self._lost.discard(session)
             self._add_shared(offer, map_log)
             undo.pop_all()
@@ -349,6 +364,23 @@ class Sessions:
             self._require(session)
             self._appender.unsubscribe(session, bell, row)
 
+    # ---- claims ----------------------------------------------------------------------------------
+
+    def load_claim(self, session: int, generation: int, slot: int) -> ReportedClaim | None:
+        """What the client reports in a slot of its consumer page; None where the session is not
+        live, has no page, or the client is just writing another claim there.
+        """
+        with self._lock:
+            live = self._live.get(session)
+            if live is None or live.generation != generation or live.consumer is None:
+                return None
+            place = core.CLAIMS_PLACE + slot * struct_size("claim")
+            claim = live.consumer.load64(place)
+            consumer_offset = live.consumer.load64(place + field_place("claim", "consumer_offset"))
+            if live.consumer.load64(place) != claim:
+                return None
+            return ReportedClaim(claim, consumer_offset)
+
     # ---- ending ----------------------------------------------------------------------------------
 
     def is_drained(self, session: int) -> bool:
@@ -356,9 +388,17 @@ class Sessions:
         with self._lock:
             return session not in self._live or self._appender.drained(session)
 
-    def close(self, session: int) -> None:
-        """End a session: what it published and was not taken yet is dropped (see is_drained)."""
+    def close(self, session: int, generation: int | None = None) -> None:
+        """End a session: what it published and was not taken yet is dropped (see is_drained).
+
+        Args:
+            session: its slot.
+            generation: of the slot; if that session has ended already, its successor is left alone.
+        """
         with self._lock:
+            live = self._live.get(session)
+            if generation is not None and (live is None or live.generation != generation):
+                return
             self._channel.remove(session)
             if self._live.pop(session, None) is not None:
                 self._appender.detach(session)
