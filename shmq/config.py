@@ -25,7 +25,19 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
 from shmq.errors import ConfigError, ShmqError
 from shmq.status import FlushDiskType
 
-__all__ = ["AUTO", "ENVIRONMENT_PREFIX", "StoreConfig", "WaitingPolicy", "load"]
+__all__ = [
+    "AUTO",
+    "BrokerConfig",
+    "ClusterConfig",
+    "ENVIRONMENT_PREFIX",
+    "KeepMemory",
+    "NamesrvConfig",
+    "StoreConfig",
+    "WaitingPolicy",
+    "default_runtime_folder",
+    "load",
+    "load_broker_tables",
+]
 
 ENVIRONMENT_PREFIX = "SHMQ_"
 AUTO = "auto"
@@ -36,6 +48,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
 _FACTOR = {None: 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
+_FLAGS: dict[object, bool] = {True: True, False: False, "true": True, "false": False}
 _NAME = re.compile(r"[^\s/\x00-\x1f\x7f]{1,127}")
 _PAGE_BYTES = 4096
 FRAME_BYTES_MAX = 64 * KIB
@@ -158,10 +171,7 @@ class StoreConfig:
 
     def __post_init__(self) -> None:
         """Hold every value against its range and its neighbours."""
-        for spec in fields(self):
-            wanted = _out_of_range(spec, getattr(self, spec.name))
-            if wanted:
-                raise _refused(type(self).__name__, spec.name, getattr(self, spec.name), wanted)
+        _check_ranges(self)
         for name in ("cluster_name", "broker_name"):
             value = getattr(self, name)
             if not _NAME.fullmatch(value):
@@ -191,13 +201,185 @@ class StoreConfig:
 
     def runtime_folder(self, environ: Mapping[str, str] = os.environ) -> Path:
         """`runtime_path`, or the folder that the environment gives; it is not made here."""
-        if self.runtime_path is not None:
-            return self.runtime_path
-        if environ.get("RUNTIME_DIRECTORY"):
-            return Path(environ["RUNTIME_DIRECTORY"].split(":")[0])
-        if environ.get("XDG_RUNTIME_DIR"):
-            return Path(environ["XDG_RUNTIME_DIR"], "shmq")
-        return Path(f"/tmp/shmq-{os.geteuid()}")
+        return self.runtime_path or default_runtime_folder(environ)
+
+
+@unique
+class KeepMemory(StrEnum):
+    """What becomes of a broker's shared memory when it is stopped in order."""
+
+    ATTACHED = "attached"
+    """It stays if clients are attached: a successor adopts it and they go on."""
+    ALWAYS = "always"
+    """It stays."""
+    NEVER = "never"
+    """It is removed, whoever is attached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerConfig(StoreConfig):
+    """One broker: its store, and what it does for clients and NameServers."""
+
+    namesrv: str | None = _setting(None, rocketmq=("namesrvAddr",))
+    """Runtime folders in which NameServers listen, joined by ";"; the broker registers with every
+    one that it finds there. None: its own runtime folder."""
+    register_broker_interval_ms: int = _setting(
+        30_000, rocketmq=("registerNameServerPeriod",), least=10_000, most=60_000
+    )
+    """Milliseconds between two registrations where nothing changes. RocketMQ's default, and its
+    bounds."""
+
+    auto_create_topic_enable: bool = _setting(True, rocketmq=("autoCreateTopicEnable",))
+    """Whether a send to an unknown topic creates it after TBW102. RocketMQ's default."""
+    default_topic_queue_nums: int = _setting(
+        8, rocketmq=("defaultTopicQueueNums",), least=1, most=65_535
+    )
+    """Queues that such a topic gets at most. RocketMQ's default."""
+    auto_create_subscription_group: bool = _setting(True, rocketmq=("autoCreateSubscriptionGroup",))
+    """Whether a heartbeat of an unknown consumer group creates it. RocketMQ's default."""
+
+    client_scan_interval_ms: int = _setting(10_000, least=100, most=600_000)
+    """Milliseconds between two looks for silent clients. RocketMQ's interval."""
+    client_expiry_ms: int = _setting(
+        120_000, rocketmq=("channelExpiredTimeout",), least=1_000, most=3_600_000
+    )
+    """Milliseconds after which a client without a heartbeat is ended. RocketMQ's time; a dead one
+    is noticed at once."""
+    flush_consumer_offset_interval_ms: int = _setting(
+        5_000, rocketmq=("flushConsumerOffsetInterval",), least=100, most=600_000
+    )
+    """Milliseconds between two harvests of what consumers report, each of which is written to
+    consumerOffset.json. RocketMQ's default."""
+    session_grace_ms: int = _setting(10_000, least=100, most=600_000)
+    """Milliseconds that sessions of a predecessor wait to be resumed. 10 s: a client tries again
+    each second at least."""
+    keep_memory: KeepMemory = _setting(KeepMemory.ATTACHED)
+    """Whether shared memory outlives an orderly stop. Attached: only where somebody needs it."""
+
+    def __post_init__(self) -> None:
+        """Hold every value against its range and its neighbours."""
+        StoreConfig.__post_init__(self)  # super() does not work in a dataclass with slots
+        if self.namesrv is not None and not self.namesrv_folders():
+            raise _refused("BrokerConfig", "namesrv", self.namesrv, 'folders joined by ";"')
+
+    def namesrv_folders(self, environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
+        """The runtime folders in which to look for NameServers."""
+        if self.namesrv is None:
+            return (self.runtime_folder(environ),)
+        return tuple(Path(part).expanduser() for part in self.namesrv.split(";") if part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamesrvConfig:
+    """One NameServer."""
+
+    namesrv_name: str = _setting("ns0")
+    """Name of the instance, part of its socket's name; several instances differ in it."""
+    runtime_path: Path | None = _setting(None)
+    """Folder (0750) in which all sockets of a host's cluster lie: brokers and clients are given the
+    same. None: as for a broker."""
+    scan_broker_interval_ms: int = _setting(
+        10_000, rocketmq=("scanNotActiveBrokerInterval",), least=10, most=600_000
+    )
+    """Milliseconds between two looks for brokers that went silent. RocketMQ 4's value."""
+    broker_expiry_ms: int = _setting(120_000, least=100, most=86_400_000)
+    """Milliseconds without a word after which a broker that is alive leaves the routes; a dead one
+    leaves them at once. RocketMQ's value; brokers register each 30 s."""
+    kv_config_path: Path | None = _setting(None, rocketmq=("kvConfigPath",))
+    """File that keeps the key-value configuration (order topics). None: it is kept in memory, as
+    long as this NameServer lives."""
+    connection_count_max: int = _setting(4_096, least=16, most=1_000_000)
+    """Connections in all; each takes two descriptors."""
+    connection_count_max_per_uid: int = _setting(1_024, least=8, most=1_000_000)
+    """Connections of one uid, so that none keeps the others out."""
+    fence_brokers: bool = _setting(False)
+    """Whether this NameServer kills registered brokers that are alive and hung, for whoever
+    restarts them (systemd) to start anew. The brokers of a cluster file are fenced anyway."""
+    broker_hung_timeout_ms: int = _setting(
+        10_000, rocketmq=("brokerNotActiveTimeoutMillis",), least=100, most=3_600_000
+    )
+    """Milliseconds for which a broker must be alive and give no sign of life to count as hung.
+    RocketMQ's default."""
+    probe_interval_ms: int = _setting(1_000, least=10, most=600_000)
+    """Milliseconds between two questions to a watched broker; RocketMQ's brokers beat each second.
+    Two at least must fit into the time above."""
+
+    def __post_init__(self) -> None:
+        """Hold every value against its range and its neighbours."""
+        _check_ranges(self)
+        if not _NAME.fullmatch(self.namesrv_name):
+            wanted = "1 to 127 printable characters without blanks and /"
+            raise _refused("NamesrvConfig", "namesrv_name", self.namesrv_name, wanted)
+        if self.probe_interval_ms * 2 > self.broker_hung_timeout_ms:
+            wanted = f"at most {self.broker_hung_timeout_ms // 2}, half of broker_hung_timeout_ms"
+            raise _refused("NamesrvConfig", "probe_interval_ms", self.probe_interval_ms, wanted)
+
+    def runtime_folder(self, environ: Mapping[str, str] = os.environ) -> Path:
+        """`runtime_path`, or the folder that the environment gives; it is not made here."""
+        return self.runtime_path or default_runtime_folder(environ)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """How a supervising NameServer treats the brokers of its cluster file: table [cluster]."""
+
+    restart_delay_ms: int = _setting(50, least=0, most=60_000)
+    """Milliseconds from a broker's death to its restart; doubled with each further death."""
+    restart_delay_max_ms: int = _setting(5_000, least=0, most=600_000)
+    """Where the doubling ends."""
+    restart_delay_reset_ms: int = _setting(10_000, least=0, most=3_600_000)
+    """Milliseconds a broker must have lived for the delay to begin anew."""
+    crash_count_max: int = _setting(5, least=1, most=100)
+    """Deaths within crash_window_ms after which a broker is not started any more: what fails five
+    times at once needs a person."""
+    crash_window_ms: int = _setting(30_000, least=100, most=3_600_000)
+    """Milliseconds in which those deaths count together."""
+    start_timeout_ms: int = _setting(60_000, least=100, most=3_600_000)
+    """Milliseconds from a broker's start to its first sign of life, which it gives before it reads
+    its store; beyond, it counts as hung."""
+    stop_timeout_ms: int = _setting(35_000, least=0, most=600_000)
+    """Milliseconds a broker may take to drain when the cluster stops, before it is killed. More
+    than the 30 s that a daemon gives itself."""
+
+    def __post_init__(self) -> None:
+        """Hold every value against its range."""
+        _check_ranges(self)
+
+
+def load_broker_tables(file: Path) -> dict[str, Mapping[str, object]]:
+    """The tables [broker.NAME] of a cluster file, by NAME, in their order, unread.
+
+    Besides them the file may have [cluster] (ClusterConfig) and [namesrv] (NamesrvConfig).
+
+    Raises:
+        ConfigError: the file cannot be read, has no broker, or has a table that nothing reads.
+    """
+    data = _read_table(file, None)
+    for key in data:
+        if key in ("controller", "proxy"):
+            raise ConfigError(
+                f"{file}: [{key}]: a NameServer starts brokers only; remove the table"
+            )
+        _known({name: name for name in ("broker", "cluster", "namesrv")}, key, str(file))
+    brokers = data.get("broker", {})
+    if not isinstance(brokers, dict) or not brokers:
+        raise ConfigError(f"{file}: no [broker.NAME]; wanted a table for each broker")
+    for name, table in brokers.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"{file}: broker.{name}: {table!r}, wanted a table [broker.{name}]")
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+            wanted = "a name of 1 to 64 of A-Z a-z 0-9 _ -"
+            raise ConfigError(f"{file}: [broker.{name}]: wanted {wanted}")
+    return brokers
+
+
+def default_runtime_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The runtime folder where nobody has named one; it is not made here."""
+    if environ.get("RUNTIME_DIRECTORY"):
+        return Path(environ["RUNTIME_DIRECTORY"].split(":")[0])
+    if environ.get("XDG_RUNTIME_DIR"):
+        return Path(environ["XDG_RUNTIME_DIR"], "shmq")
+    return Path(f"/tmp/shmq-{os.geteuid()}")
 
 
 class _Role(Protocol):
@@ -211,7 +393,7 @@ def load(
     role: type[_R],
     *,
     file: Path | None = None,
-    table: str | None = None,
+    table: str | tuple[str, ...] | None = None,
     environ: Mapping[str, str] = os.environ,
     **arguments: object,
 ) -> _R:
@@ -220,9 +402,11 @@ def load(
     Args:
         role: the dataclass, e.g. StoreConfig.
         file: a TOML file; None: no file.
-        table: the table of the file that is this role's; None: the keys at its top.
+        table: the table of the file that is this role's, ("broker", "a") for [broker.a]; None: the
+            keys at its top.
         environ: where SHMQ_<NAME> is looked up.
-        **arguments: settings that count before all others; None counts as not given.
+        **arguments: settings that count before all others, by their own names or RocketMQ's;
+            None counts as not given.
 
     Raises:
         ConfigError: a key, a value or the file cannot be used; it names source, key, seen, wanted.
@@ -230,8 +414,8 @@ def load(
     hints = get_type_hints(role)
     specs = {spec.name: spec for spec in fields(role)}
     values: dict[str, object] = {}
+    keys = {key: name for name, spec in specs.items() for key in _keys(spec)}
     if file is not None:
-        keys = {key: name for name, spec in specs.items() for key in _keys(spec)}
         for key, raw in _read_table(file, table).items():
             name = _known(keys, key, str(file))
             if name in values:
@@ -244,9 +428,9 @@ def load(
         variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
         if variable in environ:
             values[name] = _converted(environ[variable], hints[name], spec, variable)
-    for name, raw in arguments.items():
+    for key, raw in arguments.items():
         if raw is not None:
-            _known({key: key for key in specs}, name, role.__name__)
+            name = _known(keys, key, role.__name__)
             values[name] = _converted(raw, hints[name], specs[name], f"{role.__name__}: {name}")
     for name, spec in specs.items():
         if name not in values and spec.default is MISSING and spec.default_factory is MISSING:
@@ -262,17 +446,19 @@ def load(
         raise ConfigError(f"{file}: {error}") from None
 
 
-def _read_table(file: Path, table: str | None) -> Mapping[str, object]:
+def _read_table(file: Path, table: str | tuple[str, ...] | None) -> Mapping[str, object]:
     try:
         data: object = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror or error}; wanted a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not TOML: {error}") from error
-    if table is not None and isinstance(data, dict):
-        data = data.get(table, {})
+    path = (table,) if isinstance(table, str) else table or ()
+    for key in path:
+        if isinstance(data, dict):
+            data = data.get(key, {})
     if not isinstance(data, dict):
-        raise ConfigError(f"{file}: [{table}]: {data!r}, wanted a table")
+        raise ConfigError(f"{file}: [{'.'.join(path)}]: {data!r}, wanted a table")
     return data
 
 
@@ -315,6 +501,8 @@ def _cast(raw: object, kind: object, spec: "Field[Any]") -> object:
                 return None
             return int(match[1]) * _FACTOR[match[2]]
         return raw if isinstance(raw, int) and not isinstance(raw, bool) else None
+    if kind is bool:
+        return _FLAGS.get(raw) if isinstance(raw, str | bool) else None
     if kind is Path:
         return Path(raw) if isinstance(raw, str | Path) and str(raw) else None
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -330,6 +518,8 @@ def _kind_wanted(kind: object) -> str:
         return " or ".join(str(member.value) for member in kind)
     if kind is int:
         return "a whole number"
+    if kind is bool:
+        return "true or false"
     return "a path" if kind is Path else "a text"
 
 
@@ -351,6 +541,14 @@ def _out_of_range(spec: "Field[Any]", value: object) -> str | None:
     if spec.metadata["power_of_two"] and value & (value - 1):
         return "a power of two"
     return None
+
+
+def _check_ranges(role: _Role) -> None:
+    for spec in fields(role):
+        value = getattr(role, spec.name)
+        wanted = _out_of_range(spec, value)
+        if wanted:
+            raise _refused(type(role).__name__, spec.name, value, wanted)
 
 
 def _refused(source: str, key: str, value: object, wanted: str) -> ConfigError:
