@@ -220,9 +220,6 @@ class KeepMemory(StrEnum):
 class BrokerConfig(StoreConfig):
     """One broker: its store, and what it does for clients and NameServers."""
 
-    namesrv: str | None = _setting(None, rocketmq=("namesrvAddr",))
-    """Runtime folders in which NameServers listen, joined by ";"; the broker registers with every
-    one that it finds there. None: its own runtime folder."""
     register_broker_interval_ms: int = _setting(
         30_000, rocketmq=("registerNameServerPeriod",), least=10_000, most=60_000
     )
@@ -255,18 +252,6 @@ class BrokerConfig(StoreConfig):
     each second at least."""
     keep_memory: KeepMemory = _setting(KeepMemory.ATTACHED)
     """Whether shared memory outlives an orderly stop. Attached: only where somebody needs it."""
-
-    def __post_init__(self) -> None:
-        """Hold every value against its range and its neighbours."""
-        StoreConfig.__post_init__(self)  # super() does not work in a dataclass with slots
-        if self.namesrv is not None and not self.namesrv_folders():
-            raise _refused("BrokerConfig", "namesrv", self.namesrv, 'folders joined by ";"')
-
-    def namesrv_folders(self, environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
-        """The runtime folders in which to look for NameServers."""
-        if self.namesrv is None:
-            return (self.runtime_folder(environ),)
-        return tuple(Path(part).expanduser() for part in self.namesrv.split(";") if part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,6 +126,36 @@ class RequestCode(IntEnum):
     GET_SUPERVISOR_STATUS = 9002
     """Of a NameServer: which brokers it watches and how they are."""
 
+    # ours: brokers (docs/reference/broker-requests.md)
+    ATTACH_SESSION = 9100
+    """Makes a client's shared memory and passes it on."""
+    RESUME_SESSION = 9101
+    """Hands the memory of a session back to the successor of its broker."""
+    DETACH_SESSION = 9102
+    """Ends the session, drained."""
+    GRANT_CHUNK = 9103
+    """Makes memory for large bodies."""
+    GRANT_SEND = 9104
+    """Lets a session send to a topic: handles of its write queues."""
+    GET_TOPIC_QUEUES = 9105
+    """Handles and offsets of the read queues of a topic."""
+    SUBSCRIBE_BELL = 9106
+    """Rings a consumer's bell when queues have something new."""
+    UNSUBSCRIBE_BELL = 9107
+    """Rings it no more."""
+    READ_ENTRIES = 9108
+    """ConsumeQueue entries that have left memory."""
+    CLAIM_QUEUES = 9110
+    """Takes queues for a member of a group: who claims reports their progress."""
+    RELEASE_QUEUES = 9111
+    """Gives them back."""
+    NOTIFY_CLAIMS_REVOKED = 9112
+    """Broker -> client: another has claimed the queues."""
+    NOTIFY_TOPIC_CHANGED = 9113
+    """Broker -> client: ask for the topic's queues again."""
+    GET_BROKER_STATUS = 9120
+    """Whether a broker lives and how far it is."""
+
 
 @unique
 class ResponseCode(IntEnum):
