@@ -22,10 +22,6 @@
 #define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
 #endif
 
-#if defined(__SANITIZE_THREAD__)
-shmq_word32 shmq_tsan_fence_word;
-#endif
-
 #define FIXTURE_SESSIONS 20u
 #define FIXTURE_ROWS 64u
 #define FIXTURE_SUBSCRIPTIONS 256u
@@ -375,6 +371,7 @@ static inline void fixture_writer(struct fixture *f, uint32_t session, uint32_t 
     w->event_fd = -1;
     w->capacity = slot->lane_capacity_bytes;
     w->completion_capacity = slot->completion_capacity;
+    w->session_generation = slot->generation;
 }
 
 /* The same writer over another region (fixture_over): it keeps its private counters, as a producer does

@@ -65,10 +65,6 @@ PyObject *shmq_raise_status(struct shmq_module *module, int status, const char *
     return NULL;
 }
 
-#if defined(__SANITIZE_THREAD__)
-shmq_word32 shmq_tsan_fence_word;
-#endif
-
 #if defined(__SANITIZE_ADDRESS__)
 #define SHMQ_BUILD "address"
 #elif defined(__SANITIZE_THREAD__)

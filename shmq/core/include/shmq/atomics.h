@@ -57,32 +57,37 @@ static inline void shmq_store_relaxed32(shmq_word32 *word, uint32_t value)
     atomic_store_explicit(word, value, memory_order_relaxed);
 }
 
+/* ThreadSanitizer models no fence, and gcc refuses to compile one for it. There the instruction alone
+ * keeps the order, unseen: what a fence orders here are atomics, which need no happens-before to be free
+ * of races, and a read-modify-write in its place would tie all threads together and hide the races of
+ * others. */
+#if defined(__SANITIZE_THREAD__)
+#if defined(__x86_64__)
+#define SHMQ_FENCE(order) __asm__ __volatile__("mfence" ::: "memory")
+#elif defined(__aarch64__)
+#define SHMQ_FENCE(order) __asm__ __volatile__("dmb ish" ::: "memory")
+#endif
+#else
+#define SHMQ_FENCE(order) atomic_thread_fence(order)
+#endif
+
 /* The only full fence: between "I published" and "is anybody asleep?" on the waker's side, and between
  * "I am about to sleep" and "is there really nothing?" on the sleeper's. Each side's fence pairs with
- * the other's (Dekker); release and acquire alone would let both miss each other. ThreadSanitizer does
- * not model fences, so under it the same order comes from a read-modify-write of one process-private word. */
-#if defined(__SANITIZE_THREAD__)
-extern shmq_word32 shmq_tsan_fence_word;
+ * the other's (Dekker); release and acquire alone would let both miss each other. */
 static inline void shmq_fence_full(void)
 {
-    (void)atomic_fetch_add_explicit(&shmq_tsan_fence_word, 1, memory_order_seq_cst);
+    SHMQ_FENCE(memory_order_seq_cst);
 }
-#else
-static inline void shmq_fence_full(void)
-{
-    atomic_thread_fence(memory_order_seq_cst);
-}
-#endif
 
 /* Orders the reads of a seqlock's payload before the second look at its generation. */
 static inline void shmq_fence_acquire(void)
 {
-    atomic_thread_fence(memory_order_acquire);
+    SHMQ_FENCE(memory_order_acquire);
 }
 
 static inline void shmq_fence_release(void)
 {
-    atomic_thread_fence(memory_order_release);
+    SHMQ_FENCE(memory_order_release);
 }
 
 static inline void shmq_cpu_relax(void)
