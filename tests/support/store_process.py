@@ -381,10 +381,8 @@ class StoreClient:
         self._map()
         self.ingress = self._mapping("ingress", writable=True) if producer else None
         self.consumer = self._mapping("consumer", writable=True) if consumer else None
-        self.log_map = core.LogMap(
-            file_size=self.offer.file_size_bytes, control=self.control, channel_fd=self.fds["log"]
-        )
-        self.log_map.start()
+        self.log_map = core.LogMap(file_size=self.offer.file_size_bytes)
+        self.log_map.start(self.fds["log"])
         self.lanes = [
             core.Lane(
                 self.control,

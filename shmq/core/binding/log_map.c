@@ -7,6 +7,8 @@
  * hold the old bytes, and the broker gets no answer. */
 #include "log_map.h"
 
+#include "arguments.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -170,6 +172,18 @@ static int log_add(struct shmq_log_map *self, uint64_t file_position, int fd, in
     return 0;
 }
 
+/* 0 if the file holds the same bytes there as memory, else an errno. Read, not mapped: an error of the disk is
+ * a value then and no signal. */
+static int log_compare(int fd, off_t place, const uint8_t *memory)
+{
+    uint8_t bytes[LOG_COMPARE_SIZE];
+    ssize_t size = pread(fd, bytes, sizeof bytes, place);
+    if (size != (ssize_t)sizeof bytes) {
+        return size < 0 ? errno : EIO;
+    }
+    return memcmp(bytes, memory, sizeof bytes) == 0 ? 0 : ESTALE;
+}
+
 /* Lets the complete file take the place of the hot segment under the same addresses. Takes the fd. 0: nothing
  * of the segment is mapped here any more; -1 with errno: all is as before. */
 static int log_retire(struct shmq_log_map *self, uint64_t file_position, int fd)
@@ -192,12 +206,12 @@ static int log_retire(struct shmq_log_map *self, uint64_t file_position, int fd)
     if (trial == NULL) {
         error = errno;
     } else {
-        uint64_t last = self->file_size_bytes - LOG_COMPARE_SIZE;
-        if (memcmp(trial, entry->base, LOG_COMPARE_SIZE) != 0 ||
-            memcmp(trial + last, entry->base + last, LOG_COMPARE_SIZE) != 0) {
-            error = ESTALE;
-        }
         (void)munmap((void *)(uintptr_t)trial, self->file_size_bytes);
+        error = log_compare(fd, 0, entry->base);
+    }
+    if (error == 0) {
+        uint64_t last = self->file_size_bytes - LOG_COMPARE_SIZE;
+        error = log_compare(fd, (off_t)last, entry->base + last);
     }
     pthread_mutex_lock(&self->lock);
     if (error == 0 && entry->hot_fd >= 0) {
@@ -244,20 +258,21 @@ struct shmq_log_entry *shmq_log_map_pin(struct shmq_log_map *self, uint64_t phys
 
 /* ---- the remap thread ------------------------------------------------------------------------------------- */
 
-/* Sends a packet without an fd; waits for room in the channel, at most timeout_ms at a time, until `stop_fd`
- * is readable (-1: once). True if it was sent. */
-static int log_send(int channel_fd, int stop_fd, const struct log_packet *packet, int timeout_ms)
+/* Sends a packet without an fd; waits for room in the channel until the map is stopped, or for timeout_ms (-1:
+ * no bound, for the remap thread: a broker that does not read is the broker's affair). True if it was sent. */
+static int log_send(struct shmq_log_map *self, const struct log_packet *packet, int timeout_ms)
 {
-    for (;;) { /* endless for the remap thread: the broker that does not read is the broker's affair */
-        if (send(channel_fd, packet, sizeof *packet, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)sizeof *packet) {
+    for (;;) {
+        ssize_t sent = send(self->channel_fd, packet, sizeof *packet, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent == (ssize_t)sizeof *packet) {
             return 1;
         }
         if (errno != EAGAIN && errno != EINTR) {
             return 0;
         }
-        struct pollfd polled[2] = {{.fd = channel_fd, .events = POLLOUT}, {.fd = stop_fd, .events = POLLIN}};
-        int count = poll(polled, 2, timeout_ms);
-        if ((count == 0 && stop_fd < 0) || polled[1].revents != 0) {
+        struct pollfd polled[2] = {{.fd = self->channel_fd, .events = POLLOUT},
+                                   {.fd = self->stop_fd, .events = POLLIN}};
+        if (poll(polled, 2, timeout_ms) == 0 || polled[1].revents != 0) {
             return 0;
         }
     }
@@ -325,7 +340,7 @@ static void log_serve(struct shmq_log_map *self, const struct log_packet *packet
     if (is_answered) {
         struct log_packet answer = *packet;
         answer.kind = LOG_PACKET_RETIRED;
-        (void)log_send(self->channel_fd, self->stop_fd, &answer, -1);
+        (void)log_send(self, &answer, -1);
     }
 }
 
@@ -374,6 +389,11 @@ static void log_stop(struct shmq_log_map *self)
     shmq_eventfd_signal(self->stop_fd);
     Py_BEGIN_ALLOW_THREADS
     (void)pthread_join(self->thread, NULL);
+    pthread_mutex_lock(&self->lock);
+    while (self->requests != NULL) { /* bounded: the thread has answered them all, and stop_fd ends their sends */
+        (void)pthread_cond_wait(&self->answered, &self->lock);
+    }
+    pthread_mutex_unlock(&self->lock);
     Py_END_ALLOW_THREADS
     (void)close(self->channel_fd);
     (void)close(self->stop_fd);
@@ -386,8 +406,23 @@ static int log_send_request(struct shmq_log_map *self, uint64_t file_position, u
 {
     struct log_packet packet = {.kind = LOG_PACKET_FILE, .file_position = file_position,
                                 .size_bytes = self->file_size_bytes};
-    int timeout_ms = timeout_ns > UINT64_C(1000000000) ? 1000 : (int)(timeout_ns / 1000000u);
-    return log_send(self->channel_fd, -1, &packet, timeout_ms);
+    int timeout_ms = timeout_ns > LOG_WAIT_SLICE_NS ? 1000 : (int)(timeout_ns / 1000000u);
+    return log_send(self, &packet, timeout_ms);
+}
+
+/* In the list while it may use the channel's fds, which log_stop closes once the list is empty. Without the GIL. */
+static int log_wait_answer(struct shmq_log_map *self, struct shmq_log_request *request, uint64_t until_ns)
+{
+    struct timespec until = {.tv_sec = (time_t)(until_ns / 1000000000u),
+                             .tv_nsec = (long)(until_ns % 1000000000u)};
+    pthread_mutex_lock(&self->lock);
+    int error = 0;
+    while (request->status == SHMQ_EMPTY && error == 0) {
+        error = pthread_cond_timedwait(&self->answered, &self->lock, &until);
+    }
+    int status = request->status;
+    pthread_mutex_unlock(&self->lock);
+    return status;
 }
 
 int shmq_log_map_request(struct shmq_log_map *self, uint64_t file_position, uint64_t timeout_ns)
@@ -395,43 +430,35 @@ int shmq_log_map_request(struct shmq_log_map *self, uint64_t file_position, uint
     struct shmq_log_request request = {.file_position = file_position, .status = SHMQ_EMPTY};
     pthread_mutex_lock(&self->lock);
     if (log_find(self, file_position) != NULL) {
-        pthread_mutex_unlock(&self->lock);
-        return SHMQ_OK;
+        request.status = SHMQ_OK;
+    } else if (!self->thread_started || shmq_load_acquire32(&self->channel_open) == 0) {
+        request.status = SHMQ_CLOSED; /* acquire above: pairs with the release at the end of log_thread */
+    } else {
+        request.next = self->requests;
+        self->requests = &request;
     }
-    request.next = self->requests;
-    self->requests = &request;
+    int status = request.status;
     pthread_mutex_unlock(&self->lock);
-    uint64_t deadline_ns = shmq_clock_ns(CLOCK_MONOTONIC) + timeout_ns;
-    int raised = 0;
+    if (status != SHMQ_EMPTY) {
+        return status;
+    }
+    uint64_t now_ns = shmq_clock_ns(CLOCK_MONOTONIC);
+    uint64_t deadline_ns = now_ns + timeout_ns;
     int is_sent = 0;
-    /* acquire: pairs with the release at the end of log_thread */
-    int is_open = self->thread_started && shmq_load_acquire32(&self->channel_open) != 0;
-    int status = is_open ? SHMQ_EMPTY : SHMQ_CLOSED;
-    while (status == SHMQ_EMPTY && !raised) { /* bounded by the deadline */
+    int raised = 0;
+    Py_INCREF(self);
+    while (status == SHMQ_EMPTY && !raised && (!is_sent || now_ns < deadline_ns)) { /* bounded: slices */
+        uint64_t until_ns = deadline_ns - now_ns > LOG_WAIT_SLICE_NS ? now_ns + LOG_WAIT_SLICE_NS : deadline_ns;
         Py_BEGIN_ALLOW_THREADS
-        uint64_t now_ns = shmq_clock_ns(CLOCK_MONOTONIC);
         if (!is_sent) {
-            is_sent = 1;
-            if (!log_send_request(self, file_position, deadline_ns > now_ns ? deadline_ns - now_ns : 0)) {
-                status = SHMQ_TIMED_OUT;
-            }
+            is_sent = log_send_request(self, file_position, until_ns - now_ns);
         }
-        pthread_mutex_lock(&self->lock);
-        uint64_t slice_ns = now_ns + LOG_WAIT_SLICE_NS < deadline_ns ? now_ns + LOG_WAIT_SLICE_NS : deadline_ns;
-        struct timespec until = {.tv_sec = (time_t)(slice_ns / 1000000000u),
-                                 .tv_nsec = (long)(slice_ns % 1000000000u)};
-        int error = 0;
-        while (status == SHMQ_EMPTY && request.status == SHMQ_EMPTY && error == 0) {
-            error = pthread_cond_timedwait(&self->answered, &self->lock, &until);
-        }
-        if (request.status != SHMQ_EMPTY) {
-            status = request.status;
-        }
-        pthread_mutex_unlock(&self->lock);
+        status = log_wait_answer(self, &request, until_ns);
         Py_END_ALLOW_THREADS
-        if (status == SHMQ_EMPTY) {
-            raised = PyErr_CheckSignals() < 0;
-            status = shmq_clock_ns(CLOCK_MONOTONIC) >= deadline_ns ? SHMQ_TIMED_OUT : SHMQ_EMPTY;
+        now_ns = shmq_clock_ns(CLOCK_MONOTONIC);
+        raised = status == SHMQ_EMPTY && PyErr_CheckSignals() < 0;
+        if (now_ns >= deadline_ns) {
+            break;
         }
     }
     pthread_mutex_lock(&self->lock);
@@ -440,8 +467,10 @@ int shmq_log_map_request(struct shmq_log_map *self, uint64_t file_position, uint
         link = &(*link)->next;
     }
     *link = request.next;
+    pthread_cond_broadcast(&self->answered); /* log_stop may wait for an empty list */
     pthread_mutex_unlock(&self->lock);
-    return raised ? 1 : status;
+    Py_DECREF(self);
+    return raised ? 1 : status == SHMQ_EMPTY ? SHMQ_TIMED_OUT : status;
 }
 
 /* ---- the type -------------------------------------------------------------------------------------------------- */
@@ -451,7 +480,7 @@ static PyObject *log_map_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     static char *names[] = {"file_size", "cold_max", NULL};
     unsigned long long file_size;
     unsigned int cold_max = 16;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$K|I:LogMap", names, &file_size, &cold_max)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$KI:LogMap", names, &file_size, &cold_max)) {
         return NULL;
     }
     if (file_size < SHMQ_PAGE || file_size % SHMQ_PAGE != 0 || file_size > (UINT64_C(1) << 40)) {
@@ -679,27 +708,57 @@ static PyObject *log_map_request_file(struct shmq_log_map *self, PyObject *args)
     return status > 0 ? NULL : PyLong_FromLong(status);
 }
 
+struct log_row {
+    uint64_t file_position;
+    uint32_t pins;
+    int is_hot;
+};
+
+/* A copy of the table, for whoever must not make Python objects under the lock. Returns rows, or NULL. */
+static struct log_row *log_rows(struct shmq_log_map *self, Py_ssize_t *count)
+{
+    pthread_mutex_lock(&self->lock);
+    size_t room = 1;
+    for (uint32_t i = 0; i < SHMQ_LOG_BUCKETS; ++i) {
+        for (const struct shmq_log_entry *entry = self->buckets[i]; entry != NULL; entry = entry->next) {
+            room += 1;
+        }
+    }
+    struct log_row *rows = PyMem_RawMalloc(room * sizeof *rows);
+    *count = 0;
+    for (uint32_t i = 0; rows != NULL && i < SHMQ_LOG_BUCKETS; ++i) {
+        for (const struct shmq_log_entry *entry = self->buckets[i]; entry != NULL; entry = entry->next) {
+            /* relaxed: for people */
+            rows[(*count)++] = (struct log_row){entry->file_position, shmq_load_relaxed32(&entry->pins),
+                                                entry->hot_fd >= 0};
+        }
+    }
+    pthread_mutex_unlock(&self->lock);
+    return rows;
+}
+
 static PyObject *log_map_files(struct shmq_log_map *self, PyObject *ignored)
 {
     (void)ignored;
     if (log_map_check(self, "list the files of the log") < 0) {
         return NULL;
     }
-    PyObject *list = PyList_New(0);
-    pthread_mutex_lock(&self->lock);
-    for (uint32_t i = 0; list != NULL && i < SHMQ_LOG_BUCKETS; ++i) {
-        for (struct shmq_log_entry *entry = self->buckets[i]; list != NULL && entry != NULL;
-             entry = entry->next) {
-            PyObject *row = Py_BuildValue("(KOI)", (unsigned long long)entry->file_position,
-                                          entry->hot_fd >= 0 ? Py_True : Py_False,
-                                          shmq_load_relaxed32(&entry->pins)); /* relaxed: for people */
-            if (row == NULL || PyList_Append(list, row) < 0) {
-                Py_CLEAR(list);
-            }
-            Py_XDECREF(row);
+    Py_ssize_t count;
+    struct log_row *rows = log_rows(self, &count);
+    if (rows == NULL) {
+        return PyErr_NoMemory();
+    }
+    PyObject *list = PyList_New(count);
+    for (Py_ssize_t i = 0; list != NULL && i < count; ++i) {
+        PyObject *row = Py_BuildValue("(KNI)", (unsigned long long)rows[i].file_position,
+                                      PyBool_FromLong(rows[i].is_hot), rows[i].pins);
+        if (row == NULL) {
+            Py_CLEAR(list);
+        } else {
+            PyList_SET_ITEM(list, i, row);
         }
     }
-    pthread_mutex_unlock(&self->lock);
+    PyMem_RawFree(rows);
     if (list != NULL && PyList_Sort(list) < 0) {
         Py_CLEAR(list);
     }
