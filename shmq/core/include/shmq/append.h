@@ -330,13 +330,21 @@ static inline int shmq_append_drained(const struct shmq_append *append, uint32_t
     return 1;
 }
 
-/* Takes a session out of the turns; its slot is free again. Its memory may be unmapped afterwards. */
+/* Takes a session out of the turns and tells its client so; its slot is free again. Its memory may be
+ * unmapped afterwards. */
 static inline void shmq_append_detach(struct shmq_append *append, uint32_t session)
 {
     struct shmq_session_slot *slot = shmq_control_session_slot(append->control, session);
     for (uint32_t lane = 0; lane < SHMQ_LANE_MAX; ++lane) {
-        append->rings[session * SHMQ_LANE_MAX + lane].state = SHMQ_RING_FREE;
-        append->rings[session * SHMQ_LANE_MAX + lane].lane = NULL;
+        struct shmq_ring *ring = &append->rings[session * SHMQ_LANE_MAX + lane];
+        if (ring->state != SHMQ_RING_FREE) {
+            /* release: pairs with the acquire in shmq_lane_ended; the tails before it are final */
+            shmq_store_release32(&ring->slot->ended, (uint32_t)-SHMQ_CLOSED);
+            shmq_fence_full(); /* pairs with the sleeper's fence in shmq_sleep_begin */
+            (void)shmq_bell_ring(ring->bell, &ring->lane->sleep_epoch, &ring->answered);
+        }
+        ring->state = SHMQ_RING_FREE;
+        ring->lane = NULL;
     }
     for (uint32_t i = 0; i < SHMQ_CONSUMER_BELL_MAX; ++i) {
         struct shmq_bell *bell = &append->bells[session * SHMQ_CONSUMER_BELL_MAX + i];
@@ -365,11 +373,16 @@ static inline void shmq_append_clear_rings(struct shmq_append *append, uint32_t 
 {
     for (uint32_t lane = 0; lane < SHMQ_LANE_MAX; ++lane) {
         struct shmq_ring_slot *slot = shmq_control_ring_slot(append->control, session * SHMQ_LANE_MAX + lane);
+        uint32_t generation = shmq_control_session_slot(append->control, session)->generation;
+        /* relaxed + fence: a client of the slot's last session that meets a word of this one sees the generation */
+        shmq_store_relaxed32(&slot->session_generation, generation);
+        shmq_fence_release(); /* pairs with the acquires in shmq_lane_completion and shmq_lane_ended */
         /* relaxed: nobody has this session yet */
         shmq_store_relaxed(&slot->read_position, 0);
         shmq_store_relaxed(&slot->completion_tail, 0);
         shmq_store_relaxed(&slot->done_tail, 0);
-        shmq_store_relaxed32(&slot->ended, 0);
+        /* release: pairs with the acquire in shmq_lane_ended */
+        shmq_store_release32(&slot->ended, 0);
     }
 }
 

@@ -42,7 +42,20 @@ struct shmq_lane_writer {
     uint64_t read_position;   /* last seen */
     uint64_t sequence;        /* of the next record */
     uint64_t completion_read; /* completions taken */
+    uint32_t session_generation; /* the slot is ours while it says the same */
 };
+
+/* 0, or the positive status why the session has ended. Its slot may belong to another session by now. */
+static inline uint32_t shmq_lane_ended(const struct shmq_lane_writer *writer)
+{
+    /* acquire: pairs with the release of ended in shmq_ring_end, shmq_append_detach and
+     * shmq_append_clear_rings: who sees a cleared word sees whose slot it is now */
+    uint32_t ended = shmq_load_acquire32(&writer->slot->ended);
+    if (shmq_load_relaxed32(&writer->slot->session_generation) != writer->session_generation) {
+        return (uint32_t)-SHMQ_CLOSED;
+    }
+    return ended;
+}
 
 static inline uint32_t shmq_record_size(uint32_t body_size, uint32_t properties_size)
 {
@@ -118,8 +131,8 @@ static inline int shmq_lane_completion(const struct shmq_lane_writer *writer, ui
         /* acquire: pairs with the release of completion_tail in shmq_turn_publish */
         uint64_t appended = shmq_load_acquire(&writer->slot->completion_tail);
         if (appended <= sequence) {
-            /* acquire: pairs with the release of ended in shmq_ring_end; the tails before it are final */
-            if (shmq_load_acquire32(&writer->slot->ended) == 0) {
+            /* its acquire: the tails before it are final */
+            if (shmq_lane_ended(writer) == 0) {
                 return SHMQ_EMPTY;
             }
             /* acquire: as above; it may have moved between the two looks, and for the last time */
@@ -134,6 +147,10 @@ static inline int shmq_lane_completion(const struct shmq_lane_writer *writer, ui
         return SHMQ_EMPTY; /* its final_status may be written at this moment: hands off */
     }
     *out = *entry;
+    /* relaxed: stored before the first word of the slot's next session that the loads above could have met */
+    if (shmq_load_relaxed32(&writer->slot->session_generation) != writer->session_generation) {
+        return SHMQ_CLOSED;
+    }
     return out->sequence == sequence ? SHMQ_OK : SHMQ_CORRUPT;
 }
 

@@ -236,7 +236,7 @@ enum shmq_session_state {
     F(8, shmq_word64, completion_tail, 1, "completions below it are committed (appended)")         \
     F(16, shmq_word64, done_tail, 1, "completions below it reached the level they asked for")      \
     F(24, shmq_word32, ended, 1, "0, or the positive status why the session ended")                \
-    F(28, uint32_t, reserved, 1, "zero")                                                           \
+    F(28, shmq_word32, session_generation, 1, "of the session whose lane this is")                 \
     F(32, uint64_t, reserved_words, 12, "zero")
 
 /* Written by the append role. The row's handle (row, generation) is what a record carries. */
