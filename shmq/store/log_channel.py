@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from shmq.shm.segment import Segment
     from shmq.store.log_files import LogFiles
 
-__all__ = ["FILE", "GONE", "HOT", "PACKET", "RETIRED", "LogChannel"]
+__all__ = ["FILE", "GONE", "HOT", "LogChannel", "PACKET", "RETIRED"]
 
 _log = logging.getLogger("shmq.store")
 

@@ -1,4 +1,4 @@
-"""The layouts are said once: the struct, the exported table, the page and Python's own constants agree."""
+"""The layouts are said once: struct, exported table, page and Python's own constants agree."""
 
 from pathlib import Path
 
