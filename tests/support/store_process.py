@@ -37,6 +37,8 @@ ROOT = Path(__file__).parents[2]
 ANSWER_TIMEOUT_S = 60.0
 PACKET_SIZE = 256 * 1024
 FD_MAX = 16
+COLD_ENTRIES_MAX = 1024
+"""Entries of one answer to read_cold: 48 KiB as hex."""
 
 
 # ---- the process ---------------------------------------------------------------------------------
@@ -45,7 +47,7 @@ FD_MAX = 16
 def _serve(sock: socket.socket) -> None:
     request, _ = _receive(sock)
     config = StoreConfig(**_config_from_json(request["config"]))
-    store = MessageStore(config)
+    store = MessageStore(config, on_session_ended=lambda *ended: _ended.append(ended))
     try:
         store.open()
         store.start()
@@ -157,6 +159,22 @@ def _close_session(store: MessageStore, _fds: dict[str, int], session: int) -> t
     return None, {}
 
 
+def _read_cold(
+    store: MessageStore,
+    _fds: dict[str, int],
+    topic: str,
+    queue_id: int,
+    queue_offset: int,
+    entry_count: int,
+) -> tuple[Any, Any]:
+    found = store.read_cold(topic, queue_id, queue_offset, min(entry_count, COLD_ENTRIES_MAX))
+    return None if found is None else [found[0], found[1].hex()], {}
+
+
+_ended: list[tuple[int, str]] = []
+"""(session, reason) of the sessions that the store itself has ended."""
+
+
 def _facts(store: MessageStore, _fds: dict[str, int]) -> tuple[Any, Any]:
     return {
         "positions": store.positions._asdict(),
@@ -166,6 +184,7 @@ def _facts(store: MessageStore, _fds: dict[str, int]) -> tuple[Any, Any]:
         ],
         "live": store.sessions.live,
         "lost": store.sessions.lost,
+        "ended": _ended,
         "failure": str(store.failure) if store.failure else None,
         "state": store.appender_state(),
         "unanswered_bytes": store.channel.unanswered_bytes(),
@@ -182,6 +201,7 @@ _OPERATIONS = {
     "grant_chunk": _grant_chunk,
     "subscribe": _subscribe,
     "close_session": _close_session,
+    "read_cold": _read_cold,
     "facts": _facts,
 }
 
