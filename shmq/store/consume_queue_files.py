@@ -11,7 +11,8 @@ never be given out again. Everything but the floors can be built anew from the C
       16     8  file_position             of the CommitLog file
       24     8  file_size_bytes           of the CommitLog file
       32     8  end_position              where its BLANK frame lies
-      40     8  record_crc_position       its frames before it were not asked for __CRC32#
+      40     8  record_crc_position       frames before it were not asked for __CRC32#; at most the
+                                          end of the CommitLog file
       48     8  frame_count               frames that hold, those in no queue included
       56     8  entry_count
       64     8  repeated_count            frames whose queue offset was there already: left out
@@ -239,7 +240,7 @@ def encode(
         scan.file_position,
         file_size_bytes,
         scan.end_position,
-        record_crc_position,
+        min(record_crc_position, scan.file_position + file_size_bytes),
         scan.row_count,
         len(grouped.entries) // ENTRY_SIZE,
         grouped.repeated_count,

@@ -307,6 +307,31 @@ class LogFiles:
         finally:
             os.close(fd)
 
+    def find_tail(self, position: int) -> list[tuple[int, int]]:
+        """Return (physical_offset, bytes) of what is not zero from `position` on, one per file.
+
+        The bytes reach to the last one in that file that is not zero. Reads only.
+
+        Raises:
+            StoreError: a file cannot be read.
+        """
+        tails = []
+        for file in self.files():
+            begin = max(0, position - file.file_position)
+            if begin >= self.file_size_bytes:
+                continue
+            fd = self.open(file.file_position)
+            try:
+                dirty = list(_dirty_chunks(fd, begin, self.file_size_bytes))
+                if dirty:
+                    end = _dirty_end(fd, dirty[-1])
+                    tails.append((file.file_position + begin, end - begin))
+            except OSError as error:
+                raise disk_error(f"read {file.path}", error) from error
+            finally:
+                os.close(fd)
+        return tails
+
     def clear_tail(self, position: int) -> list[SavedTail]:
         """Zero every byte of the log from `position` on, durably; what is not zero is kept aside.
 
@@ -340,7 +365,8 @@ class LogFiles:
                 dirty = list(_dirty_chunks(fd, begin, self.file_size_bytes))
                 if not dirty:
                     return None
-                tail = self._save(fd, file.file_position + begin, begin, _dirty_end(fd, dirty[-1]))
+                end = _dirty_end(fd, dirty[-1])
+                tail = self._keep(fd, "tail", file.file_position + begin, begin, end)
                 for place, size in dirty:
                     write_fully(fd, memoryview(_ZEROS)[:size], place)
                 os.fdatasync(fd)
@@ -350,12 +376,30 @@ class LogFiles:
             raise disk_error(f"clear the tail of {file.path}", error) from error
         return tail
 
-    def _save(self, fd: int, position: int, begin: int, end: int) -> SavedTail:
+    def keep_aside(self, position: int, size: int) -> SavedTail:
+        """Copy bytes of one file into quarantine, before they are written over.
+
+        Args:
+            position: physical_offset of the first.
+            size: bytes, all in the file of `position`.
+
+        Raises:
+            DiskFullError, StoreError: nothing is left behind.
+        """
+        file_position = self.file_position(position)
+        fd = self.open(file_position)
+        try:
+            begin = position - file_position
+            return self._keep(fd, "hole", position, begin, begin + size)
+        finally:
+            os.close(fd)
+
+    def _keep(self, fd: int, kind: str, position: int, begin: int, end: int) -> SavedTail:
         """Copy bytes begin..end of the open file into quarantine, whole or not at all."""
         number = 0
-        while (self.quarantine_folder / _tail_name(position, number)).exists():
+        while (self.quarantine_folder / _kept_name(kind, position, number)).exists():
             number += 1  # bounded by the files there: each has its own number
-        path = self.quarantine_folder / _tail_name(position, number)
+        path = self.quarantine_folder / _kept_name(kind, position, number)
         temporary = path.with_suffix(".tmp")
         make_folder(self.quarantine_folder)
         try:
@@ -373,7 +417,7 @@ class LogFiles:
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise disk_error(f"keep the tail at {position} aside as {path}", error) from error
+            raise disk_error(f"keep the {kind} at {position} aside as {path}", error) from error
         return SavedTail(position, end - begin, path.name)
 
 
@@ -388,8 +432,8 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
         raise disk_error(f"read {folder}", error) from error
 
 
-def _tail_name(position: int, number: int) -> str:
-    return f"tail-{position:020d}-{number}.bin"
+def _kept_name(kind: str, position: int, number: int) -> str:
+    return f"{kind}-{position:020d}-{number}.bin"
 
 
 def _dirty_chunks(fd: int, begin: int, end: int) -> Iterator[tuple[int, int]]:

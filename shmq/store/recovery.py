@@ -44,9 +44,11 @@ from shmq.store.scan import (
 )
 
 __all__ = [
+    "LogTrust",
     "NO_RECORD_CRC",
     "QueueRange",
     "RecoveredLog",
+    "log_trust",
     "open_consume_queues",
     "recover_files",
     "scan_log_file",
@@ -67,6 +69,15 @@ class QueueRange(NamedTuple):
     """First kept."""
     max_queue_offset: int
     """Next to be assigned."""
+
+
+class LogTrust(NamedTuple):
+    """What is known of a log before it is scanned."""
+
+    trusted_end: int
+    """physical_offset below which every byte was on disk."""
+    record_crc_position: int
+    """physical_offset from which on every record carries `__CRC32#`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +162,10 @@ class _Recovery:
         set_derived_aside(self._store_path)
         self._quarantine = self._load_quarantine()
         logs = self._files.files()
-        trusted_end = self._trusted_end(known, logs)
         self._refuse_missing(known, logs)
-        record_crc_position = self._record_crc_position(known, logs, is_foreign=is_foreign)
+        trusted_end, record_crc_position = log_trust(
+            self._files, logs, known, is_foreign=is_foreign
+        )
         queues = open_consume_queues(
             self._files,
             end_position=0,
@@ -221,11 +233,6 @@ class _Recovery:
             changed.save(Quarantine.path(self._store_path))
             self._quarantine = changed
 
-    def _trusted_end(self, known: positions.Positions | None, logs: Sequence[LogFile]) -> int:
-        if known is not None:
-            return known.flushed_position
-        return trusted_end_without_positions(self._files, logs)
-
     def _refuse_missing(self, known: positions.Positions | None, logs: Sequence[LogFile]) -> None:
         """Refuse a log of which files are gone that were there: going on would reuse positions."""
         end = logs[-1].file_position + self._files.file_size_bytes if logs else 0
@@ -235,22 +242,6 @@ class _Recovery:
             f"open {self._files.folder}: its files end at {end}, but {known.flushed_position} was "
             f"on disk: {file_name(end)} is missing; restore it from a copy"
         )
-
-    def _record_crc_position(
-        self,
-        known: positions.Positions | None,
-        logs: Sequence[LogFile],
-        *,
-        is_foreign: bool,
-    ) -> int:
-        if is_foreign:
-            return NO_RECORD_CRC
-        if known is not None:
-            return known.record_crc_position
-        # Positions are lost: a log whose first record carries the property is ours from the start.
-        if logs and not _head_holds(self._files, logs[0].file_position, demands=True):
-            return NO_RECORD_CRC
-        return 0
 
     def _walk(
         self,
@@ -462,6 +453,30 @@ def scan_log_file(
         raise type(error)(f"scan {files.path(file_position)}: {error}", hint=error.hint) from error
     finally:
         os.close(fd)
+
+
+def log_trust(
+    files: LogFiles, logs: Sequence[LogFile], known: positions.Positions | None, *, is_foreign: bool
+) -> LogTrust:
+    """Return what of the log must hold, and what must carry `__CRC32#`.
+
+    Args:
+        files: the log.
+        logs: its files, in order.
+        known: the positions, if they hold.
+        is_foreign: RocketMQ wrote the log, or wrote it last: then positions say nothing.
+
+    Raises:
+        StoreError: a file cannot be read.
+    """
+    if known is not None and not is_foreign:
+        return LogTrust(known.flushed_position, known.record_crc_position)
+    trusted_end = trusted_end_without_positions(files, logs)
+    # Positions are lost: a log whose first record carries the property is ours from the start.
+    is_ours = not is_foreign and (
+        not logs or _head_holds(files, logs[0].file_position, demands=True)
+    )
+    return LogTrust(trusted_end, 0 if is_ours else NO_RECORD_CRC)
 
 
 def trusted_end_without_positions(files: LogFiles, logs: Sequence[LogFile]) -> int:

@@ -35,6 +35,7 @@ __all__ = [
     "ScanEnd",
     "TopicNumbers",
     "iter_rows",
+    "row_at",
     "scan_file",
 ]
 
@@ -145,7 +146,12 @@ class FileScan:
     @property
     def last_row(self) -> Row | None:
         """The last frame that holds."""
-        return Row(*_ROW.unpack_from(self.rows, len(self.rows) - ROW_SIZE)) if self.rows else None
+        return row_at(self.rows, self.row_count - 1) if self.rows else None
+
+
+def row_at(rows: bytes | bytearray, index: int) -> Row:
+    """Return the row number `index` of a scan, which must have it."""
+    return Row(*_ROW.unpack_from(rows, index * ROW_SIZE))
 
 
 def iter_rows(rows: bytes | bytearray) -> Iterator[Row]:
