@@ -223,12 +223,22 @@ static void end_session(struct scene *s)
     shmq_append_detach(&s->f->append, 0);
 }
 
-static void reattach(struct scene *s)
+/* Its producer was told so, or it was not and may go on; what was taken from it is answered either way. */
+static void recover_beside_a_detached_session(struct scene *s)
 {
-    fixture_resume(s->f, 0);
+    death_recover(s);
+    if (shmq_lane_ended(&s->w[0]) == 0) {
+        death_go_on(s);
+        return;
+    }
+    struct shmq_completion done;
+    TRUTH(shmq_lane_completion(&s->w[0], s->w[0].sequence, &done) == SHMQ_CLOSED);
+    shmq_append_detach(&s->f->append, 0);
+    scene_put(s, 1, 0, 8);
+    TRUTH(scene_turn(s) == 1);
 }
 
-static void test_death_while_sessions_come_and_go_loses_nothing_that_was_taken(void)
+static void test_death_while_a_session_is_detached_tells_its_producer_or_not(void)
 {
     struct scene s;
     scene_open(&s, "detaching");
@@ -237,11 +247,60 @@ static void test_death_while_sessions_come_and_go_loses_nothing_that_was_taken(v
     }
     scene_put(&s, 1, 0, 8);
     CHECK_EQUAL(scene_turn(&s), 5);
+    scene_flush(&s);
+    (void)scene_turn(&s);
     s.work = end_session;
-    death_at_every_instruction(&s);
-    s.work = reattach;
-    s.name = "attaching";
-    death_at_every_instruction(&s);
+    death_step_through(&s, 1, recover_beside_a_detached_session);
+    scene_close(&s);
+}
+
+/* The slot of a session that is over serves another, which sends at once. */
+static void attach_anew(struct scene *s)
+{
+    struct shmq_session_slot *slot = shmq_control_session_slot(s->f->control, 0);
+    slot->generation += 1;
+    shmq_append_clear_rings(&s->f->append, 0);
+    fixture_resume(s->f, 0);
+}
+
+static void recover_beside_a_new_session(struct scene *s)
+{
+    TRUTH(fixture_adopt(s->f) == SHMQ_OK);
+    fixture_resume(s->f, 1);
+    fixture_resume(s->f, 2);
+    struct shmq_session_slot *slot = shmq_control_session_slot(s->f->control, 0);
+    uint32_t old = s->w[0].session_generation;
+    if (shmq_load_relaxed32(&slot->state) == SHMQ_SESSION_FREE) { /* nobody was told of it: attached again */
+        attach_anew(s);
+    } else {
+        TRUTH(slot->generation != old);
+        fixture_resume(s->f, 0);
+    }
+    TRUTH(shmq_lane_ended(&s->w[0]) != 0); /* the old one knows in any case */
+    struct shmq_completion done;
+    for (uint64_t q = 0; q < s->w[0].sequence; ++q) {
+        int status = shmq_lane_completion(&s->w[0], q, &done);
+        TRUTH(status == SHMQ_CLOSED || (status == SHMQ_OK && done.sequence == q));
+    }
+    memset(s->f->ingress[0], 0, shmq_ingress_size(1, SHMQ_PAGE)); /* another ring */
+    fixture_writer(s->f, 0, 0, &s->w[0]);
+    scene_put(s, 0, 0, 8);
+    scene_put(s, 1, 0, 8);
+    TRUTH(scene_turn(s) == 2);
+    TRUTH(shmq_lane_completion(&s->w[0], 0, &done) == SHMQ_OK && done.status == 0);
+}
+
+static void test_death_while_a_slot_is_given_to_another_session_mixes_up_nobody(void)
+{
+    struct scene s;
+    scene_open(&s, "attaching anew");
+    for (uint32_t i = 0; i < 4; ++i) {
+        scene_put(&s, 0, i % 3, 8);
+    }
+    CHECK_EQUAL(scene_turn(&s), 4);
+    shmq_append_detach(&s.f->append, 0);
+    s.work = attach_anew;
+    death_step_through(&s, 1, recover_beside_a_new_session);
     scene_close(&s);
 }
 
@@ -314,7 +373,8 @@ int main(void)
     RUN(test_death_while_a_level_changes_hides_nothing_for_ever);
     RUN(test_death_while_chains_are_trimmed_loses_no_block);
     RUN(test_death_while_a_file_retires_and_its_slot_is_reused_loses_nothing);
-    RUN(test_death_while_sessions_come_and_go_loses_nothing_that_was_taken);
+    RUN(test_death_while_a_session_is_detached_tells_its_producer_or_not);
+    RUN(test_death_while_a_slot_is_given_to_another_session_mixes_up_nobody);
     RUN(test_death_while_a_turn_is_sealed_redoes_it_or_not);
     RUN(test_death_in_a_replay_is_cured_by_replaying_again);
     return 0;
