@@ -29,6 +29,7 @@ from shmq.status import FlushDiskType
 from shmq.store import boot_files, positions
 from shmq.store.append import AppendService
 from shmq.store.derive import DeriveService
+from shmq.store.durable_file import disk_error, write_fully
 from shmq.store.flush import FlushService
 from shmq.store.hot_log import HotLog
 from shmq.store.log_channel import LogChannel
@@ -42,13 +43,14 @@ from shmq.store.sessions import Sessions
 from shmq.store.store_lock import StoreLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from shmq.config import StoreConfig
     from shmq.errors import FlushFailedError
     from shmq.shm.budget import HotLogPlan
     from shmq.shm.manifest import Manifest
     from shmq.store.consume_queue_files import ConsumeQueueFiles
+    from shmq.store.memory import HotSegment
 
 __all__ = ["LogPositions", "MessageStore"]
 
@@ -63,6 +65,7 @@ _POSITIONS_INTERVAL_NS = 1_000_000_000
 _REPLAY_FRAMES = 100_000
 """Frames replayed between two looks at what the arena needs."""
 _OK = core.STATUS["OK"][0]
+_BLANK = core.STATUS["BLANK"][0]
 _NO_TOPIC = core.STATUS["NO_TOPIC"][0]
 _ARENA_FULL = core.STATUS["ARENA_FULL"][0]
 _FLUSH_FAILED = -core.STATUS["FLUSH_FAILED"][0]
@@ -144,7 +147,7 @@ class MessageStore:
             known = positions.load(self._positions_path)
             manifest = manifests.load(self._manifest_path)
             if manifest is None or not self._try_adopt(manifest, known, undo):
-                self._recover(known, undo)
+                self._recover(positions.load(self._positions_path), undo)
             boot_files.make_abort(config.store_path)
             boot_files.write_broker_conf(config, file_size_bytes=self.file_size_bytes)
             self._save_positions(is_clean=False)
@@ -173,7 +176,8 @@ class MessageStore:
             try:
                 self._adopt_log(memory, known, mine)
             except StoreCorruptError as error:
-                _log.error("memory cannot be adopted, recovering from files: %s", error)
+                _log.error("memory is damaged, its log goes to the files as it is: %s", error)
+                self._salvage(memory)
                 mine.close()
                 self._discard(manifest)
                 return False
@@ -199,16 +203,8 @@ class MessageStore:
         self.file_size_bytes = fields["file_size_bytes"]
         segment_count = fields["hot_slot_count"]
         self._wire(memory, undo, segment_count, fields["session_slot_count"])
-        slots_place = fields["hot_slots_place"]
         used = set()
-        for index in range(segment_count):
-            slot = read_ints(
-                memory.control, "hot_slot", slots_place + index * struct_size("hot_slot")
-            )
-            hot = memory.hot(slot["object_number"])
-            if slot["state"] not in (core.HOT_READY, core.HOT_LIVE) or hot is None:
-                continue
-            file_position = slot["file_position"]
+        for file_position, hot in self._hot_files(memory):
             self._appender.adopt_hot(file_position, hot.mapping)
             self._hot_log.adopt(file_position, hot, self._files.open(file_position, readonly=False))
             used.add(hot.number)
@@ -218,6 +214,7 @@ class MessageStore:
         if status != _OK:
             raise StoreCorruptError(f"adopt {memory.store}: the last turn does not hold ({status})")
         now = self.positions
+        self._check_frames(memory, now.flushed_position, now.committed_position)
         complete_end = now.flushed_position - now.flushed_position % self.file_size_bytes
         self._hot_log.set_complete(complete_end)
         self._derive_from(
@@ -239,6 +236,75 @@ class MessageStore:
             len(self.queues),
             len(lost),
         )
+
+    def _hot_files(self, memory: StoreMemory) -> Iterator[tuple[int, HotSegment]]:
+        """The files that a predecessor had in memory: where they begin, and their segments."""
+        fields = read_ints(memory.control, "control_config", struct_size("segment_header"))
+        for index in range(fields["hot_slot_count"]):
+            place = fields["hot_slots_place"] + index * struct_size("hot_slot")
+            slot = read_ints(memory.control, "hot_slot", place)
+            hot = memory.hot(slot["object_number"])
+            if slot["state"] in (core.HOT_READY, core.HOT_LIVE) and hot is not None:
+                yield slot["file_position"], hot
+
+    def _check_frames(self, memory: StoreMemory, begin: int, end: int) -> None:
+        """Return if every frame of the log in memory from `begin` to `end` holds.
+
+        Raises:
+            StoreCorruptError: one does not.
+        """
+        size = self.file_size_bytes
+        for file_position, hot in self._hot_files(memory):
+            first, last = max(begin, file_position), min(end, file_position + size)
+            while first < last:
+                first, status, reason, _ = core.scan(
+                    hot.mapping,
+                    position=file_position,
+                    begin=first,
+                    end=last,
+                    file_end=file_position + size,
+                    topics={},
+                    demands=core.CHECK_RECORD_CRC,
+                )
+                if status == _BLANK:
+                    break
+                if status != _OK:
+                    raise StoreCorruptError(
+                        f"adopt {memory.store}: the frame at {first} in memory does not hold: "
+                        f"{core.MESSAGE_REASONS[reason][1]}"
+                    )
+
+    def _salvage(self, memory: StoreMemory) -> None:
+        """Write what a damaged memory holds of the log to the files, as it is: recovery then finds
+        the good frames, and enters the others in the quarantine list.
+        """
+        size = self.file_size_bytes
+        flushed, committed = (
+            memory.control.load64(place + field_place(struct, name))
+            for place, struct, name in (
+                (_FLUSH_PLACE, "flush_positions", "flushed_position"),
+                (_APPEND_PLACE, "append_positions", "committed_position"),
+            )
+        )
+        for file_position, hot in self._hot_files(memory):
+            first, last = max(flushed, file_position), min(committed, file_position + size)
+            if first >= last:
+                continue
+            fd = self._files.open(file_position, readonly=False)
+            try:
+                with memoryview(hot.mapping) as view:
+                    place = first - file_position
+                    write_fully(fd, view[place : last - file_position], place)
+                os.fdatasync(fd)
+            except OSError as error:
+                raise disk_error(f"write the CommitLog file at {file_position}", error) from error
+            finally:
+                os.close(fd)
+        known = positions.load(self._positions_path)
+        if known is not None:
+            salvaged = replace(known, flushed_position=max(flushed, committed))
+            positions.save(self._positions_path, salvaged, durable=True)
+        _log.error("salvaged begin=%d end=%d", flushed, committed)
 
     def _recover(self, known: positions.Positions | None, undo: contextlib.ExitStack) -> None:
         """Scan the files, make new memory, and put what is behind the last complete file into
@@ -296,6 +362,9 @@ class MessageStore:
                 f"open {config.store_path}: its files have {existing} bytes, "
                 f"commit_log_file_size_bytes is {file_size}; leave it at auto"
             )
+        machine = Machine.read()
+        for line in machine.warnings:
+            _log.warning("%s", line)
         plan = plan_sizes(
             HotLogRequest(
                 file_size_bytes=existing or file_size,
@@ -306,7 +375,7 @@ class MessageStore:
                 completion_bytes=completion_size(config.lane_count, config.completion_count),
                 max_message_size_bytes=config.max_message_size_bytes,
             ),
-            Machine.read(),
+            machine,
         )
         for line in plan.shrunk:
             _log.warning("%s", line)
