@@ -336,6 +336,9 @@ class _Checker:
                 if first > wanted:
                     self._gaps.append(_Gap(key, wanted, first, after, begins_at))
                 again += max(0, min(wanted, first + count) - first)
+            elif first > 0 and self._report.min_position == 0:
+                # nothing has expired: a queue that does not begin at 0 lost its beginning
+                self._gaps.append(_Gap(key, 0, first, -1, begins_at))
             end = max(first + count, self._last_entries.get(key, (0, 0))[0])
             self._last_entries[key] = (end, ends_at)
             self._check.queue_ends[key] = end
@@ -504,7 +507,7 @@ class _Checker:
                     missing += 1
                     continue
                 lost[hole][gap.key, queue_offset] = None
-        if missing:
+        if missing and gap.after >= 0:  # a queue may begin anywhere where nothing was damaged
             self._find(
                 Code.QUEUE_OFFSET_MISSING,
                 Severity.NOTE if self._report.is_foreign else Severity.WARNING,
