@@ -171,6 +171,24 @@ def _read_cold(
     return None if found is None else [found[0], found[1].hex()], {}
 
 
+def _is_drained(store: MessageStore, _fds: dict[str, int], session: int) -> tuple[Any, Any]:
+    return store.sessions.is_drained(session), {}
+
+
+def _forget_lost(store: MessageStore, _fds: dict[str, int], session: int) -> tuple[Any, Any]:
+    store.sessions.forget_lost(session)
+    return None, {}
+
+
+def _threads(_store: MessageStore, _fds: dict[str, int]) -> tuple[Any, Any]:
+    return {thread.name: thread.native_id for thread in threading.enumerate()}, {}
+
+
+def _check(store: MessageStore, _fds: dict[str, int]) -> tuple[Any, Any]:
+    store.check()
+    return None, {}
+
+
 _ended: list[tuple[int, str]] = []
 """(session, reason) of the sessions that the store itself has ended."""
 
@@ -201,7 +219,11 @@ _OPERATIONS = {
     "grant_chunk": _grant_chunk,
     "subscribe": _subscribe,
     "close_session": _close_session,
+    "is_drained": _is_drained,
+    "forget_lost": _forget_lost,
     "read_cold": _read_cold,
+    "threads": _threads,
+    "check": _check,
     "facts": _facts,
 }
 
@@ -280,19 +302,23 @@ class StoreProcess:
         assert config.runtime_path is not None
         config.runtime_path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with theirs:
-            self.process = subprocess.Popen(
-                [
-                    *wrapper,
-                    sys.executable,
-                    "-m",
-                    "tests.support.store_process",
-                    str(theirs.fileno()),
-                ],
-                cwd=ROOT,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, **(environ or {})},
-            )
-        _send(self._sock, {"config": _config_to_json(config)}, {})
+            self.process = self._spawn(theirs.fileno(), wrapper, environ)
+        self._open()
+
+    def _spawn(
+        self, fd: int, wrapper: tuple[str, ...], environ: dict[str, str] | None
+    ) -> subprocess.Popen[bytes]:
+        """A process that serves `fd` with a store."""
+        return subprocess.Popen(
+            [*wrapper, sys.executable, "-m", "tests.support.store_process", str(fd)],
+            cwd=ROOT,
+            pass_fds=[fd],
+            env={**os.environ, **(environ or {})},
+        )
+
+    def _open(self) -> None:
+        """Let it open the store; the process waits for this."""
+        _send(self._sock, {"config": _config_to_json(self.config)}, {})
         answer = self._answer()[0]
         self.is_adopted: bool = answer["is_adopted"]
         self.lost: list[int] = answer["lost"]
@@ -330,6 +356,34 @@ class StoreProcess:
     ) -> QueueHandle:
         return QueueHandle(*self.call("add_queue", topic=topic, queue_id=queue_id, level=level)[0])
 
+    def open_session(
+        self, *, process: Incarnation | None = None, **options: Any
+    ) -> tuple[Offer, dict[str, int]]:
+        """Open a session for a process, this one by default; the fds are the caller's."""
+        own = process or Incarnation.current()
+        answer, fds = self.call(
+            "open_session",
+            uid=os.getuid(),
+            pid=own.pid,
+            pid_start_time=own.start_time,
+            **options,
+        )
+        return Offer(**answer), fds
+
+    def resume_session(
+        self, offer: Offer, kept_fds: dict[str, int], *, send_rows: list[int]
+    ) -> tuple[Offer, dict[str, int]]:
+        """Bring a session of the predecessor back; the fds returned are the caller's."""
+        answer, fds = self.call(
+            "resume",
+            kept_fds,
+            session=offer.session,
+            generation=offer.generation,
+            uid=os.getuid(),
+            send_rows=send_rows,
+        )
+        return Offer(**answer), fds
+
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         self.process.send_signal(signal.SIGKILL)
@@ -359,6 +413,10 @@ class StoreProcess:
 # ---- a client of it ------------------------------------------------------------------------------
 
 
+KEPT = ("ingress", "consumer", "chunk")
+"""What a client keeps over the death of a store process: its own memory."""
+
+
 @dataclass
 class Offer:
     """SessionOffer as it came over the socket."""
@@ -373,36 +431,22 @@ class Offer:
     sizes: dict[str, int]
 
 
-class StoreClient:
-    """One session: its mappings, its lanes, its reader. A context manager."""
+class ClientSide:
+    """A session as its client has it: mappings, lanes, reader, made of an offer and its fds."""
 
     def __init__(
-        self,
-        store: StoreProcess,
-        *,
-        producer: bool = True,
-        consumer: bool = True,
-        policy: int = core.WAIT_ADAPTIVE,
-        **options: Any,
+        self, offer: Offer, fds: dict[str, int], *, policy: int = core.WAIT_ADAPTIVE
     ) -> None:
-        self.store = store
+        """The fds are ours from now on."""
+        self.offer = offer
+        self.fds = fds
         self._policy = policy
-        own = Incarnation.current()
-        answer, self.fds = store.call(
-            "open_session",
-            uid=os.getuid(),
-            pid=own.pid,
-            pid_start_time=own.start_time,
-            producer=producer,
-            consumer=consumer,
-            **options,
-        )
-        self.offer = Offer(**answer)
         self._map()
-        self.ingress = self._mapping("ingress", writable=True) if producer else None
-        self.consumer = self._mapping("consumer", writable=True) if consumer else None
+        self.ingress = self._mapping("ingress", writable=True) if "ingress" in fds else None
+        self.consumer = self._mapping("consumer", writable=True) if "consumer" in fds else None
         self.log_map = core.LogMap(file_size=self.offer.file_size_bytes)
-        self.log_map.start(self.fds["log"])
+        if "log" in fds:
+            self.log_map.start(self.fds["log"])
         self.lanes = [
             core.Lane(
                 self.control,
@@ -436,20 +480,89 @@ class StoreClient:
         self.arena = self._mapping("arena")
         self.completion = self._mapping("completion")
 
-    def grant(self, *handles: QueueHandle) -> None:
-        self.store.call(
-            "grant", session=self.offer.session, rows=[handle.row for handle in handles]
+    def attach_chunk(self, fd: int) -> None:
+        """Large bodies go through the chunk memory behind `fd`, which is ours from now on."""
+        self.fds["chunk"] = fd
+        self.chunk = core.ChunkMemory(
+            self.control, self._mapping("chunk", writable=True), session=self.offer.session
         )
+        for lane in self.lanes:
+            lane.attach_chunk(self.chunk)
 
-    def subscribe(self, handle: QueueHandle, *, bell: int = 0) -> None:
-        self.store.call("subscribe", session=self.offer.session, bell=bell, row=handle.row)
+    @property
+    def kept_fds(self) -> dict[str, int]:
+        """The memory that a client brings to the successor of its broker."""
+        return {name: self.fds[name] for name in KEPT if name in self.fds}
+
+    def resume_with(self, offer: Offer, fds: dict[str, int]) -> None:
+        """Go on with a successor that has adopted this session; threads may wait in lanes
+        meanwhile. The fds are ours from now on.
+        """
+        for name, fd in fds.items():
+            os.close(self.fds[name])
+            self.fds[name] = fd
+        self.offer = offer
+        self._map()
+        if "chunk" in self.fds:
+            self.chunk.resume(self.control)
+        for lane in self.lanes:
+            lane.resume(self.control, self.completion, self.fds["event"])
+        if "log" in fds:
+            self.log_map.stop()
+            self.log_map.start(fds["log"])
 
     def close(self) -> None:
-        """Leave; the store process is told if it lives."""
+        """Leave."""
         self.log_map.stop()
         for fd in self.fds.values():
             os.close(fd)
         self.fds.clear()
+
+
+class StoreClient(ClientSide):
+    """A client in this process, of a store process that it talks to. A context manager."""
+
+    def __init__(
+        self,
+        store: StoreProcess,
+        *,
+        producer: bool = True,
+        consumer: bool = True,
+        policy: int = core.WAIT_ADAPTIVE,
+        **options: Any,
+    ) -> None:
+        self.store = store
+        offer, fds = store.open_session(producer=producer, consumer=consumer, **options)
+        super().__init__(offer, fds, policy=policy)
+        self.send_rows: list[int] = []
+        self._bells: list[tuple[int, QueueHandle]] = []
+
+    def grant(self, *handles: QueueHandle) -> None:
+        self.send_rows += [handle.row for handle in handles]
+        self.store.call("grant", session=self.offer.session, rows=self.send_rows)
+
+    def grant_chunk(self, size_bytes: int) -> None:
+        _, fds = self.store.call("grant_chunk", session=self.offer.session, size_bytes=size_bytes)
+        self.attach_chunk(fds["chunk"])
+
+    def subscribe(self, handle: QueueHandle, *, bell: int = 0) -> None:
+        self._bells.append((bell, handle))
+        self.store.call("subscribe", session=self.offer.session, bell=bell, row=handle.row)
+
+    def resume(self, store: StoreProcess) -> None:
+        """Hand the same memory to the successor of a store process that died, and go on.
+
+        Raises:
+            ShmError: it does not want it (it recovered from files, or took another for lost).
+        """
+        self.store = store
+        self.resume_with(*store.resume_session(self.offer, self.kept_fds, send_rows=self.send_rows))
+        for bell, handle in self._bells:
+            store.call("subscribe", session=self.offer.session, bell=bell, row=handle.row)
+
+    def close(self) -> None:
+        """Leave; the store process is told if it lives."""
+        super().close()
         if self.store.process.poll() is None:
             with contextlib.suppress(ShmqError, OSError, ConnectionError):
                 self.store.call("close_session", session=self.offer.session)
