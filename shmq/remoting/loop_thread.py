@@ -36,6 +36,11 @@ class LoopThread:
         """The loop, for `call_soon_threadsafe`."""
         return self._loop
 
+    @property
+    def is_running(self) -> bool:
+        """Between `start` and `stop`."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         """Begin to run the loop."""
         self._thread.start()

@@ -1,0 +1,465 @@
+"""Starts the brokers of a cluster file, restarts the dead, fences the hung, stops all in order.
+
+The supervisor is nobody's parent in the sense that matters: a broker is a session of its own, takes
+no signal from our terminal, prints into a file, and goes on when we die. Who runs is known from the
+kernel, for each broker in `supervisor.d/`:
+
+    <broker>.lock   held (flock) by the broker itself: it inherits the descriptor, which nobody else
+                    has. As long as it is held no second one is started, whatever else is known
+    <broker>.json   pid, start time and boot id of the process, to find it again; believed only if
+                    the kernel confirms it
+    <broker>.log    what it prints
+
+A supervisor that comes to running brokers adopts them: by their record, and where that is missing
+(we died between start and record) by who holds the lock. It watches each by a pidfd, which says at
+once that the process ended, and by asking it (probe.py), which says that it hangs; only through the
+pidfd does it ever kill, so that never another process is hit. `supervisor.lock` in the runtime
+folder lets one NameServer at a time supervise.
+
+In the NameServer, on its event loop. What may fail: a broker cannot be started, which counts as its
+end and is tried again; `supervisor.d` is not ours (OwnerError).
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from shmq.clock import Clock
+from shmq.config import ClusterConfig
+from shmq.namesrv.attended_time import AttendedTime
+from shmq.namesrv.broker_watch import Action, BrokerWatch, Phase
+from shmq.namesrv.log_tail import LogTail, LogTails
+from shmq.namesrv.probe import Probe
+from shmq.remoting.identity import has_ended
+from shmq.remoting.runtime_folder import RuntimeFolder
+from shmq.shm.incarnation import Incarnation, boot_id
+
+__all__ = ["LOCK_NAME", "SupervisedBroker", "Supervisor"]
+
+_log = logging.getLogger("shmq.namesrv")
+
+LOCK_NAME: Final = "supervisor"
+TICK_INTERVAL_S: Final = 0.25
+_PAUSE_MS_MAX: Final = 1_000  # of attended time between two ticks
+_RECORD_BYTES_MAX: Final = 4_096
+# What systemd told us and not them.
+_OURS_ALONE: Final = frozenset(
+    {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "LISTEN_FDS", "LISTEN_PID"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisedBroker:
+    """One broker of the cluster file."""
+
+    name: str
+    """Of its table, [broker.NAME]."""
+    socket_name: str
+    """Where it answers."""
+    broker_id: int
+    """0 is the master; masters are stopped last."""
+    command: tuple[str, ...]
+    """What starts it; not a shell's."""
+
+
+@dataclass(slots=True)
+class _Process:
+    """A life that is watched."""
+
+    incarnation: Incarnation
+    pidfd: int
+    child: "subprocess.Popen[bytes] | None"
+    """None where it is not our child: adopted."""
+
+
+class _Ward:
+    """One broker with everything that is known of it."""
+
+    def __init__(self, broker: SupervisedBroker, watch: BrokerWatch) -> None:
+        self.broker = broker
+        self.watch = watch
+        self.process: _Process | None = None
+        self.probe: Probe | None = None
+        self.is_hidden = False
+
+
+class Supervisor:
+    """All brokers of a cluster file. Make it and use it in the loop's thread.
+
+    Args:
+        folder: the runtime folder, open as long as the supervisor lives; its lock LOCK_NAME is the
+            caller's to hold.
+        brokers: of the cluster file.
+        config: delays, counts and timeouts.
+        hung_timeout_ms: silence after which a running broker is killed.
+        probe_interval_ms: between two questions to a broker.
+        clock: where time comes from.
+        tails: forwards what brokers print.
+    """
+
+    def __init__(
+        self,
+        folder: RuntimeFolder,
+        brokers: Sequence[SupervisedBroker],
+        config: ClusterConfig,
+        *,
+        hung_timeout_ms: int,
+        probe_interval_ms: int,
+        clock: Clock,
+        tails: LogTails,
+    ) -> None:
+        self._folder = folder
+        self._records = folder.private(LOCK_NAME)
+        self._probe_interval_ms = probe_interval_ms
+        self._clock = clock
+        self._time = AttendedTime(pause_ms_max=_PAUSE_MS_MAX)
+        self._tails = tails
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_all_stopped = asyncio.Event()
+        self._waves: list[list[_Ward]] | None = None
+        self._wards = [
+            _Ward(broker, BrokerWatch(config, hung_timeout_ms=hung_timeout_ms))
+            for broker in brokers
+        ]
+
+    def start(self) -> None:
+        """Adopt the brokers that run, start the others, and watch them all."""
+        self._tell_strangers()
+        for ward in self._wards:
+            self._adopt(ward)
+        self._tick()
+
+    async def stop(self) -> None:
+        """Stop slaves, then masters: ask each to end, and kill it after its time.
+
+        Waits until all have ended.
+        """
+        slaves = [ward for ward in self._wards if ward.broker.broker_id]
+        masters = [ward for ward in self._wards if not ward.broker.broker_id]
+        for ward in self._wards:
+            if ward.process is None:
+                ward.watch.stop(self._now_ns())
+        self._waves = [wave for wave in (slaves, masters) if wave]
+        self._stop_next()
+        await self._is_all_stopped.wait()
+
+    def close(self) -> None:
+        """Watch no more; brokers that run go on. Twice does nothing."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for ward in self._wards:
+            if ward.probe is not None:
+                ward.probe.stop()
+            if ward.process is not None:
+                self._loop.remove_reader(ward.process.pidfd)
+                os.close(ward.process.pidfd)
+                if ward.process.child is not None:
+                    ward.process.child.returncode = 0  # left running on purpose
+                ward.process = None
+
+    def status(self) -> Iterator[Mapping[str, object]]:
+        """How each broker is, as JSON objects."""
+        for ward in self._wards:
+            process = ward.process
+            yield {
+                "name": ward.broker.name,
+                "socketName": ward.broker.socket_name,
+                "phase": ward.watch.phase,
+                "restartCount": ward.watch.restart_count,
+                "pid": process.incarnation.pid if process else None,
+                "startTime": process.incarnation.start_time if process else None,
+                "isAdopted": process is not None and process.child is None,
+                "problem": ward.probe.problem if ward.probe else None,
+            }
+
+    # ---- deciding ----------------------------------------------------------------------------
+
+    def _now_ns(self) -> int:
+        return self._time.look(self._clock.monotonic_ns())
+
+    def _tick(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(TICK_INTERVAL_S, self._tick)
+        for ward in self._wards:
+            self._act(ward)
+
+    def _act(self, ward: _Ward) -> None:
+        action = ward.watch.tick(self._now_ns())
+        match action:
+            case Action.START:
+                self._start(ward)
+            case Action.FENCE:
+                problem = (ward.probe and ward.probe.problem) or "no sign of life"
+                self._kill(ward, f"it hangs: {problem}")
+            case Action.KILL:
+                self._kill(ward, "it did not end in time")
+
+    def _kill(self, ward: _Ward, reason: str) -> None:
+        process = ward.process
+        if process is None:
+            return
+        _log.warning(
+            "kill broker=%s pid=%d reason=%s", ward.broker.name, process.incarnation.pid, reason
+        )
+        self._signal(process, signal.SIGKILL)
+
+    def _signal(self, process: _Process, number: signal.Signals) -> None:
+        try:
+            signal.pidfd_send_signal(process.pidfd, number)
+        except ProcessLookupError:
+            pass  # it has ended; the pidfd is readable
+        except PermissionError as error:
+            _log.error("signal pid=%d: %s", process.incarnation.pid, error)
+
+    def _stop_next(self) -> None:
+        """Stop the next wave, once nobody of the last one runs any more."""
+        waves = self._waves
+        while waves:
+            wave = waves[0]
+            for ward in wave:
+                if ward.watch.stop(self._now_ns()) and ward.process is not None:
+                    _log.info(
+                        "stop broker=%s pid=%d", ward.broker.name, ward.process.incarnation.pid
+                    )
+                    self._signal(ward.process, signal.SIGTERM)
+            if any(ward.process is not None for ward in wave):
+                return
+            waves.pop(0)
+        if waves is not None:
+            self._is_all_stopped.set()
+
+    # ---- starting ----------------------------------------------------------------------------
+
+    def _start(self, ward: _Ward) -> None:
+        try:
+            lock_fd = self._try_lock(ward)
+            if lock_fd is None:
+                self._adopt_holder(ward)
+                return
+            with _closing(lock_fd):
+                process = self._spawn(ward, lock_fd)
+        except OSError as error:
+            _log.error("start broker=%s: %s", ward.broker.name, error)
+            ward.watch.ended(self._now_ns())
+            self._tell_next(ward)
+            return
+        ward.watch.started(self._now_ns())
+        _log.info("started broker=%s pid=%d", ward.broker.name, process.incarnation.pid)
+        self._watch(ward, process)
+        self._write_record(ward, process.incarnation)
+
+    def _spawn(self, ward: _Ward, lock_fd: int) -> _Process:
+        with _closing(self._open_log(ward)) as log_fd:
+            child = subprocess.Popen(
+                ward.broker.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                pass_fds=(lock_fd,),
+                start_new_session=True,
+                env={key: value for key, value in os.environ.items() if key not in _OURS_ALONE},
+            )
+        try:
+            # Ours until it is waited for: the pid cannot be another's.
+            incarnation = Incarnation.of(child.pid)
+            assert incarnation is not None, "an unreaped child has a /proc entry"
+            return _Process(incarnation, os.pidfd_open(child.pid), child)
+        except OSError:
+            child.kill()
+            child.wait()
+            raise
+
+    def _try_lock(self, ward: _Ward) -> int | None:
+        path = self._path(ward.broker.name, "lock")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        return fd
+
+    def _open_log(self, ward: _Ward) -> int:
+        """The file for a new process's lines; what the last one printed is kept as `.log.1`."""
+        path = self._path(ward.broker.name, "log")
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(path.with_suffix(".log.1"))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o600)
+        self._tails.add(ward.broker.name, LogTail(path, ward.broker.name, from_end=False))
+        return fd
+
+    def _watch(self, ward: _Ward, process: _Process) -> None:
+        ward.process = process
+        self._loop.add_reader(process.pidfd, self._ended, ward)
+        ward.probe = Probe(
+            self._folder,
+            ward.broker.socket_name,
+            process.incarnation,
+            interval_ms=self._probe_interval_ms,
+            on_sign=lambda: ward.watch.heard(self._now_ns()),
+        )
+        ward.probe.start()
+
+    def _ended(self, ward: _Ward) -> None:
+        process, ward.process = ward.process, None
+        if process is None:
+            return
+        self._loop.remove_reader(process.pidfd)
+        status = None if process.child is None else process.child.wait()  # it has ended: at once
+        os.close(process.pidfd)
+        if ward.probe is not None:
+            ward.probe.stop()
+            ward.probe = None
+        was_stopping = ward.watch.phase is Phase.STOPPING
+        ward.watch.ended(self._now_ns())
+        level = logging.INFO if was_stopping else logging.WARNING
+        _log.log(
+            level,
+            "ended broker=%s pid=%d %s",
+            ward.broker.name, process.incarnation.pid, _status_text(status),
+        )  # fmt: skip
+        self._tell_next(ward)
+        self._path(ward.broker.name, "json").unlink(missing_ok=True)
+        self._stop_next()
+
+    def _tell_next(self, ward: _Ward) -> None:
+        """After an end: when it is started again, or that it is not."""
+        if ward.watch.phase is Phase.GIVEN_UP:
+            _log.error(
+                "gave up broker=%s: it ended too often (crash_count_max within crash_window_ms);"
+                " see its log %s, then restart this NameServer, which leaves the others running",
+                ward.broker.name, self._path(ward.broker.name, "log"),
+            )  # fmt: skip
+        delay_ms = ward.watch.start_in_ms
+        if delay_ms is not None:
+            _log.info("restart broker=%s in_ms=%d", ward.broker.name, delay_ms)
+            self._loop.call_later((delay_ms + 1) / 1e3, self._tick)
+
+    # ---- adopting ----------------------------------------------------------------------------
+
+    def _adopt(self, ward: _Ward) -> bool:
+        """Watch the process that the record names, if it is still that process."""
+        incarnation = self._read_record(ward)
+        return incarnation is not None and self._adopt_life(ward, incarnation)
+
+    def _adopt_holder(self, ward: _Ward) -> None:
+        """The broker's lock is held: watch the process that holds it, if it can be seen."""
+        for pid in _holders(os.stat(self._path(ward.broker.name, "lock"))):
+            incarnation = Incarnation.of(pid)
+            if incarnation is not None and self._adopt_life(ward, incarnation):
+                self._write_record(ward, incarnation)
+                ward.is_hidden = False
+                return
+        if not ward.is_hidden:
+            ward.is_hidden = True
+            _log.error(
+                "broker=%s runs in a process that we cannot see (another pid namespace?): it is"
+                " neither watched nor started a second time",
+                ward.broker.name,
+            )
+        ward.watch.postpone(self._now_ns())
+
+    def _adopt_life(self, ward: _Ward, incarnation: Incarnation) -> bool:
+        try:
+            pidfd = os.pidfd_open(incarnation.pid)
+        except ProcessLookupError:
+            return False
+        # Held by the pidfd, the pid is nobody else's from here on.
+        if has_ended(pidfd) or Incarnation.of(incarnation.pid) != incarnation:
+            os.close(pidfd)
+            return False
+        ward.watch.started(self._now_ns(), is_adopted=True)
+        _log.info("adopted broker=%s pid=%d", ward.broker.name, incarnation.pid)
+        name = ward.broker.name
+        with contextlib.suppress(FileNotFoundError):
+            self._tails.add(name, LogTail(self._path(name, "log"), name, from_end=True))
+        self._watch(ward, _Process(incarnation, pidfd, None))
+        return True
+
+    def _tell_strangers(self) -> None:
+        """Say which brokers were started after a cluster file that had them, and run on."""
+        known = {ward.broker.name for ward in self._wards}
+        for path in self._records.glob("*.json"):
+            if path.stem not in known:
+                _log.warning(
+                    "broker=%s is not in the cluster file any more; if it runs (%s), it is not"
+                    " supervised", path.stem, path,
+                )  # fmt: skip
+
+    def _write_record(self, ward: _Ward, incarnation: Incarnation) -> None:
+        record = {
+            "pid": incarnation.pid,
+            "startTime": incarnation.start_time,
+            "bootId": boot_id().hex(),
+        }
+        path = self._path(ward.broker.name, "json")
+        temporary = path.with_suffix(".json.tmp")
+        try:
+            temporary.write_bytes(orjson.dumps(record))
+            temporary.replace(path)
+        except OSError as error:  # a successor finds it by its lock
+            _log.warning("write %s: %s", path, error)
+
+    def _read_record(self, ward: _Ward) -> Incarnation | None:
+        try:
+            with self._path(ward.broker.name, "json").open("rb") as file:
+                record = orjson.loads(file.read(_RECORD_BYTES_MAX))
+            pid, start_time = record["pid"], record["startTime"]
+            is_ours = record["bootId"] == boot_id().hex()
+        except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError):
+            return None  # the lock tells the same, if more slowly
+        if not (is_ours and isinstance(pid, int) and isinstance(start_time, int) and pid > 0):
+            return None
+        return Incarnation(pid, start_time)
+
+    def _path(self, name: str, suffix: str) -> Path:
+        return self._records / f"{name}.{suffix}"
+
+
+def _holders(wanted: os.stat_result) -> Iterator[int]:
+    """The processes that have a file open, as far as we may see."""
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            fds = list(os.scandir(f"/proc/{entry.name}/fd"))
+        except OSError:  # ended, or another user's
+            continue
+        for fd in fds:
+            with contextlib.suppress(OSError):
+                status = os.stat(fd.path)
+                if stat.S_ISREG(status.st_mode) and os.path.samestat(status, wanted):
+                    yield int(entry.name)
+                    break
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    """Close a descriptor at the end of the block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _status_text(status: int | None) -> str:
+    if status is None:
+        return "status unknown: it was adopted"
+    if status < 0:
+        return f"signal={signal.Signals(-status).name}"
+    return f"exit={status}"
