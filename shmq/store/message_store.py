@@ -339,7 +339,11 @@ class MessageStore:
         self.queues = Queues(self._appender, memory)
         for (topic, queue_id), (low, high) in recovered.cold_queues.items():
             handle = self.queues.add(
-                topic, queue_id, flags=self.default_flags(), first_queue_offset=high
+                topic,
+                queue_id,
+                flags=self.default_flags(),
+                first_queue_offset=high,
+                is_in_log=True,
             )
             self.queues.set_min(handle.row, low)
         self._load_last_file(memory, recovered)
@@ -477,7 +481,11 @@ class MessageStore:
         self._replay(file_position, end, recovered)
         for (topic, queue_id), queue_end in recovered.queue_ends.items():
             handle = self.queues.add(
-                topic, queue_id, flags=self.default_flags(), first_queue_offset=queue_end
+                topic,
+                queue_id,
+                flags=self.default_flags(),
+                first_queue_offset=queue_end,
+                is_in_log=True,
             )
             while self._appender.reserve(handle.row, queue_end) == _ARENA_FULL:
                 self._appender.grow_arena(self._memory.grow_arena())
@@ -498,7 +506,11 @@ class MessageStore:
                 assert topic is not None
                 name = topic.decode("utf-8", "surrogateescape")
                 self.queues.add(
-                    name, queue_id, flags=self.default_flags(), first_queue_offset=queue_offset
+                    name,
+                    queue_id,
+                    flags=self.default_flags(),
+                    first_queue_offset=queue_offset,
+                    is_in_log=True,
                 )
             elif status == _ARENA_FULL:
                 self._appender.grow_arena(self._memory.grow_arena())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from shmq.core import core
 from shmq.core.fields import field_place, read_ints, struct_size
 from shmq.errors import StoreError, TopicNotExistError
+from shmq.topic import check_topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["QueueHandle", "QueueOffsets", "Queues"]
 
 _FULL = core.STATUS["FULL"][0]
+_QUEUE_ID_MAX = 2**31 - 1  # a record has a signed 32-bit number
 
 
 class QueueHandle(NamedTuple):
@@ -84,17 +86,33 @@ class Queues:
     # ---- making and changing ---------------------------------------------------------------------
 
     def add(
-        self, topic: str, queue_id: int, *, flags: int = 0, first_queue_offset: int = 0
+        self,
+        topic: str,
+        queue_id: int,
+        *,
+        flags: int = 0,
+        first_queue_offset: int = 0,
+        is_in_log: bool = False,
     ) -> QueueHandle:
         """The handle of a queue, made if it is not there. Flags count for a new one only.
 
+        Args:
+            topic: its name.
+            queue_id: from 0 on.
+            flags: core.ROW_* bits.
+            first_queue_offset: of its first message.
+            is_in_log: recovery found messages of it: its name is taken as it is.
+
         Raises:
+            IllegalTopicError: no topic may have this name.
             ShmFullError: no memory for more rows.
         """
         with self._lock:
             handle = self._handles.get((topic, queue_id))
             if handle is not None:
                 return handle
+            if not is_in_log:
+                _check(topic, queue_id)
             topic_row = self._topic_rows.get(topic)
             if topic_row is None:
                 name = topic.encode("utf-8", "surrogateescape")
@@ -194,6 +212,11 @@ class Queues:
             *(load(base + field_place("queue_row", name)) for name in QueueOffsets._fields)
         )
 
+    def state(self, handle: QueueHandle) -> tuple[bool, int]:
+        """(whether it takes messages, its core.ROW_* flags)."""
+        fields = self._row(handle.row)
+        return fields["state"] == core.ROW_ACTIVE, fields["flags"]
+
     def tail_block(self, handle: QueueHandle) -> int:
         """The last block of a queue's chain in the arena; 0: none."""
         base = self._rows_place + handle.row * struct_size("queue_row")
@@ -202,3 +225,9 @@ class Queues:
     def _row(self, row: int) -> dict[str, int]:
         place = self._rows_place + row * struct_size("queue_row")
         return read_ints(self._memory.control, "queue_row", place)
+
+
+def _check(topic: str, queue_id: int) -> None:
+    check_topic(topic)
+    if not 0 <= queue_id <= _QUEUE_ID_MAX:
+        raise StoreError(f"add queue {queue_id} of {topic}: wanted 0 to {_QUEUE_ID_MAX}")

@@ -88,7 +88,7 @@ def _serve(sock: socket.socket) -> None:
 
 
 def _failure(error: ShmqError) -> dict[str, object]:
-    return {"error": type(error).__name__, "message": str(error)}
+    return {"error": error.name, "message": str(error)}
 
 
 def _open_session(store: MessageStore, _fds: dict[str, int], **options: Any) -> tuple[Any, Any]:
@@ -107,10 +107,16 @@ def _offer(offer: Any) -> tuple[Any, Any]:
 
 
 def _add_queue(
-    store: MessageStore, _fds: dict[str, int], topic: str, queue_id: int, level: str | None
+    store: MessageStore,
+    _fds: dict[str, int],
+    topic: str,
+    queue_id: int,
+    level: str | None,
+    first_queue_offset: int,
 ) -> tuple[Any, Any]:
     flags = store.default_flags(FlushDiskType(level) if level else None)
-    return list(store.queues.add(topic, queue_id, flags=flags)), {}
+    handle = store.queues.add(topic, queue_id, flags=flags, first_queue_offset=first_queue_offset)
+    return list(handle), {}
 
 
 def _set_queue(
@@ -352,9 +358,21 @@ class StoreProcess:
         return answer
 
     def add_queue(
-        self, topic: str, queue_id: int = 0, *, level: FlushDiskType | None = None
+        self,
+        topic: str,
+        queue_id: int = 0,
+        *,
+        level: FlushDiskType | None = None,
+        first_queue_offset: int = 0,
     ) -> QueueHandle:
-        return QueueHandle(*self.call("add_queue", topic=topic, queue_id=queue_id, level=level)[0])
+        answer, _ = self.call(
+            "add_queue",
+            topic=topic,
+            queue_id=queue_id,
+            level=level,
+            first_queue_offset=first_queue_offset,
+        )
+        return QueueHandle(*answer)
 
     def open_session(
         self, *, process: Incarnation | None = None, **options: Any

@@ -53,10 +53,29 @@ static PyObject *body_dtype(PyObject *array)
     return text;
 }
 
+/* Whether items of this buffer format hold Python objects: their bytes would be addresses. Names of fields stand
+ * between colons. */
+static int body_holds_objects(const char *format)
+{
+    int in_name = 0;
+    for (; format != NULL && *format != '\0'; ++format) {
+        in_name ^= *format == ':';
+        if (*format == 'O' && !in_name) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 static int body_buffer(PyObject *object, struct shmq_body *out)
 {
-    if (PyObject_GetBuffer(object, &out->view, PyBUF_SIMPLE) < 0) {
+    if (PyObject_GetBuffer(object, &out->view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) {
         out->view.obj = NULL;
+        return -1;
+    }
+    if (body_holds_objects(out->view.format)) {
+        PyBuffer_Release(&out->view);
+        PyErr_SetString(PyExc_BufferError, "its items are objects");
         return -1;
     }
     out->data = out->view.buf;
@@ -67,6 +86,9 @@ static int body_buffer(PyObject *object, struct shmq_body *out)
 /* Times have no format in the buffer protocol: their bytes are taken as void items of the same size. */
 static int body_array_of_times(PyObject *array, struct shmq_body *out)
 {
+    if (PyErr_ExceptionMatches(PyExc_BufferError)) {
+        return -1;
+    }
     PyErr_Clear();
     PyObject *size = PyObject_GetAttrString(array, "itemsize");
     PyObject *name = size == NULL ? NULL : PyUnicode_FromFormat("V%S", size);
@@ -78,8 +100,26 @@ static int body_array_of_times(PyObject *array, struct shmq_body *out)
     return status;
 }
 
+/* An array of Python objects would give away their addresses. */
+static int body_array_has_objects(PyObject *array)
+{
+    PyObject *dtype = PyObject_GetAttrString(array, "dtype");
+    PyObject *has_objects = dtype == NULL ? NULL : PyObject_GetAttrString(dtype, "hasobject");
+    int answer = has_objects == NULL ? -1 : PyObject_IsTrue(has_objects);
+    Py_XDECREF(dtype);
+    Py_XDECREF(has_objects);
+    return answer;
+}
+
 static int body_array(PyObject *array, struct shmq_body *out)
 {
+    int has_objects = body_array_has_objects(array);
+    if (has_objects > 0) {
+        shmq_raise("BodyTypeError", "body: an array of Python objects; serialise them first");
+    }
+    if (has_objects != 0) {
+        return -1;
+    }
     PyObject *flags = PyObject_GetAttrString(array, "flags");
     PyObject *contiguous = flags == NULL ? NULL : PyObject_GetAttrString(flags, "c_contiguous");
     int is_contiguous = contiguous == NULL ? -1 : PyObject_IsTrue(contiguous);
@@ -136,7 +176,8 @@ int shmq_body_get_other(struct shmq_module *module, PyObject *object, struct shm
     }
     if (body_buffer(object, out) < 0) {
         PyErr_Clear();
-        shmq_raise("BodyTypeError", "body: a %s that is not contiguous; send a copy, as bytes(...)",
+        shmq_raise("BodyTypeError",
+                   "body: a %s that is not contiguous or holds objects; send a copy, as bytes(...), or serialise it",
                    Py_TYPE(object)->tp_name);
         return -1;
     }

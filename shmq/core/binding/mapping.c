@@ -62,10 +62,23 @@ static void mapping_dealloc(struct shmq_mapping *self)
     Py_DECREF(type);
 }
 
+/* -1 with ForkError or ClosedError. */
+static int mapping_check(const struct shmq_mapping *self, const char *what)
+{
+    if (shmq_fork_check(self->fork_count, "a Mapping") < 0) {
+        return -1;
+    }
+    if (self->base == NULL) {
+        shmq_raise("ClosedError", "%s: the mapping is closed", what);
+        return -1;
+    }
+    return 0;
+}
+
 static int mapping_getbuffer(struct shmq_mapping *self, Py_buffer *view, int flags)
 {
-    if (self->base == NULL) {
-        PyErr_SetString(PyExc_ValueError, "read a mapping: it is closed");
+    view->obj = NULL;
+    if (mapping_check(self, "view a mapping") < 0) {
         return -1;
     }
     if (PyBuffer_FillInfo(view, (PyObject *)self, self->base, (Py_ssize_t)self->size_bytes, !self->writable,
@@ -97,10 +110,10 @@ static PyObject *mapping_close(struct shmq_mapping *self, PyObject *ignored)
 static PyObject *mapping_grow(struct shmq_mapping *self, PyObject *argument)
 {
     unsigned long long size = PyLong_AsUnsignedLongLong(argument);
-    if (size == (unsigned long long)-1 && PyErr_Occurred()) {
+    if ((size == (unsigned long long)-1 && PyErr_Occurred()) || mapping_check(self, "grow a mapping") < 0) {
         return NULL;
     }
-    if (self->base == NULL || size < self->size_bytes || size > self->reserve_bytes) {
+    if (size < self->size_bytes || size > self->reserve_bytes) {
         PyErr_Format(PyExc_ValueError, "grow a mapping to %llu bytes: it has %llu and reserves %llu", size,
                      (unsigned long long)self->size_bytes, (unsigned long long)self->reserve_bytes);
         return NULL;
@@ -130,9 +143,12 @@ static PyObject *mapping_init_header(struct shmq_mapping *self, PyObject *args, 
                                      &values.owner_uid, &start_time, &epoch, &number)) {
         return NULL;
     }
-    if (self->base == NULL || !self->writable || self->size_bytes < sizeof values || boot_id_size != 16) {
+    if (mapping_check(self, "write a segment head") < 0) {
+        return NULL;
+    }
+    if (!self->writable || self->size_bytes < sizeof values || boot_id_size != 16) {
         PyErr_SetString(PyExc_ValueError,
-                        "write a segment head: want an open writable mapping and a boot id of 16 bytes");
+                        "write a segment head: want a writable mapping and a boot id of 16 bytes");
         return NULL;
     }
     shmq_store_relaxed(&values.size_bytes, self->size_bytes); /* relaxed: a local */
@@ -148,10 +164,10 @@ static PyObject *mapping_init_header(struct shmq_mapping *self, PyObject *args, 
 static PyObject *mapping_load64(struct shmq_mapping *self, PyObject *argument)
 {
     unsigned long long place = PyLong_AsUnsignedLongLong(argument);
-    if (place == (unsigned long long)-1 && PyErr_Occurred()) {
+    if ((place == (unsigned long long)-1 && PyErr_Occurred()) || mapping_check(self, "load a word") < 0) {
         return NULL;
     }
-    if (self->base == NULL || self->size_bytes < 8 || place > self->size_bytes - 8 || place % 8 != 0) {
+    if (self->size_bytes < 8 || place > self->size_bytes - 8 || place % 8 != 0) {
         PyErr_Format(PyExc_ValueError, "load the word at %llu of a mapping of %llu bytes", place,
                      (unsigned long long)self->size_bytes);
         return NULL;
@@ -164,10 +180,10 @@ static PyObject *mapping_load64(struct shmq_mapping *self, PyObject *argument)
 static PyObject *mapping_load32(struct shmq_mapping *self, PyObject *argument)
 {
     unsigned long long place = PyLong_AsUnsignedLongLong(argument);
-    if (place == (unsigned long long)-1 && PyErr_Occurred()) {
+    if ((place == (unsigned long long)-1 && PyErr_Occurred()) || mapping_check(self, "load a word") < 0) {
         return NULL;
     }
-    if (self->base == NULL || self->size_bytes < 4 || place > self->size_bytes - 4 || place % 4 != 0) {
+    if (self->size_bytes < 4 || place > self->size_bytes - 4 || place % 4 != 0) {
         PyErr_Format(PyExc_ValueError, "load the word at %llu of a mapping of %llu bytes", place,
                      (unsigned long long)self->size_bytes);
         return NULL;
