@@ -15,9 +15,12 @@ int shmq_arguments(const char *verb, const char *const *names, Py_ssize_t requir
     Py_ssize_t keywords = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
     for (Py_ssize_t i = 0; i < keywords; ++i) {
         PyObject *name = PyTuple_GET_ITEM(kwnames, i);
-        Py_ssize_t at = 0;
+        Py_ssize_t at = nargs; /* most likely one that has no value yet */
         while (at < count && PyUnicode_CompareWithASCIIString(name, names[at]) != 0) {
             ++at;
+        }
+        for (Py_ssize_t taken = 0; at == count && taken < nargs; ++taken) {
+            at = PyUnicode_CompareWithASCIIString(name, names[taken]) == 0 ? taken : count;
         }
         if (at == count || out[at] != NULL) {
             PyErr_Format(PyExc_TypeError, at == count ? "%s has no argument %R" : "%s got two values for %R", verb,

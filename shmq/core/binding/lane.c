@@ -161,7 +161,7 @@ int shmq_lane_enter(struct shmq_lane_object *self, struct shmq_wait *wait)
     while (self->busy) { /* bounded by the deadline */
         if (self->busy_thread == thread) {
             PyErr_SetString(PyExc_RuntimeError,
-                            "send: this thread has a loan of this lane open; commit or abort it first");
+                            "send: this thread is amid a loan or a send of this lane; commit or abort it first");
             return 1;
         }
         if (wait->timeout_ns == 0) {
@@ -351,6 +351,9 @@ static void lane_change(struct shmq_lane_object *self, const struct shmq_bell_li
 static void lane_forget(struct shmq_lane_object *self, uint64_t sequence)
 {
     uint64_t index = sequence & lane_mask(self);
+    if (sequence < self->writer.completion_read) {
+        return; /* another thread fetched it meanwhile, and the bit may be a later record's */
+    }
     self->kept[index / 64] &= ~(UINT64_C(1) << (index % 64));
     if (self->writer.sequence - self->writer.completion_read >= self->writer.completion_capacity) {
         lane_change(self, self->writer.bell); /* somebody may wait for just this entry */
@@ -419,18 +422,23 @@ static PyObject *completion_tuple(int status, const struct shmq_completion *comp
     return Py_BuildValue("(iiiI)", status, -1, -1, 0u);
 }
 
+static int lane_check_kept(struct shmq_lane_object *self, uint64_t sequence, const char *what)
+{
+    if (sequence >= self->writer.sequence || sequence < self->writer.completion_read ||
+        !lane_is_kept(self, sequence)) {
+        PyErr_Format(PyExc_ValueError, "%s of %llu: it was not put with keep=True, or it was taken", what,
+                     (unsigned long long)sequence);
+        return -1;
+    }
+    return 0;
+}
+
 static int lane_sequence(struct shmq_lane_object *self, PyObject *object, const char *what, uint64_t *sequence)
 {
     if (shmq_lane_check(self, what) < 0 || shmq_argument_u64(object, "sequence", sequence) < 0) {
         return -1;
     }
-    if (*sequence >= self->writer.sequence || *sequence < self->writer.completion_read ||
-        !lane_is_kept(self, *sequence)) {
-        PyErr_Format(PyExc_ValueError, "%s of %llu: it was not put with keep=True, or it was taken", what,
-                     (unsigned long long)*sequence);
-        return -1;
-    }
-    return 0;
+    return lane_check_kept(self, *sequence, what);
 }
 
 static PyObject *lane_wait(struct shmq_lane_object *self, PyObject *const *args, Py_ssize_t nargs,
@@ -488,12 +496,9 @@ static PyObject *lane_wait_many(struct shmq_lane_object *self, PyObject *const *
     PyObject *list = PyList_New(0);
     for (uint32_t i = 0; list != NULL && i < count; ++i) {
         struct shmq_completion completion;
-        PyObject *sequence = PyLong_FromUnsignedLongLong(first + i);
-        uint64_t checked;
-        int status = sequence == NULL || lane_sequence(self, sequence, "wait_many", &checked) < 0
+        int status = lane_check_kept(self, first + i, "wait for the completion") < 0
                          ? 1
                          : lane_wait_done(self, first + i, &wait, &completion);
-        Py_XDECREF(sequence);
         if (status == SHMQ_TIMED_OUT) {
             break;
         }

@@ -322,8 +322,8 @@ static void log_serve(struct shmq_log_map *self, const struct log_packet *packet
         (void)log_forget(self, packet->file_position);
         is_done = 1;
     } else if (fd < 0 && packet->kind == LOG_PACKET_GONE) {
-        /* Also what becomes of a RETIRED whose file went meanwhile: then the broker waits for an answer, which
-         * it gets if nobody looks at the segment. */
+        /* Also what becomes of a RETIRED whose file went meanwhile: the broker waits for an answer then, and gets one
+         * unless somebody still looks at the segment. */
         is_answered = log_forget(self, packet->file_position);
         is_done = 1;
         pthread_mutex_lock(&self->lock);
@@ -768,13 +768,19 @@ static PyObject *log_map_files(struct shmq_log_map *self, PyObject *ignored)
 static PyObject *log_map_get_remap_count(struct shmq_log_map *self, void *closure)
 {
     (void)closure;
-    return PyLong_FromUnsignedLongLong(self->remap_count);
+    pthread_mutex_lock(&self->lock);
+    uint64_t count = self->remap_count;
+    pthread_mutex_unlock(&self->lock);
+    return PyLong_FromUnsignedLongLong(count);
 }
 
 static PyObject *log_map_get_refused_count(struct shmq_log_map *self, void *closure)
 {
     (void)closure;
-    return PyLong_FromUnsignedLongLong(self->refused_count);
+    pthread_mutex_lock(&self->lock);
+    uint64_t count = self->refused_count;
+    pthread_mutex_unlock(&self->lock);
+    return PyLong_FromUnsignedLongLong(count);
 }
 
 static PyObject *log_map_get_channel_open(struct shmq_log_map *self, void *closure)

@@ -373,7 +373,7 @@ static PyObject *message_shaped(struct shmq_message_object *self, PyObject *nump
     } else if (shape != NULL) {
         flat = PyObject_CallMethod(numpy, "frombuffer", "OO", (PyObject *)self, dtype);
     }
-    PyObject *array = flat == NULL ? NULL : PyObject_CallMethod(flat, "reshape", "O", shape);
+    PyObject *array = flat == NULL ? NULL : PyObject_CallMethod(flat, "reshape", "(O)", shape);
     Py_XDECREF(dtype);
     Py_XDECREF(shape);
     Py_XDECREF(flat);
