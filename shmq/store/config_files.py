@@ -54,6 +54,8 @@ __all__ = [
     "SubscriptionGroups",
     "Topics",
     "clamp_consumer_offsets",
+    "encode",
+    "numbers_by_number",
     "offset_key",
     "parse",
     "split_offset_key",
@@ -379,7 +381,7 @@ class ConsumerOffsets:
         table, version, other = _split(data, "offsetTable")
         return cls(
             data_version=version,
-            offsets={key: _numbers(key, item) for key, item in table.items()},
+            offsets={key: numbers_by_number(key, item) for key, item in table.items()},
             other=other,
         )
 
@@ -407,7 +409,9 @@ class DelayOffsets:
     def from_dict(cls, data: Mapping[str, object]) -> Self:
         """From RocketMQ's JSON; ConfigError names what is not as wanted."""
         table, version, other = _split(data, "offsetTable")
-        return cls(data_version=version, offsets=_numbers("offsetTable", table), other=other)
+        return cls(
+            data_version=version, offsets=numbers_by_number("offsetTable", table), other=other
+        )
 
 
 def _split(
@@ -429,8 +433,8 @@ def _object(item: object) -> Mapping[str, object]:
     return item
 
 
-def _numbers(what: str, item: object) -> dict[int, int]:
-    """Return an object of whole numbers by whole numbers."""
+def numbers_by_number(what: str, item: object) -> dict[int, int]:
+    """Return an object of whole numbers by whole numbers; ConfigError names what is none."""
     numbers = {}
     for key, value in _object(item).items():
         is_number = isinstance(value, int) and not isinstance(value, bool)
