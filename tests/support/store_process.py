@@ -44,22 +44,23 @@ COLD_ENTRIES_MAX = 1024
 # ---- the process ---------------------------------------------------------------------------------
 
 
-def _serve(sock: socket.socket) -> None:
-    request, _ = _receive(sock)
+def serve(sock: socket.socket) -> None:
+    """Open the store that the first request describes, and answer requests until one says stop."""
+    request, _ = receive_packet(sock)
     config = StoreConfig(**_config_from_json(request["config"]))
     store = MessageStore(config, on_session_ended=lambda *ended: _ended.append(ended))
     try:
         store.open()
         store.start()
     except ShmqError as error:
-        _send(sock, _failure(error), {})
+        send_packet(sock, _failure(error), {})
         return
-    _send(sock, {"ok": {"is_adopted": store.is_adopted, "lost": store.sessions.lost}}, {})
+    send_packet(sock, {"ok": {"is_adopted": store.is_adopted, "lost": store.sessions.lost}}, {})
     keep_memory = False
     try:
         while True:
             try:
-                request, fds = _receive(sock)
+                request, fds = receive_packet(sock)
             except EOFError:
                 break
             op = request.pop("op")
@@ -69,22 +70,22 @@ def _serve(sock: socket.socket) -> None:
             try:
                 answer, out = _OPERATIONS[op](store, fds, **request)
             except ShmqError as error:
-                _send(sock, _failure(error), {})
+                send_packet(sock, _failure(error), {})
                 continue
             finally:
                 for fd in fds.values():
                     os.close(fd)
-            _send(sock, {"ok": answer}, out)
+            send_packet(sock, {"ok": answer}, out)
             for fd in out.values():
                 os.close(fd)
     finally:
         try:
             store.stop(keep_memory=keep_memory)
         except ShmqError as error:
-            _send(sock, _failure(error), {})
+            send_packet(sock, _failure(error), {})
         else:
             with contextlib.suppress(OSError):
-                _send(sock, {"ok": None}, {})
+                send_packet(sock, {"ok": None}, {})
 
 
 def _failure(error: ShmqError) -> dict[str, object]:
@@ -237,7 +238,8 @@ _OPERATIONS = {
 # ---- the wire ------------------------------------------------------------------------------------
 
 
-def _send(sock: socket.socket, message: dict[str, Any], fds: dict[str, int]) -> None:
+def send_packet(sock: socket.socket, message: dict[str, Any], fds: dict[str, int]) -> None:
+    """One message and copies of the fds that go with it."""
     packet = orjson.dumps({"message": message, "fds": list(fds)})
     ancillary = []
     if fds:
@@ -246,7 +248,8 @@ def _send(sock: socket.socket, message: dict[str, Any], fds: dict[str, int]) -> 
     sock.sendmsg([packet], ancillary)
 
 
-def _receive(sock: socket.socket) -> tuple[dict[str, Any], dict[str, int]]:
+def receive_packet(sock: socket.socket) -> tuple[dict[str, Any], dict[str, int]]:
+    """What send_packet sent; EOFError when the other side is gone."""
     packet, ancillary, _, _ = sock.recvmsg(
         PACKET_SIZE, socket.CMSG_SPACE(FD_MAX * 4), socket.MSG_CMSG_CLOEXEC
     )
@@ -290,6 +293,7 @@ class StoreProcess:
         *,
         wrapper: tuple[str, ...] = (),
         environ: dict[str, str] | None = None,
+        opens: bool = True,
     ) -> None:
         """Start it and wait until it serves.
 
@@ -297,6 +301,7 @@ class StoreProcess:
             config: of the store; store_path and runtime_path are set.
             wrapper: a command that runs it (strace, ...).
             environ: added to the environment.
+            opens: False leaves `begin_open` and `await_open` to the caller.
 
         Raises:
             ShmqError: what the store raised while it opened.
@@ -309,7 +314,9 @@ class StoreProcess:
         config.runtime_path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with theirs:
             self.process = self._spawn(theirs.fileno(), wrapper, environ)
-        self._open()
+        if opens:
+            self.begin_open()
+            self.await_open()
 
     def _spawn(
         self, fd: int, wrapper: tuple[str, ...], environ: dict[str, str] | None
@@ -322,10 +329,17 @@ class StoreProcess:
             env={**os.environ, **(environ or {})},
         )
 
-    def _open(self) -> None:
-        """Let it open the store; the process waits for this."""
-        _send(self._sock, {"config": _config_to_json(self.config)}, {})
-        answer = self._answer()[0]
+    def begin_open(self) -> None:
+        """Let it open the store: the process has waited for this."""
+        send_packet(self._sock, {"config": _config_to_json(self.config)}, {})
+
+    def await_open(self) -> None:
+        """Wait until it serves; errors as in __init__."""
+        try:
+            answer = self._answer()[0]
+        except BaseException:
+            self._sock.close()
+            raise
         self.is_adopted: bool = answer["is_adopted"]
         self.lost: list[int] = answer["lost"]
 
@@ -338,12 +352,12 @@ class StoreProcess:
     ) -> tuple[Any, dict[str, int]]:
         """One request: the answer and the fds that came with it, which are the caller's."""
         with self._lock:
-            _send(self._sock, {"op": op, **arguments}, fds or {})
+            send_packet(self._sock, {"op": op, **arguments}, fds or {})
             return self._answer()
 
     def _answer(self) -> tuple[Any, dict[str, int]]:
         try:
-            message, fds = _receive(self._sock)
+            message, fds = receive_packet(self._sock)
         except EOFError:
             self.process.wait()
             raise ConnectionError(
@@ -389,7 +403,12 @@ class StoreProcess:
         return Offer(**answer), fds
 
     def resume_session(
-        self, offer: Offer, kept_fds: dict[str, int], *, send_rows: list[int]
+        self,
+        offer: Offer,
+        kept_fds: dict[str, int],
+        *,
+        send_rows: list[int],
+        map_log: bool = True,
     ) -> tuple[Offer, dict[str, int]]:
         """Bring a session of the predecessor back; the fds returned are the caller's."""
         answer, fds = self.call(
@@ -399,6 +418,7 @@ class StoreProcess:
             generation=offer.generation,
             uid=os.getuid(),
             send_rows=send_rows,
+            map_log=map_log,
         )
         return Offer(**answer), fds
 
@@ -406,6 +426,11 @@ class StoreProcess:
         """SIGKILL, and wait until it is gone."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+    def abandon(self) -> None:
+        """Kill it if it lives, and let go of it: no successor comes."""
+        self.kill()
+        self._sock.close()
 
     def stop(self, *, keep_memory: bool = False) -> None:
         """In order: everything flushed."""
@@ -526,7 +551,7 @@ class ClientSide:
         for lane in self.lanes:
             lane.resume(self.control, self.completion, self.fds["event"])
         if "log" in fds:
-            self.log_map.stop()
+            self.log_map.stop()  # it may not have seen yet that its channel has ended
             self.log_map.start(fds["log"])
 
     def close(self) -> None:
@@ -574,7 +599,11 @@ class StoreClient(ClientSide):
             ShmError: it does not want it (it recovered from files, or took another for lost).
         """
         self.store = store
-        self.resume_with(*store.resume_session(self.offer, self.kept_fds, send_rows=self.send_rows))
+        self.resume_with(
+            *store.resume_session(
+                self.offer, self.kept_fds, send_rows=self.send_rows, map_log="log" in self.fds
+            )
+        )
         for bell, handle in self._bells:
             store.call("subscribe", session=self.offer.session, bell=bell, row=handle.row)
 
@@ -606,4 +635,4 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="store_process %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as inherited:
-        _serve(inherited)
+        serve(inherited)
