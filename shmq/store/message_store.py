@@ -73,6 +73,7 @@ _FLUSH_FAILED = -core.STATUS["FLUSH_FAILED"][0]
 _APPEND_PLACE = 2 * core.LINE
 _FLUSH_PLACE = 3 * core.LINE
 _REPLICA_PLACE = 4 * core.LINE
+_COUNTERS_PLACE = 6 * core.LINE
 
 
 class LogPositions(NamedTuple):
@@ -594,6 +595,15 @@ class MessageStore:
                 _REPLICA_PLACE + field_place("replica_positions", "confirmed_position")
             ),
         )
+
+    @property
+    def generation(self) -> str:
+        """Which memory this is: random, made anew when it could not be adopted."""
+        return self._memory.manifest.generation
+
+    def counters(self) -> dict[str, int]:
+        """What the append thread has counted since the memory was made."""
+        return read_ints(self._memory.control, "counters", _COUNTERS_PLACE)
 
     def appender_state(self) -> dict[str, int]:
         """What only the append role knows: blocked, arena_free_blocks, log_end, ready_end."""

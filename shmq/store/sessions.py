@@ -383,10 +383,12 @@ class Sessions:
 
     # ---- ending ----------------------------------------------------------------------------------
 
-    def is_drained(self, session: int) -> bool:
-        """Whether everything the session has published was taken."""
+    def is_drained(self, session: int, generation: int | None = None) -> bool:
+        """Whether everything the session has published was taken; True once it has ended."""
         with self._lock:
-            return session not in self._live or self._appender.drained(session)
+            live = self._live.get(session)
+            is_other = generation is not None and live is not None and live.generation != generation
+            return live is None or is_other or self._appender.drained(session)
 
     def close(self, session: int, generation: int | None = None) -> None:
         """End a session: what it published and was not taken yet is dropped (see is_drained).

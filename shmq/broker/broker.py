@@ -1,0 +1,467 @@
+"""One broker: its parts put together, and its life.
+
+What lives here: `Broker`, a shmq.service.Service. The main thread opens and closes the store and
+waits for signals; everything else happens on the event loop beside it (remoting.loop_thread), which
+is up before the store is opened, so that whoever watches the broker gets an answer during recovery.
+
+    STARTING --store open, tables loaded--> RUNNING --SIGTERM--> DRAINING --drained--> stopped
+
+An orderly stop takes no new client, lets the rings run dry, flushes, and keeps the shared memory
+where clients are attached: its successor adopts it, and they go on. May fail: what the store, the
+runtime folder and the files of config/ raise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from shmq.broker.claims import ClaimedQueue, ClaimTable
+from shmq.broker.client_registry import Client, ClientRegistry
+from shmq.broker.consumer_offsets import OffsetTable
+from shmq.broker.interests import Interests
+from shmq.broker.notices import Notices
+from shmq.broker.processors.table import processor_table
+from shmq.broker.registration import Registration
+from shmq.broker.sessions import ClientSession, SessionTable
+from shmq.broker.subscription_groups import GroupTable
+from shmq.broker.topics import TopicTable
+from shmq.clock import SYSTEM_CLOCK, Clock
+from shmq.config import KeepMemory
+from shmq.errors import (
+    ClosedError,
+    ConfigError,
+    FlushFailedError,
+    RequestTimeoutError,
+    ServiceNotAvailableError,
+    ShmqError,
+    StoreError,
+)
+from shmq.remoting.loop_thread import LoopThread
+from shmq.remoting.namesrv_requests import BrokerAddress
+from shmq.remoting.runtime_folder import Listener, RuntimeFolder, broker_socket_name
+from shmq.remoting.server import Connection, Server
+from shmq.service import Phase
+from shmq.shm.incarnation import Incarnation
+from shmq.store.config_files import ConfigFiles
+from shmq.store.message_store import MessageStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from shmq.config import BrokerConfig
+    from shmq.remoting.command import Scalar
+    from shmq.store.queues import QueueHandle
+
+__all__ = ["Broker"]
+
+_log = logging.getLogger("shmq.broker")
+
+_LOOP_TIMEOUT_S = 10.0
+"""For steps on the loop that only start or stop things; longer, and something hangs."""
+_STOP_TIMEOUT_S = 5.0
+"""For requests under way when the broker stops."""
+_LOOK_S = 0.005
+"""Between two looks whether the rings have run dry."""
+_STORE_LOOK_S = 1.0
+"""Between two looks whether the store failed for good."""
+
+
+class Broker:
+    """One broker of one (broker_name, broker_id).
+
+    Args:
+        config: its settings.
+        clock: monotonic and wall time.
+    """
+
+    def __init__(self, config: BrokerConfig, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.config = config
+        self.clock = clock
+        self.phase = Phase.STARTING
+        self.problem: str | None = None
+        """What a person should know of, in one line."""
+        self.store: MessageStore
+        self.topics: TopicTable
+        self.groups: GroupTable
+        self.offsets: OffsetTable
+        self.claims: ClaimTable
+        self.sessions: SessionTable
+        self.interests = Interests()
+        self.registry = ClientRegistry(clock, self._group_changed)
+        self.notices = Notices(self.registry.consumers)
+        self._own = Incarnation.current()
+        self._begin_ms = clock.wall_ms()
+        self._running_ns = clock.monotonic_ns()
+        self._loop = LoopThread("shmq-control")
+        self._folder: RuntimeFolder | None = None
+        self._server: Server | None = None
+        self._registration: Registration | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_store_open = False
+        self._is_leaving = False
+
+    # ---- life --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Listen, open the store, serve. Blocks for as long as recovery takes.
+
+        Raises:
+            ShmqError and its kin: what could not be had; `stop` releases what was.
+        """
+        config = self.config
+        if config.broker_id != 0:
+            raise ConfigError(
+                f"broker_id = {config.broker_id}, wanted 0: this release has no slaves yet"
+            )
+        self._folder = RuntimeFolder.make(config.runtime_folder())
+        name = broker_socket_name(config.broker_name, config.broker_id)
+        listener = self._folder.listen(name)
+        self._loop.start()
+        self._loop.run(self._listen(listener), timeout_s=_LOOP_TIMEOUT_S)
+        private = self._folder.private(name)
+        self.store = MessageStore(
+            replace(config, runtime_path=private),
+            clock=self.clock,
+            on_session_ended=self._session_ended,
+        )
+        self.store.open()
+        self._is_store_open = True
+        self._load()
+        self.store.start()
+        self._loop.run(self._serve(name), timeout_s=_LOOP_TIMEOUT_S)
+
+    def _load(self) -> None:
+        """Read config/ and bring memory in line with it. No message comes yet."""
+        files = ConfigFiles(self.store.config.store_path)
+        self.offsets = OffsetTable(self.store, files, self.clock)
+        self.groups = GroupTable(files, self.config, self.clock)
+        self.topics = TopicTable(self.store, files, self.config, self.clock)
+        unknown_ends = self.offsets.load()
+        self.groups.load()
+        self.topics.load(unknown_ends)
+        self.claims = ClaimTable(self.store, self.offsets)
+        self.claims.on_revoked = self.notices.claims_revoked
+
+    async def _listen(self, listener: Listener) -> None:
+        self._server = Server(
+            listener, processor_table(self), role="broker", on_ready=self._connected
+        )
+
+    async def _serve(self, socket_name: str) -> None:
+        """The store is open: clients may come."""
+        assert self._folder is not None
+        config = self.config
+        self.sessions = SessionTable(self.store, self._session_ending)
+        address = BrokerAddress(
+            cluster_name=config.cluster_name,
+            broker_name=config.broker_name,
+            broker_id=config.broker_id,
+            socket_name=socket_name,
+        )
+        self._registration = Registration(
+            self._folder,
+            address,
+            self.topics,
+            interval_s=config.register_broker_interval_ms / 1000,
+        )
+        self.topics.on_changed = self._topics_changed
+        self._running_ns = self.clock.monotonic_ns()
+        self.phase = Phase.RUNNING
+        self._registration.start()
+        self._run(self._scan_clients())
+        self._run(self._save_offsets())
+        self._run(self._watch_store())
+        self._run(self.sessions.forget_lost_after(config.session_grace_ms / 1000))
+
+    def is_healthy(self) -> bool:
+        """Whether the event loop has answered since last asked."""
+        return self._loop.beat()
+
+    def drain(self, timeout_s: float) -> None:
+        """Take no new client and no new request for a send; let the rings run dry."""
+        self._loop.run(self._drain(timeout_s / 2), timeout_s=timeout_s + _LOOP_TIMEOUT_S)
+
+    async def _drain(self, timeout_s: float) -> None:
+        assert self._server is not None
+        self.phase = Phase.DRAINING
+        self._server.stop_accepting()
+        if self._registration is not None:
+            await self._registration.stop()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.sessions.drained()
+                while not all(
+                    self.store.sessions.is_drained(s.session) for s in self.sessions.sessions
+                ):
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError:
+            _log.warning("stopping while clients still send: what is in their rings stays there")
+
+    def stop(self) -> None:
+        """Flush, release everything; also after a `start` that failed half-way."""
+        keep_memory = False
+        if self._server is not None:
+            keep_memory = self._loop.run(
+                self._leave(self._server), timeout_s=_STOP_TIMEOUT_S + _LOOP_TIMEOUT_S
+            )
+        self._loop.stop()
+        try:
+            if self._is_store_open:
+                self._is_store_open = False
+                self._stop_store(keep_memory)
+        finally:
+            if self._folder is not None:
+                self._folder.close()
+
+    async def _leave(self, server: Server) -> bool:
+        """End everything on the loop; whether the memory shall stay for a successor."""
+        was_running, self.phase = self.phase is not Phase.STARTING, Phase.DRAINING
+        self._is_leaving = True  # sessions of connections that end now are left to a successor
+        is_attached = was_running and bool(self.sessions.sessions or self.store.sessions.lost)
+        if self._registration is not None:
+            await self._registration.stop()
+        await server.stop(timeout_s=_STOP_TIMEOUT_S)
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if was_running:
+            self.claims.harvest()
+        if self.config.keep_memory is KeepMemory.ATTACHED:
+            return is_attached
+        return self.config.keep_memory is KeepMemory.ALWAYS
+
+    def _stop_store(self, keep_memory: bool) -> None:
+        try:
+            self.store.stop(keep_memory=keep_memory)
+        except FlushFailedError as error:
+            _log.error("stopped with what the disk refused still in memory: %s", error)
+            return
+        if self.phase is not Phase.STARTING:
+            self.offsets.save_flushed()
+
+    # ---- what goes on meanwhile --------------------------------------------------------------
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _scan_clients(self) -> None:
+        """End clients that are alive and say nothing."""
+        expiry_ms = self.config.client_expiry_ms
+        while True:  # until the broker stops
+            await asyncio.sleep(self.config.client_scan_interval_ms / 1000)
+            for client in self.registry.silent(expiry_ms):
+                client.connection.close(
+                    RequestTimeoutError(
+                        f"client {client.client_id}: no heartbeat for {expiry_ms} ms"
+                    )
+                )
+
+    async def _save_offsets(self) -> None:
+        """Take what consumers report and write it down."""
+        while True:  # until the broker stops
+            await asyncio.sleep(self.config.flush_consumer_offset_interval_ms / 1000)
+            self.claims.harvest()
+            try:
+                await self.offsets.save()
+            except ShmqError as error:
+                _log.error("consumer offsets not written, trying again: %s", error)
+
+    async def _watch_store(self) -> None:
+        """Once the disk has refused a write, take part as a reader only."""
+        while self.store.failure is None:
+            await asyncio.sleep(_STORE_LOOK_S)
+        self.problem = str(self.store.failure)
+        _log.error("the store takes no more messages, only reads go on: %s", self.problem)
+        self.topics.set_read_only()
+
+    # ---- connections -------------------------------------------------------------------------
+
+    def _connected(self, connection: Connection) -> None:
+        connection.on_close(self._disconnected)
+
+    def _disconnected(self, connection: Connection, error: ShmqError) -> None:
+        """A client left or died: what it did counts, and the others hear of it, at once."""
+        if self._is_leaving or self.phase is Phase.STARTING:
+            return
+        self.interests.remove(connection)
+        session = self.sessions.find(connection)
+        if session is not None:
+            _log.info(
+                "client left client=%s session=%d reason=%s",
+                session.client_id,
+                session.session,
+                error,
+            )
+        self.sessions.end(connection)
+        self.registry.remove(connection)
+
+    def _session_ending(self, session: ClientSession) -> None:
+        self.claims.end_session(session)
+
+    def _session_ended(self, slot: int, reason: str) -> None:
+        """Called by a thread of the store."""
+        self._loop.loop.call_soon_threadsafe(self._session_ended_on_loop, slot, reason)
+
+    def _session_ended_on_loop(self, slot: int, reason: str) -> None:
+        if not self._is_leaving:
+            self.sessions.ended_by_store(slot, reason)
+
+    def bind(self, connection: Connection, client_id: str) -> None:
+        """Give a connection its client_id; the same process's older connection ends.
+
+        Raises:
+            OwnerError: the id is another process's, or the connection has another one.
+        """
+        older = self.registry.bind(connection, client_id)
+        if older is not None:
+            older.close(ClosedError(f"client {client_id} connected anew"))
+
+    # ---- for processors ----------------------------------------------------------------------
+
+    def require_running(self) -> None:
+        """Return if requests are served.
+
+        Raises:
+            ServiceNotAvailableError: the broker is starting, or draining.
+        """
+        if self.phase is not Phase.RUNNING:
+            raise ServiceNotAvailableError(
+                f"broker {self.config.broker_name} is {self.phase.lower()}; try again in a moment"
+            )
+
+    def left_of_start_s(self, seconds: float) -> float:
+        """What is left of so many seconds since the broker began to serve."""
+        since_s = (self.clock.monotonic_ns() - self._running_ns) / 1e9
+        return max(0.0, seconds - since_s)
+
+    def topic_of(self, handle: QueueHandle) -> str | None:
+        """The topic of a queue, None if the handle is stale."""
+        try:
+            topic, queue_id = self.store.queues.name(handle.row)
+        except StoreError:
+            return None
+        is_same = self.store.queues.find(topic, queue_id) == handle
+        return topic if is_same and topic in self.topics else None
+
+    def lag(self, topic: str, queue_id: int) -> list[tuple[str, int]]:
+        """(group, messages) for each group that has some left in a queue."""
+        handle = self.store.queues.find(topic, queue_id)
+        now = self.store.queues.offsets(handle)
+        groups = self.offsets.groups_of(topic) | self.registry.groups_subscribed_to(topic)
+        found = []
+        for group in sorted(groups):
+            claim = self.claims.find(ClaimedQueue(group, topic, queue_id))
+            if claim is not None:
+                self.claims.harvest([claim])
+            begin = self.offsets.query(group, topic, queue_id) or 0
+            left = now.visible_max - max(begin, now.min_queue_offset)
+            if left > 0:
+                found.append((group, left))
+        return found
+
+    def topics_of_group(self, group: str) -> set[str]:
+        """Topics that a group consumes or ever consumed."""
+        subscribed = {
+            topic
+            for client in self.registry.consumers(group)
+            for topic in client.consumers[group].subscriptions
+        }
+        return self.offsets.topics_of(group) | subscribed
+
+    def revoke(self, chosen: Callable[[ClaimedQueue], bool], *, is_harvested: bool = True) -> None:
+        """End claims by hand, and tell whose they were."""
+        for session, claims in self.claims.revoke(chosen, is_harvested=is_harvested).items():
+            self.notices.claims_revoked(session, claims)
+
+    async def delete_topic(self, topic: str) -> None:
+        """Delete a topic with its claims and offsets; one that is not there is deleted already.
+
+        Raises:
+            IllegalTopicError, DiskFullError, StoreError: it stays.
+        """
+        handles = await self.topics.delete(topic)
+        self.revoke(lambda queue: queue.topic == topic, is_harvested=False)
+        self.offsets.remove_topic(topic)
+        self.sessions.forget_rows(handle.row for handle in handles)
+        self.interests.remove_topic(topic)
+
+    async def tell_namesrv(self, timeout_s: float) -> None:
+        """Return when the NameServers that are there know of every change so far."""
+        if self._registration is not None:
+            await self._registration.told(timeout_s=timeout_s)
+
+    # ---- what it is and how it does ----------------------------------------------------------
+
+    def status(self) -> dict[str, Scalar]:
+        """Whether it lives and how far it is; answered in every phase."""
+        fields: dict[str, Scalar] = {
+            "phase": self.phase,
+            "pid": self._own.pid,
+            "startTime": self._own.start_time,
+            "isHealthy": True,  # the loop answers; an append thread that hangs would hold it here
+            "problem": self.problem,
+        }
+        if self.phase is not Phase.STARTING:
+            now = self.store.positions
+            fields |= {
+                "logEnd": self.store.appender_state()["log_end"],
+                "committedPosition": now.committed_position,
+                "flushedPosition": now.flushed_position,
+                "sessionCount": len(self.sessions),
+                "lostSessionCount": len(self.store.sessions.lost),
+            }
+        return fields
+
+    def runtime_info(self) -> dict[str, str]:
+        """What GET_BROKER_RUNTIME_INFO shows."""
+        now, counters = self.store.positions, self.store.counters()
+        config = self.config
+        facts: dict[str, object] = {
+            "brokerName": config.broker_name,
+            "brokerId": config.broker_id,
+            "brokerClusterName": config.cluster_name,
+            "brokerVersionDesc": "shmq",
+            "bootTimestamp": self._begin_ms,
+            "pid": os.getpid(),
+            "isAdopted": self.store.is_adopted,
+            "putMessageTimesTotal": counters["messages_in"],
+            "putMessageSizeTotal": counters["bytes_in"],
+            "turnsTotal": counters["turns"],
+            "recordsRefusedTotal": counters["records_refused"],
+            "sessionsEndedTotal": counters["sessions_ended"],
+            "wakeupsTotal": counters["wakeups_sent"],
+            "commitLogMinOffset": now.min_position,
+            "commitLogHotMinOffset": now.hot_min_position,
+            "commitLogMaxOffset": now.committed_position,
+            "flushBehindBytes": now.committed_position - now.flushed_position,
+            "sessionCount": len(self.sessions),
+            "clientCount": len(self.registry),
+            "claimCount": len(self.claims),
+            "topicCount": len(self.topics),
+            "queueCount": len(self.store.queues),
+            "groupCount": len(self.groups.configs),
+            "namesrvs": ",".join(self._registration.registered_names if self._registration else ()),
+            "problem": self.problem or "",
+        }
+        return {key: str(value) for key, value in facts.items()}
+
+    # ---- notices -----------------------------------------------------------------------------
+
+    def _group_changed(self, group: str, members: Iterable[Client]) -> None:
+        del members  # they are asked for when they are told
+        config = self.groups.configs.get(group)
+        if config is None or config.notify_consumer_ids_changed_enable:
+            self.notices.group_changed(group)
+
+    def _topics_changed(self, topics: Iterable[str]) -> None:
+        names = list(topics)
+        if self._registration is not None:
+            self._registration.changed(names)
+        for topic in names:
+            self.notices.topic_changed(topic, self.interests.of(topic))

@@ -1,0 +1,226 @@
+"""Which clients live, which groups they are members of, and who must hear of a change.
+
+What lives here: `ClientRegistry`, a state machine without time or sockets of its own: a clock is
+passed in, connections are opaque owners, notices go out through a callback. A client counts until
+its connection ends, its process dies or it is silent for too long; a heartbeat is the whole truth
+about it, so groups that it does not name any more are left.
+
+The loop's thread owns it. Nothing blocks. May fail: a client_id that another process has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shmq.errors import OwnerError
+from shmq.subscription import ConsumeFromWhere, MessageModel, SubscriptionData
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from shmq.clock import Clock
+    from shmq.remoting.server import Connection
+
+__all__ = ["Client", "ClientRegistry", "ConsumerMember"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerMember:
+    """How one client takes part in one consumer group."""
+
+    group: str
+    """The group."""
+    consume_type: str = "CONSUME_PASSIVELY"
+    """RocketMQ's ConsumeType: push, or CONSUME_ACTIVELY for pull."""
+    message_model: MessageModel = MessageModel.CLUSTERING
+    """Clustering or broadcasting."""
+    consume_from_where: ConsumeFromWhere = ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET
+    """Where a new group begins."""
+    subscriptions: Mapping[str, SubscriptionData] = field(default_factory=dict)
+    """By topic."""
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """One living client."""
+
+    client_id: str
+    """What it calls itself; the same on all brokers."""
+    connection: Connection
+    """Where it is; says who it is."""
+    heard_ns: int
+    """Monotonic time of its last heartbeat."""
+    producer_groups: frozenset[str] = frozenset()
+    """Groups that it produces for."""
+    consumers: Mapping[str, ConsumerMember] = field(default_factory=dict)
+    """By group."""
+
+
+class ClientRegistry:
+    """All clients of one broker.
+
+    Args:
+        clock: monotonic time.
+        on_group_changed: called with (group, its members) when one came or went or changed its
+            subscription.
+    """
+
+    def __init__(
+        self, clock: Clock, on_group_changed: Callable[[str, Iterable[Client]], None]
+    ) -> None:
+        self._clock = clock
+        self._on_group_changed = on_group_changed
+        self._clients: dict[Connection, Client] = {}
+        self._by_id: dict[str, Client] = {}
+        self._consumers: dict[str, dict[str, Client]] = {}
+        self._producers: dict[str, dict[str, Client]] = {}
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    # ---- who is there ------------------------------------------------------------------------
+
+    def of(self, connection: Connection) -> Client | None:
+        """The client of a connection, if it has told its name."""
+        return self._clients.get(connection)
+
+    def consumers(self, group: str) -> list[Client]:
+        """Members of a consumer group, by client_id."""
+        return [client for _, client in sorted(self._consumers.get(group, {}).items())]
+
+    def producers(self, group: str) -> list[Client]:
+        """Members of a producer group, by client_id."""
+        return [client for _, client in sorted(self._producers.get(group, {}).items())]
+
+    def consumer_ids(self, group: str) -> list[str]:
+        """The sorted client ids of a consumer group, over which its queues are allocated."""
+        return sorted(self._consumers.get(group, {}))
+
+    def groups_subscribed_to(self, topic: str) -> set[str]:
+        """Consumer groups with a member that subscribes to a topic."""
+        return {
+            group
+            for client in self._clients.values()
+            for group, member in client.consumers.items()
+            if topic in member.subscriptions
+        }
+
+    # ---- coming ------------------------------------------------------------------------------
+
+    def bind(self, connection: Connection, client_id: str) -> Connection | None:
+        """Give a connection its client_id.
+
+        Returns:
+            the connection that had it before, of the same process: the caller ends it.
+
+        Raises:
+            OwnerError: another process has the id, or this connection has another one.
+        """
+        client = self._clients.get(connection)
+        if client is not None:
+            if client.client_id != client_id:
+                raise OwnerError(
+                    f"call {connection.identity} {client_id}: it is {client.client_id} already"
+                )
+            return None
+        before = self._by_id.get(client_id)
+        if before is not None:
+            old, new = before.connection.identity, connection.identity
+            if (old.uid, old.pid, old.incarnation) != (new.uid, new.pid, new.incarnation):
+                raise OwnerError(
+                    f"call {new} {client_id}: that is {old}; client ids are unique on a host"
+                )
+            self._clients.pop(before.connection)
+        client = Client(client_id, connection, self._clock.monotonic_ns())
+        if before is not None:  # its groups go on without a gap
+            client.producer_groups, client.consumers = before.producer_groups, before.consumers
+            for members, groups in (
+                (self._consumers, client.consumers),
+                (self._producers, client.producer_groups),
+            ):
+                for group in groups:
+                    members[group][client_id] = client
+        self._clients[connection] = client
+        self._by_id[client_id] = client
+        return None if before is None else before.connection
+
+    def heartbeat(
+        self,
+        connection: Connection,
+        *,
+        producer_groups: Iterable[str],
+        consumers: Iterable[ConsumerMember],
+    ) -> None:
+        """A client says what it is part of now; groups it does not name are left.
+
+        The connection is bound.
+        """
+        client = self._clients[connection]
+        client.heard_ns = self._clock.monotonic_ns()
+        producers = frozenset(producer_groups)
+        members = {member.group: member for member in consumers}
+        for group in client.producer_groups - producers:
+            self._leave(self._producers, group, client)
+        for group in producers - client.producer_groups:
+            self._producers.setdefault(group, {})[client.client_id] = client
+        client.producer_groups = producers
+        changed = set()
+        for group in client.consumers.keys() - members.keys():
+            self._leave(self._consumers, group, client)
+            changed.add(group)
+        for group, member in members.items():
+            known = client.consumers.get(group)
+            if known is None:
+                self._consumers.setdefault(group, {})[client.client_id] = client
+            if known is None or _subscribed(known) != _subscribed(member):
+                changed.add(group)
+        client.consumers = members
+        self._tell(changed)
+
+    # ---- going -------------------------------------------------------------------------------
+
+    def unregister(self, connection: Connection, producer_group: str, consumer_group: str) -> None:
+        """A client leaves groups (empty: none)."""
+        client = self._clients.get(connection)
+        if client is None:
+            return
+        if producer_group in client.producer_groups:
+            client.producer_groups -= {producer_group}
+            self._leave(self._producers, producer_group, client)
+        if consumer_group in client.consumers:
+            client.consumers = {g: m for g, m in client.consumers.items() if g != consumer_group}
+            self._leave(self._consumers, consumer_group, client)
+            self._tell({consumer_group})
+
+    def remove(self, connection: Connection) -> Client | None:
+        """A connection has ended; its client, whose groups are told now."""
+        client = self._clients.pop(connection, None)
+        if client is None:
+            return None
+        del self._by_id[client.client_id]
+        for group in client.producer_groups:
+            self._leave(self._producers, group, client)
+        for group in client.consumers:
+            self._leave(self._consumers, group, client)
+        self._tell(set(client.consumers))
+        return client
+
+    def silent(self, expiry_ms: int) -> list[Client]:
+        """Clients that were not heard of for that long: alive, but hung."""
+        limit_ns = self._clock.monotonic_ns() - expiry_ms * 1_000_000
+        return [client for client in self._clients.values() if client.heard_ns <= limit_ns]
+
+    def _leave(self, members: dict[str, dict[str, Client]], group: str, client: Client) -> None:
+        del members[group][client.client_id]
+        if not members[group]:
+            del members[group]
+
+    def _tell(self, groups: set[str]) -> None:
+        for group in sorted(groups):
+            self._on_group_changed(group, self.consumers(group))
+
+
+def _subscribed(member: ConsumerMember) -> object:
+    """What others must know of a member's subscriptions."""
+    return {topic: data.sub_string for topic, data in member.subscriptions.items()}

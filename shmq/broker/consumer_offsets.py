@@ -1,0 +1,256 @@
+"""How far each group has consumed each queue, and who may say so.
+
+What lives here: `OffsetTable`, config/consumerOffset.json. Offsets come by claim (claims.py), by
+request, or by a reset by hand. What is written is never ahead of the disk: a snapshot is taken with
+the committed position of that moment and written once the flusher has passed it, so that a message
+that a power cut takes is not one that counts as consumed.
+
+Beside RocketMQ's table the file holds a key of ours that RocketMQ passes over:
+
+    "shmqClaims": {"next": number, "claims": {"topic@group": {queueId: claim}}}
+
+the claim that was current when the offset was written, so that a consumer which slept through a
+restart cannot take up an older one, and a bound above all claim numbers given out.
+
+The loop's thread owns it (`load` runs before there is a loop). May fail: what writing may raise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from shmq.errors import ConfigError, SystemBusyError
+from shmq.json_fields import Fields
+from shmq.store.config_files import (
+    ConfigFiles,
+    ConsumerOffsets,
+    DataVersion,
+    clamp_consumer_offsets,
+    numbers_by_number,
+    offset_key,
+    split_offset_key,
+    unknown_queue_ends,
+)
+from shmq.store.consume_queue_files import QueueKey
+
+if TYPE_CHECKING:
+    from shmq.clock import Clock
+    from shmq.store.message_store import MessageStore
+
+__all__ = ["OffsetTable"]
+
+_log = logging.getLogger("shmq.broker")
+
+_CLAIMS_KEY = "shmqClaims"
+_CLAIM_NUMBERS_AHEAD = 1 << 20
+"""Claim numbers that may be given out before the file must be written again; thousands of
+consumers that re-balance for days."""
+_FLUSH_LOOK_S = 0.01
+"""Between two looks whether the flusher has come far enough: its own interval."""
+
+
+class OffsetTable:
+    """Consumer offsets of one broker, and the numbers of claims.
+
+    Args:
+        store: open.
+        files: config/ of the store.
+        clock: for dataVersion.
+    """
+
+    def __init__(self, store: MessageStore, files: ConfigFiles, clock: Clock) -> None:
+        self._store = store
+        self._files = files
+        self._clock = clock
+        self._offsets: dict[str, dict[int, int]] = {}
+        self._claims: dict[str, dict[int, int]] = {}
+        self._topic_groups: dict[str, set[str]] = {}
+        self._other: Mapping[str, object] = {}
+        self._next_claim = 1
+        self._claim_bound = 0
+        self._is_changed = False
+        self._lock = asyncio.Lock()
+        self.data_version = DataVersion()
+        """Of the last change that was written."""
+
+    # ---- opening -----------------------------------------------------------------------------
+
+    def load(self) -> dict[tuple[str, int], int]:
+        """Read the file and cut back what lies behind a queue's end. Blocks.
+
+        Returns:
+            where queues were that the log does not know (any more), by what was consumed of them.
+
+        Raises:
+            ConfigError: the file and its backup cannot be read.
+        """
+        found = self._files.load_consumer_offsets()
+        ends = {
+            QueueKey(topic, queue_id): self._store.queues.offsets(handle).max_queue_offset
+            for topic, queue_id, handle in self._store.queues
+        }
+        unknown = unknown_queue_ends(found.offsets, ends)
+        offsets, clamped = clamp_consumer_offsets(found.offsets, ends)
+        for cut in clamped:
+            _log.warning(
+                "consumer offset cut back key=%s queue_id=%d seen=%d end=%d",
+                cut.key,
+                cut.queue_id,
+                cut.seen,
+                cut.end,
+            )
+        self._offsets = {key: dict(queues) for key, queues in offsets.items()}
+        for key in self._offsets:
+            self._note(key)
+        self._is_changed = bool(clamped)
+        self._load_claims(found.other.get(_CLAIMS_KEY))
+        self._other = {key: value for key, value in found.other.items() if key != _CLAIMS_KEY}
+        self.data_version = found.data_version
+        self._claim_bound = self._next_claim + _CLAIM_NUMBERS_AHEAD
+        self._files.store(self._contents(self._offsets, self._claims))
+        return {(queue.topic, queue.queue_id): end for queue, end in unknown.items()}
+
+    def _load_claims(self, data: object) -> None:
+        if data is None:
+            return
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"consumerOffset.json: {_CLAIMS_KEY}: {data!r}, wanted an object")
+        self._next_claim = max(1, Fields(data, what=_CLAIMS_KEY).number("next", 1))
+        claims = data.get("claims")
+        if isinstance(claims, Mapping):
+            self._claims = {
+                key: numbers_by_number(f"{_CLAIMS_KEY}: {key}", queues)
+                for key, queues in claims.items()
+            }
+
+    # ---- offsets -----------------------------------------------------------------------------
+
+    def query(self, group: str, topic: str, queue_id: int) -> int | None:
+        """The next queue_offset to consume; None if the group never consumed the queue."""
+        return self._offsets.get(offset_key(topic, group), {}).get(queue_id)
+
+    def commit(self, group: str, topic: str, queue_id: int, consumer_offset: int) -> None:
+        """Set it. The caller has checked its range and who may set it."""
+        key = offset_key(topic, group)
+        queues = self._offsets.get(key)
+        if queues is None:
+            queues = self._offsets[key] = {}
+            self._note(key)
+        if queues.get(queue_id) != consumer_offset:
+            queues[queue_id] = consumer_offset
+            self._is_changed = True
+
+    def queues_of(self, group: str, topic: str) -> Mapping[int, int]:
+        """All offsets of a group in a topic, by queue_id."""
+        return self._offsets.get(offset_key(topic, group), {})
+
+    def groups_of(self, topic: str) -> set[str]:
+        """Groups that ever consumed a topic."""
+        return set(self._topic_groups.get(topic, ()))
+
+    def topics_of(self, group: str) -> set[str]:
+        """Topics that a group ever consumed."""
+        return {topic for topic, groups in self._topic_groups.items() if group in groups}
+
+    def remove_topic(self, topic: str) -> None:
+        """Forget the offsets of all groups in a topic: it was deleted."""
+        for group in self._topic_groups.pop(topic, ()):
+            self._forget(offset_key(topic, group))
+
+    def remove_group(self, group: str) -> None:
+        """Forget the offsets of a group: it was deleted, and its progress with it."""
+        for topic in self.topics_of(group):
+            self._topic_groups[topic].discard(group)
+            self._forget(offset_key(topic, group))
+
+    def _forget(self, key: str) -> None:
+        self._offsets.pop(key, None)
+        self._claims.pop(key, None)
+        self._is_changed = True
+
+    def _note(self, key: str) -> None:
+        names = split_offset_key(key)
+        if names is not None:
+            self._topic_groups.setdefault(names[0], set()).add(names[1])
+
+    # ---- claim numbers -----------------------------------------------------------------------
+
+    def new_claim(self, group: str, topic: str, queue_id: int) -> int:
+        """A claim number above all that were ever given out, now the current one of the queue."""
+        number = self._next_claim
+        if number >= self._claim_bound:
+            raise SystemBusyError(
+                f"claim {topic} for {group}: the disk refuses to keep claim numbers; see the log"
+            )
+        self._next_claim += 1
+        if self._next_claim + _CLAIM_NUMBERS_AHEAD // 2 > self._claim_bound:
+            self._is_changed = True  # the next write raises the bound
+        self._claims.setdefault(offset_key(topic, group), {})[queue_id] = number
+        self._is_changed = True
+        return number
+
+    def current_claim(self, group: str, topic: str, queue_id: int) -> int:
+        """The newest claim number of a queue; 0: none was ever given out."""
+        return self._claims.get(offset_key(topic, group), {}).get(queue_id, 0)
+
+    def resume_claim(self, group: str, topic: str, queue_id: int, number: int) -> bool:
+        """Whether a claim from before the restart is still the newest one known; it is now."""
+        if number < self.current_claim(group, topic, queue_id):
+            return False
+        self._claims.setdefault(offset_key(topic, group), {})[queue_id] = number
+        self._next_claim = max(self._next_claim, number + 1)
+        self._is_changed = True
+        return True
+
+    # ---- the file ----------------------------------------------------------------------------
+
+    async def save(self) -> None:
+        """Write what holds now, once everything consumed is on disk; returns when that is done.
+
+        Raises:
+            DiskFullError, FlushFailedError, StoreError: the old file stands; the next save tries
+                again.
+        """
+        async with self._lock:
+            if not self._is_changed:
+                return
+            self._is_changed = False
+            offsets = {key: dict(queues) for key, queues in self._offsets.items()}
+            claims = {key: dict(queues) for key, queues in self._claims.items()}
+            committed_position = self._store.positions.committed_position
+            try:
+                while self._store.positions.flushed_position < committed_position:
+                    if self._store.failure is not None:
+                        raise self._store.failure
+                    await asyncio.sleep(_FLUSH_LOOK_S)  # the flusher comes, or fails for good
+                bound = self._next_claim + _CLAIM_NUMBERS_AHEAD
+                contents = self._contents(offsets, claims)
+                await asyncio.to_thread(self._files.store, contents)
+                self._claim_bound = bound
+            except BaseException:
+                self._is_changed = True
+                raise
+
+    def save_flushed(self) -> None:
+        """The same where the store has stopped and everything is flushed; no loop runs. Blocks."""
+        if self._is_changed:
+            self._files.store(self._contents(self._offsets, self._claims))
+            self._is_changed = False
+
+    def _contents(
+        self, offsets: Mapping[str, Mapping[int, int]], claims: Mapping[str, Mapping[int, int]]
+    ) -> ConsumerOffsets:
+        self.data_version = self.data_version.following(wall_ms=self._clock.wall_ms())
+        bound = self._next_claim + _CLAIM_NUMBERS_AHEAD
+        shown = {
+            key: {str(queue_id): number for queue_id, number in queues.items()}
+            for key, queues in claims.items()
+        }
+        return ConsumerOffsets(
+            data_version=self.data_version,
+            offsets=offsets,
+            other={**self._other, _CLAIMS_KEY: {"next": bound, "claims": shown}},
+        )

@@ -1,0 +1,96 @@
+"""What the requests of a broker have in common: handles, queues, lists of objects, JSON answers.
+
+Pure; a field or body of another shape raises ConfigError (INVALID_PARAMETER).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import orjson
+
+from shmq.errors import ConfigError
+from shmq.json_fields import Fields
+from shmq.remoting.command import Command, Scalar, response_to
+from shmq.store.queues import QueueHandle
+
+__all__ = [
+    "QueueField",
+    "fields_of",
+    "handles_of",
+    "items_of",
+    "json_response",
+    "pairs",
+    "queue_of",
+    "ranged",
+]
+
+ITEM_COUNT_MAX = 65_536
+"""Handles or claims in one request; a frame does not hold more."""
+_WORD_MAX = (1 << 32) - 1
+
+
+class QueueField(NamedTuple):
+    """The queue that a request names."""
+
+    topic: str
+    queue_id: int
+
+
+def json_response(
+    command: Command, value: object, ext_fields: Mapping[str, Scalar] | None = None
+) -> Command:
+    """SUCCESS with a JSON body."""
+    return response_to(command, ext_fields=ext_fields, body=orjson.dumps(value))
+
+
+def fields_of(item: object, what: str) -> Fields:
+    """One object of a body."""
+    return Fields(item, what=what)  # type: ignore[arg-type]  # it refuses what is no object
+
+
+def items_of(body: Mapping[str, object], key: str, what: str) -> list[Fields]:
+    """The objects of a list in a body; a missing one is empty."""
+    value = body.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list) or len(value) > ITEM_COUNT_MAX:
+        raise ConfigError(f"{what}: {key}: wanted a list of at most {ITEM_COUNT_MAX} objects")
+    return [fields_of(item, f"{what}: {key}") for item in value]
+
+
+def handles_of(value: object, what: str) -> list[QueueHandle]:
+    """Handles, written [[row, generation], ...]; a missing list is empty."""
+    if value is None:
+        return []
+    if not isinstance(value, list) or len(value) > ITEM_COUNT_MAX:
+        raise ConfigError(f"{what}: wanted at most {ITEM_COUNT_MAX} [row, generation]")
+    return [_handle(item, what) for item in value]
+
+
+def _handle(item: object, what: str) -> QueueHandle:
+    if (
+        not isinstance(item, list)
+        or len(item) != 2
+        or not all(type(part) is int and 0 <= part <= _WORD_MAX for part in item)
+    ):
+        raise ConfigError(f"{what}: {item!r}, wanted [row, generation]")
+    return QueueHandle(*item)
+
+
+def queue_of(command: Command) -> QueueField:
+    """The fields topic and queueId."""
+    take = command.fields()
+    return QueueField(take.text("topic"), ranged(take, "queueId", 0, _WORD_MAX))
+
+
+def ranged(take: Fields, key: str, least: int, most: int, default: int | None = None) -> int:
+    """A whole number within its range."""
+    value = take.number(key, default)
+    if not least <= value <= most:
+        raise ConfigError(f"{take.what}: {key}: {value}, wanted {least} to {most}")
+    return value
+
+
+def pairs(handles: Iterable[QueueHandle]) -> list[list[int]]:
+    """Handles as they travel."""
+    return [list(handle) for handle in handles]

@@ -1,0 +1,185 @@
+"""Clients and their groups: heartbeats, who is a member, who is connected.
+
+In the loop's thread.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeVar
+
+from shmq.broker.client_registry import Client, ConsumerMember
+from shmq.broker.processors.fields import items_of, json_response
+from shmq.broker.rights import Action, require
+from shmq.errors import ConfigError, PermissionDeniedError
+from shmq.remoting.codes import RequestCode, ResponseCode
+from shmq.remoting.command import Command, response_to
+from shmq.remoting.server import Connection, Processor
+from shmq.subscription import ConsumeFromWhere, MessageModel, SubscriptionData, check_group
+from shmq.topic import check_topic
+
+if TYPE_CHECKING:
+    from shmq.broker.broker import Broker
+    from shmq.json_fields import Fields
+
+__all__ = ["HeartbeatProcessor"]
+
+GROUP_COUNT_MAX = 1024
+"""Groups of one client in one heartbeat."""
+REGROUP_WAIT_S = 3.0
+"""How long a list of members waits for the clients of adopted sessions: they come back within
+their back-off of at most a second. Whoever asked too early would take the absent ones' queues."""
+_E = TypeVar("_E", bound=StrEnum)
+_CONSUME_TYPES = ("CONSUME_PASSIVELY", "CONSUME_ACTIVELY", "CONSUME_POP")
+
+
+class HeartbeatProcessor:
+    """Serves the requests about clients and groups' members."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def table(self) -> dict[int, Processor]:
+        """By code."""
+        return {
+            RequestCode.HEART_BEAT: Processor(handler=self._heartbeat),
+            RequestCode.UNREGISTER_CLIENT: Processor(handler=self._unregister),
+            RequestCode.GET_CONSUMER_LIST_BY_GROUP: Processor(
+                handler=self._consumer_list, is_concurrent=True
+            ),
+            RequestCode.GET_CONSUMER_CONNECTION_LIST: Processor(handler=self._consumer_connections),
+            RequestCode.GET_PRODUCER_CONNECTION_LIST: Processor(handler=self._producer_connections),
+        }
+
+    async def _heartbeat(self, connection: Connection, command: Command) -> None:
+        broker = self._broker
+        body = command.json()
+        what = command.name
+        client_id = body.get("clientID")
+        if not isinstance(client_id, str):
+            raise ConfigError(f"{what}: clientID: {client_id!r}, wanted a text")
+        producers = [item.text("groupName") for item in items_of(body, "producerDataSet", what)]
+        members = [_member(item) for item in items_of(body, "consumerDataSet", what)]
+        if len(producers) + len(members) > GROUP_COUNT_MAX:
+            raise ConfigError(f"{what}: wanted at most {GROUP_COUNT_MAX} groups of one client")
+        for group in producers:
+            check_group(group)
+        for member in members:
+            require(connection.identity, Action.PULL, member.group)
+            config = await broker.groups.ensure(member.group)
+            is_broadcast = member.message_model is MessageModel.BROADCASTING
+            if not config.consume_enable:
+                raise PermissionDeniedError(f"consume as {member.group}: consumeEnable is false")
+            if is_broadcast and not config.consume_broadcast_enable:
+                raise PermissionDeniedError(
+                    f"consume as {member.group}: consumeBroadcastEnable is false"
+                )
+            await broker.topics.ensure_retry_topic(member.group, config.retry_queue_nums)
+        if connection.is_closed:  # while a group was made
+            return
+        broker.bind(connection, client_id)
+        broker.registry.heartbeat(connection, producer_groups=producers, consumers=members)
+
+    def _unregister(self, connection: Connection, command: Command) -> None:
+        take = command.fields()
+        take.text("clientID")  # RocketMQ has it; whose connection it is, the kernel says
+        group = take.text("consumerGroup", "")
+        session = self._broker.sessions.find(connection)
+        if session is not None and group:
+            self._broker.claims.end_session(session, group)
+        self._broker.registry.unregister(connection, take.text("producerGroup", ""), group)
+
+    async def _consumer_list(self, connection: Connection, command: Command) -> Command:
+        group = command.fields().text("consumerGroup")
+        require(connection.identity, Action.PULL, group)
+        await self._broker.sessions.wait_all_back(self._broker.left_of_start_s(REGROUP_WAIT_S))
+        return json_response(command, {"consumerIdList": self._broker.registry.consumer_ids(group)})
+
+    def _consumer_connections(self, connection: Connection, command: Command) -> Command:
+        group = command.fields().text("consumerGroup")
+        require(connection.identity, Action.PULL, group)
+        clients = self._broker.registry.consumers(group)
+        if not clients:
+            return response_to(
+                command,
+                code=ResponseCode.CONSUMER_NOT_ONLINE,
+                remark=f"group {group}: no member is connected to this broker",
+            )
+        newest = clients[-1].consumers[group]
+        subscriptions = {
+            topic: _shown(data)
+            for client in clients
+            for topic, data in client.consumers[group].subscriptions.items()
+        }
+        return json_response(
+            command,
+            {
+                "connectionSet": [_connected(client) for client in clients],
+                "subscriptionTable": subscriptions,
+                "consumeType": newest.consume_type,
+                "messageModel": newest.message_model,
+                "consumeFromWhere": newest.consume_from_where,
+            },
+        )
+
+    def _producer_connections(self, connection: Connection, command: Command) -> Command:
+        group = command.fields().text("producerGroup")
+        require(connection.identity, Action.SEND, group)
+        clients = self._broker.registry.producers(group)
+        return json_response(command, {"connectionSet": [_connected(c) for c in clients]})
+
+
+def _member(item: Fields) -> ConsumerMember:
+    group = item.text("groupName")
+    check_group(group)
+    item.what = f"group {group}"
+    subscriptions = {}
+    for data in items_of(item.rest(), "subscriptionDataSet", item.what):
+        topic = data.text("topic")
+        check_topic(topic)
+        subscriptions[topic] = SubscriptionData.parse(
+            topic, data.optional_text("subString"), sub_version=data.number("subVersion", 0)
+        )
+    consume_type = item.text("consumeType", _CONSUME_TYPES[0])
+    if consume_type not in _CONSUME_TYPES:
+        raise ConfigError(
+            f"{item.what}: consumeType: {consume_type!r}, wanted {' or '.join(_CONSUME_TYPES)}"
+        )
+    return ConsumerMember(
+        group=group,
+        consume_type=consume_type,
+        message_model=_one_of(item, "messageModel", MessageModel.CLUSTERING),
+        consume_from_where=_one_of(
+            item, "consumeFromWhere", ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET
+        ),
+        subscriptions=subscriptions,
+    )
+
+
+def _one_of(take: Fields, key: str, default: _E) -> _E:
+    value = take.text(key, default)
+    kind = type(default)
+    try:
+        return kind(value)
+    except ValueError:
+        raise ConfigError(f"{take.what}: {key}: {value!r}, wanted {' or '.join(kind)}") from None
+
+
+def _connected(client: Client) -> dict[str, object]:
+    return {
+        "clientId": client.client_id,
+        "clientAddr": str(client.connection.identity),
+        "language": "PYTHON",
+        "version": 0,
+    }
+
+
+def _shown(data: SubscriptionData) -> dict[str, object]:
+    return {
+        "topic": data.topic,
+        "subString": data.sub_string,
+        "tagsSet": sorted(data.tags_set),
+        "codeSet": sorted(data.code_set),
+        "subVersion": data.sub_version,
+        "expressionType": data.expression_type,
+    }

@@ -1,0 +1,72 @@
+"""The one table of what a broker serves, and in which phase of its life.
+
+In the loop's thread; nothing blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from shmq.broker.processors.admin import AdminProcessor
+from shmq.broker.processors.attach import AttachProcessor
+from shmq.broker.processors.claim import ClaimProcessor
+from shmq.broker.processors.heartbeat import HeartbeatProcessor
+from shmq.broker.processors.offset import OffsetProcessor
+from shmq.broker.processors.queues import QueueProcessor
+from shmq.remoting.codes import RequestCode
+from shmq.service import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from shmq.broker.broker import Broker
+    from shmq.remoting.command import Command
+    from shmq.remoting.server import Connection, Handler, Processor
+
+__all__ = ["processor_table"]
+
+_ALWAYS = frozenset({RequestCode.GET_BROKER_STATUS})
+_WHILE_DRAINING = frozenset(
+    {
+        RequestCode.DETACH_SESSION,
+        RequestCode.UNSUBSCRIBE_BELL,
+        RequestCode.READ_ENTRIES,
+        RequestCode.HEART_BEAT,
+        RequestCode.UNREGISTER_CLIENT,
+        RequestCode.RELEASE_QUEUES,
+        RequestCode.QUERY_CONSUMER_OFFSET,
+        RequestCode.UPDATE_CONSUMER_OFFSET,
+        RequestCode.GET_BROKER_RUNTIME_INFO,
+    }
+)
+"""What ends things, and reads; nothing new begins."""
+
+
+def processor_table(broker: Broker) -> dict[int, Processor]:
+    """All processors by code, each refused where the broker's phase does not allow it."""
+    table: dict[int, Processor] = {}
+    for part in (
+        AttachProcessor(broker),
+        QueueProcessor(broker),
+        HeartbeatProcessor(broker),
+        ClaimProcessor(broker),
+        OffsetProcessor(broker),
+        AdminProcessor(broker),
+    ):
+        for code, row in part.table().items():
+            if code not in _ALWAYS:
+                row = replace(row, handler=_guarded(broker, row.handler, code in _WHILE_DRAINING))
+            table[code] = row
+    return table
+
+
+def _guarded(broker: Broker, handler: Handler, while_draining: bool) -> Handler:
+    def handle(
+        connection: Connection, command: Command
+    ) -> Command | Awaitable[Command | None] | None:
+        if not (while_draining and broker.phase is Phase.DRAINING):
+            broker.require_running()
+        return handler(connection, command)
+
+    return handle

@@ -1,0 +1,42 @@
+"""Who may do what: the one place that is asked.
+
+For now whoever may open the broker's socket, which is its owner and its group, may do everything.
+In the broker; pure, never blocks.
+"""
+
+from enum import StrEnum, unique
+
+from shmq.errors import PermissionDeniedError
+from shmq.remoting.identity import Identity
+
+__all__ = ["Action", "may", "require"]
+
+
+@unique
+class Action(StrEnum):
+    """What somebody wants to do."""
+
+    MAP = "map"
+    """Map the log, and so read everything in it; of the broker."""
+    SEND = "send"
+    """Send to a topic."""
+    PULL = "pull"
+    """Read a topic, or take part in a group."""
+    ADMIN = "admin"
+    """Change topics, groups and offsets by hand."""
+
+
+def may(identity: Identity, action: Action, name: str) -> bool:
+    """Whether a peer may do something with a topic or group (empty: with the broker itself)."""
+    del identity, action, name  # the socket's group is the rule: who got here is in it
+    return True
+
+
+def require(identity: Identity, action: Action, name: str) -> None:
+    """Return if it may.
+
+    Raises:
+        PermissionDeniedError: it may not.
+    """
+    if not may(identity, action, name):
+        raise PermissionDeniedError(f"{action} {name}: no rule allows it to {identity}")

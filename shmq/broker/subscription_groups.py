@@ -1,0 +1,122 @@
+"""The consumer groups that a broker knows: their configuration and their file.
+
+What lives here: `GroupTable`, config/subscriptionGroup.json. A heartbeat of an unknown group makes
+it where the broker allows that; RocketMQ's own groups are always there and are not written down.
+
+The loop's thread owns it (`load` runs before there is a loop). May fail: IllegalGroupError,
+SubscriptionGroupNotExistError, what writing the file may raise.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from shmq.errors import SubscriptionGroupNotExistError
+from shmq.store.config_files import ConfigFiles, DataVersion, SubscriptionGroups
+from shmq.subscription import SubscriptionGroupConfig, check_group, is_system_group
+
+from .saver import Saver
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shmq.clock import Clock
+    from shmq.config import BrokerConfig
+
+__all__ = ["GroupTable"]
+
+_log = logging.getLogger("shmq.broker")
+
+
+class GroupTable:
+    """All consumer groups of one broker.
+
+    Args:
+        files: config/ of the store.
+        config: of the broker.
+        clock: for dataVersion.
+    """
+
+    def __init__(self, files: ConfigFiles, config: BrokerConfig, clock: Clock) -> None:
+        self._files = files
+        self._config = config
+        self._clock = clock
+        self._groups: dict[str, SubscriptionGroupConfig] = {}
+        self._other: Mapping[str, object] = {}
+        self._saver = Saver(files, self._contents)
+        self.data_version = DataVersion()
+        """Of the last change."""
+
+    def load(self) -> None:
+        """Read the file. Blocks.
+
+        Raises:
+            ConfigError: it and its backup cannot be read.
+        """
+        found = self._files.load_subscription_groups()
+        self._groups = dict(found.groups)
+        self._other = found.other
+        self.data_version = found.data_version
+
+    @property
+    def configs(self) -> Mapping[str, SubscriptionGroupConfig]:
+        """All of them, by name."""
+        return self._groups
+
+    def find(self, group: str) -> SubscriptionGroupConfig:
+        """The configuration of a group.
+
+        Raises:
+            SubscriptionGroupNotExistError: there is no such group.
+        """
+        config = self._groups.get(group)
+        if config is not None:
+            return config
+        if is_system_group(group):
+            return SubscriptionGroupConfig(group_name=group)
+        raise SubscriptionGroupNotExistError(
+            f"group {group}: broker {self._config.broker_name} has no such group"
+        )
+
+    async def ensure(self, group: str) -> SubscriptionGroupConfig:
+        """The configuration of a group, made if it is not there and the broker may make it.
+
+        Raises:
+            IllegalGroupError: RocketMQ would refuse the name.
+            SubscriptionGroupNotExistError: it is not there, and groups are made by hand here.
+        """
+        check_group(group)
+        is_known = group in self._groups or is_system_group(group)
+        if not is_known and self._config.auto_create_subscription_group:
+            await self.update(SubscriptionGroupConfig(group_name=group))
+        return self.find(group)
+
+    async def update(self, wanted: SubscriptionGroupConfig) -> None:
+        """Make or change a group; returns when it is on disk.
+
+        Raises:
+            IllegalGroupError: nothing has changed.
+            DiskFullError, StoreError: it holds, but not beyond this broker's life.
+        """
+        check_group(wanted.group_name)
+        if self._groups.get(wanted.group_name) == wanted:
+            return
+        self._groups[wanted.group_name] = wanted
+        await self._save()
+        _log.info("group set group=%s", wanted.group_name)
+
+    async def delete(self, group: str) -> None:
+        """Forget a group; one that is not there is forgotten already."""
+        if self._groups.pop(group, None) is not None:
+            await self._save()
+            _log.info("group deleted group=%s", group)
+
+    async def _save(self) -> None:
+        self.data_version = self.data_version.following(wall_ms=self._clock.wall_ms())
+        await self._saver.save()
+
+    def _contents(self) -> SubscriptionGroups:
+        return SubscriptionGroups(
+            data_version=self.data_version, groups=dict(self._groups), other=self._other
+        )

@@ -1,0 +1,485 @@
+"""The topics of a broker: their configuration, the queue rows that stand for them, their file.
+
+What lives here: `TopicTable`. A topic has max(readQueueNums, writeQueueNums) queues: rows below
+writeQueueNums take messages, rows below readQueueNums are offered to consumers. A topic grows at
+once; it shrinks write queues first, and its read queues once every group has drained them. Rows of
+dropped queues stay (read-only, offered to nobody), so that growing again goes on where they ended.
+
+A queue_offset is never given out twice, not even across delete and create: what the log still
+holds of the deleted topic would be found again by a recovery. Where the queues of a deleted topic
+ended is kept beside the topics, in topics.json under a key of ours that RocketMQ passes over:
+
+    "shmqDeletedTopics": {topic: {"position": committed position then, "queues": {queueId: end}}}
+
+until retention has taken everything below that position.
+
+The loop's thread owns it (`load` runs before there is a loop). May fail: names and values that
+RocketMQ would refuse, TopicNotExistError, ShmFullError, what writing the file may raise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+from shmq.errors import ConfigError, IllegalTopicError, SystemBusyError, TopicNotExistError
+from shmq.json_fields import Fields
+from shmq.store.config_files import ConfigFiles, DataVersion, Topics, numbers_by_number
+from shmq.topic import (
+    AUTO_CREATE_TOPIC,
+    Permission,
+    TopicConfig,
+    check_sendable_topic,
+    check_topic,
+    is_system_topic,
+    retry_topic,
+)
+
+from .saver import Saver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from shmq.clock import Clock
+    from shmq.config import BrokerConfig
+    from shmq.store.message_store import MessageStore
+    from shmq.store.queues import QueueHandle
+
+__all__ = ["Lag", "TopicTable", "changed_attributes"]
+
+_log = logging.getLogger("shmq.broker")
+
+_DELETED_KEY = "shmqDeletedTopics"
+QUEUE_NUMS_MAX = 65_535
+PERM_MAX = 7
+
+
+class Lag(Protocol):
+    """Says who has not consumed a queue to its end."""
+
+    def __call__(self, topic: str, queue_id: int) -> list[tuple[str, int]]:
+        """(group, messages) for each group that knows the topic and has some left."""
+
+
+@dataclass(slots=True)
+class _Deleted:
+    """Where the queues of a deleted topic ended."""
+
+    position: int
+    queues: dict[int, int] = field(default_factory=dict)
+
+
+class TopicTable:
+    """All topics of one broker.
+
+    Args:
+        store: open.
+        files: config/ of the store.
+        config: of the broker.
+        clock: for dataVersion.
+    """
+
+    def __init__(
+        self, store: MessageStore, files: ConfigFiles, config: BrokerConfig, clock: Clock
+    ) -> None:
+        self._store = store
+        self._files = files
+        self._config = config
+        self._clock = clock
+        self._topics: dict[str, TopicConfig] = {}
+        self._deleted: dict[str, _Deleted] = {}
+        self._being_deleted: set[str] = set()
+        self._other: Mapping[str, object] = {}
+        self._reserved = {config.cluster_name, config.broker_name}
+        self._saver = Saver(files, self._contents)
+        self.data_version = DataVersion()
+        """Of the last change."""
+        self.is_read_only = False
+        """The store takes no more messages: routes say so."""
+        self.on_changed: Callable[[Iterable[str]], None] = lambda _topics: None
+        """Told of topics that were made, changed or deleted, once it is on disk."""
+
+    # ---- opening -----------------------------------------------------------------------------
+
+    def load(self, unknown_ends: Mapping[tuple[str, int], int]) -> None:
+        """Read topics.json and bring the rows in line with it. Blocks; no loop runs yet.
+
+        Args:
+            unknown_ends: where queues were that the log does not know, by what was consumed.
+
+        Raises:
+            ConfigError: the file and its backup cannot be read.
+            ShmFullError: no room for the rows.
+        """
+        found = self._files.load_topics()
+        self._topics = dict(found.topics)
+        self._deleted = _deleted_from(found.other.get(_DELETED_KEY))
+        self._other = {key: value for key, value in found.other.items() if key != _DELETED_KEY}
+        self.data_version = found.data_version
+        before = dict(self._topics), set(self._deleted)
+        self._forget_expired()
+        self._meet_rows()
+        if self._config.auto_create_topic_enable and AUTO_CREATE_TOPIC not in self._topics:
+            nums = self._config.default_topic_queue_nums
+            self._topics[AUTO_CREATE_TOPIC] = TopicConfig(
+                topic_name=AUTO_CREATE_TOPIC,
+                read_queue_nums=nums,
+                write_queue_nums=nums,
+                perm=Permission.READ | Permission.WRITE | Permission.INHERIT,
+            )
+        for topic in self._topics.values():
+            self._apply(topic, unknown_ends)
+        if before != (self._topics, set(self._deleted)):
+            self._advance()
+            self._saver.save_now()
+
+    def _meet_rows(self) -> None:
+        """Rows that the store found in memory or in the log, against what topics.json says."""
+        queues = self._store.queues
+        rows: dict[str, dict[int, QueueHandle]] = defaultdict(dict)
+        for topic, queue_id, handle in queues:
+            rows[topic][queue_id] = handle
+        for topic, handles in rows.items():
+            deleted = self._deleted.get(topic)
+            if deleted is not None:
+                for queue_id, handle in handles.items():
+                    end = deleted.queues.setdefault(queue_id, 0)
+                    now = queues.offsets(handle)
+                    if topic not in self._topics:
+                        deleted.queues[queue_id] = max(end, now.max_queue_offset)
+                        queues.delete(topic, queue_id)
+                    elif now.min_queue_offset < end:
+                        queues.set_min(handle.row, min(end, now.max_queue_offset))
+            elif topic not in self._topics:
+                nums = max(handles) + 1
+                _log.warning("topic without configuration topic=%s queues=%d", topic, nums)
+                self._topics[topic] = TopicConfig(
+                    topic_name=topic, read_queue_nums=nums, write_queue_nums=nums
+                )
+
+    def _forget_expired(self) -> None:
+        min_position = self._store.positions.min_position
+        for topic, deleted in tuple(self._deleted.items()):
+            if deleted.position <= min_position:
+                del self._deleted[topic]
+
+    # ---- looking up --------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, sorted."""
+        return iter(sorted(self._topics))
+
+    def __contains__(self, topic: str) -> bool:
+        """Whether it exists."""
+        return topic in self._topics
+
+    def __len__(self) -> int:
+        return len(self._topics)
+
+    @property
+    def configs(self) -> Mapping[str, TopicConfig]:
+        """All of them, by name."""
+        return self._topics
+
+    def routes(self) -> dict[str, TopicConfig]:
+        """What NameServers are told: all topics, without W where the store takes no more."""
+        if not self.is_read_only:
+            return dict(self._topics)
+        return {
+            name: replace(config, perm=config.perm & ~Permission.WRITE)
+            for name, config in self._topics.items()
+        }
+
+    def set_read_only(self) -> None:
+        """The store takes no more messages, for good: tell NameServers and clients."""
+        self.is_read_only = True
+        self._advance()
+        self.on_changed(list(self._topics))
+
+    def find(self, topic: str) -> TopicConfig:
+        """The configuration of a topic.
+
+        Raises:
+            TopicNotExistError: there is no such topic.
+        """
+        config = self._topics.get(topic)
+        if config is None:
+            raise TopicNotExistError(
+                f"topic {topic}: broker {self._config.broker_name} has no such topic; create it"
+            )
+        return config
+
+    def send_queues(self, topic: str) -> list[tuple[int, QueueHandle]]:
+        """The write queues of a topic, in order of queue_id; TopicNotExistError if it is none."""
+        return self._handles(topic, self.find(topic).write_queue_nums)
+
+    def read_queues(self, topic: str) -> list[tuple[int, QueueHandle]]:
+        """The read queues of a topic, in order of queue_id; TopicNotExistError if it is none."""
+        return self._handles(topic, self.find(topic).read_queue_nums)
+
+    def read_queue(self, topic: str, queue_id: int) -> QueueHandle:
+        """One read queue.
+
+        Raises:
+            TopicNotExistError: there is no such topic or queue.
+        """
+        if not 0 <= queue_id < self.find(topic).read_queue_nums:
+            raise TopicNotExistError(
+                f"queue {queue_id} of topic {topic}: it has {self.find(topic).read_queue_nums} "
+                "read queues; refresh the route"
+            )
+        return self._store.queues.find(topic, queue_id)
+
+    def _handles(self, topic: str, nums: int) -> list[tuple[int, QueueHandle]]:
+        if topic == AUTO_CREATE_TOPIC:
+            return []  # a template, not a place for messages
+        return [(queue_id, self._store.queues.find(topic, queue_id)) for queue_id in range(nums)]
+
+    # ---- changing ----------------------------------------------------------------------------
+
+    def is_reserved(self, topic: str) -> bool:
+        """Whether no user may make, change or delete it."""
+        return is_system_topic(topic) or topic in self._reserved
+
+    async def update(self, wanted: TopicConfig, *, lag: Lag, is_force: bool = False) -> TopicConfig:
+        """Make a topic, or change one; returns when it is on disk.
+
+        Args:
+            wanted: all of its configuration.
+            lag: who has not drained a queue.
+            is_force: drop read queues though they are not drained.
+
+        Raises:
+            IllegalTopicError, ConfigError: what is wrong with it; nothing has changed.
+            ShmFullError: no room for its rows. DiskFullError, StoreError: it holds, but not beyond
+                this broker's life.
+        """
+        name = wanted.topic_name
+        check_topic(name)
+        if self.is_reserved(name):
+            raise IllegalTopicError(f"change topic {name}: the name is reserved")
+        _check_values(wanted)
+        before = self._topics.get(name)
+        if before is not None and not is_force:
+            self._check_drained(before, wanted, lag)
+        await self._put(wanted)
+        return wanted
+
+    async def create_for_send(self, topic: str, queue_nums: int) -> TopicConfig:
+        """Make a topic that a producer wants to send to, after TBW102.
+
+        Raises:
+            TopicNotExistError: this broker does not make topics by itself, or TBW102 is closed.
+            IllegalTopicError: the name is not one that clients may send to.
+        """
+        check_sendable_topic(topic)
+        template = self._topics.get(AUTO_CREATE_TOPIC)
+        is_open = template is not None and Permission.INHERIT in template.perm
+        if self.is_reserved(topic) or not self._config.auto_create_topic_enable or not is_open:
+            raise TopicNotExistError(
+                f"send to {topic}: broker {self._config.broker_name} has no such topic and may not "
+                "create it; create it by hand (auto_create_topic_enable)"
+            )
+        assert template is not None
+        nums = max(1, min(queue_nums, template.write_queue_nums))
+        made = TopicConfig(
+            topic_name=topic,
+            read_queue_nums=nums,
+            write_queue_nums=nums,
+            perm=template.perm & ~Permission.INHERIT,
+            topic_sys_flag=template.topic_sys_flag,
+        )
+        await self._put(made)
+        return made
+
+    async def ensure_retry_topic(self, group: str, queue_nums: int) -> None:
+        """Make the retry topic of a group if it is not there; tools look for its route."""
+        topic = retry_topic(group)
+        if topic not in self._topics:
+            await self._put(
+                TopicConfig(
+                    topic_name=topic, read_queue_nums=queue_nums, write_queue_nums=queue_nums
+                )
+            )
+
+    async def delete(self, topic: str) -> list[QueueHandle]:
+        """Delete a topic; returns the handles of its queues, which are stale now.
+
+        Its messages stay in the log until retention takes them, and nobody reaches them.
+
+        Raises:
+            IllegalTopicError: a system topic.
+            DiskFullError, StoreError: nothing is deleted.
+        """
+        if self.is_reserved(topic):
+            raise IllegalTopicError(f"delete topic {topic}: the name is reserved")
+        before = self._topics.get(topic)
+        if before is None:
+            return []
+        rows = [
+            (queue_id, handle) for name, queue_id, handle in self._store.queues if name == topic
+        ]
+        self._being_deleted.add(topic)
+        try:
+            await self._save_deletion(before, rows)
+        finally:
+            self._being_deleted.discard(topic)
+        for queue_id, _ in rows:
+            self._store.queues.delete(topic, queue_id)
+        _log.info("topic deleted topic=%s queues=%d", topic, len(rows))
+        self.on_changed([topic])
+        return [handle for _, handle in rows]
+
+    async def _save_deletion(
+        self, before: TopicConfig, rows: list[tuple[int, QueueHandle]]
+    ) -> None:
+        """Close the queues, write down where they end and that the topic is gone."""
+        topic = before.topic_name
+        queues = self._store.queues
+        for queue_id, handle in rows:
+            queues.set(topic, queue_id, flags=queues.state(handle)[1], is_writable=False)
+        earlier = self._deleted.get(topic)
+        del self._topics[topic]
+        self._deleted[topic] = _Deleted(
+            self._store.positions.committed_position,
+            {queue_id: queues.offsets(handle).max_queue_offset for queue_id, handle in rows},
+        )
+        self._advance()
+        try:
+            await self._saver.save()
+        except BaseException:
+            del self._deleted[topic]
+            if earlier is not None:
+                self._deleted[topic] = earlier
+            self._topics[topic] = before
+            self._apply(before, {})
+            raise
+
+    async def _put(self, wanted: TopicConfig) -> None:
+        if wanted.topic_name in self._being_deleted:
+            raise SystemBusyError(f"make topic {wanted.topic_name}: it is just being deleted")
+        if self._topics.get(wanted.topic_name) == wanted:
+            return
+        self._apply(wanted, {})
+        self._topics[wanted.topic_name] = wanted
+        self._advance()
+        await self._saver.save()
+        _log.info(
+            "topic set topic=%s read_queue_nums=%d write_queue_nums=%d perm=%d",
+            wanted.topic_name,
+            wanted.read_queue_nums,
+            wanted.write_queue_nums,
+            wanted.perm,
+        )
+        self.on_changed([wanted.topic_name])
+
+    def _check_drained(self, before: TopicConfig, wanted: TopicConfig, lag: Lag) -> None:
+        for queue_id in range(wanted.read_queue_nums, before.read_queue_nums):
+            if queue_id < before.write_queue_nums:
+                raise ConfigError(
+                    f"topic {wanted.topic_name}: readQueueNums {wanted.read_queue_nums} while "
+                    f"{before.write_queue_nums} queues are written: lower writeQueueNums first"
+                )
+            for group, count in lag(wanted.topic_name, queue_id):
+                raise ConfigError(
+                    f"topic {wanted.topic_name}: group {group} has {count} messages left in queue "
+                    f"{queue_id}; wait until it has consumed them"
+                )
+
+    def _apply(self, config: TopicConfig, unknown_ends: Mapping[tuple[str, int], int]) -> None:
+        """Bring the rows of a topic in line with its configuration."""
+        topic = config.topic_name
+        if topic == AUTO_CREATE_TOPIC:
+            return
+        queues = self._store.queues
+        flags = self._store.default_flags(config.flush_disk_type)
+        deleted = self._deleted.get(topic)
+        is_writable = Permission.WRITE in config.perm
+        nums = max(config.read_queue_nums, config.write_queue_nums)
+        before = self._topics.get(topic)
+        if before is not None:
+            nums = max(nums, before.read_queue_nums, before.write_queue_nums)
+        for queue_id in range(nums):
+            end = deleted.queues.get(queue_id, 0) if deleted else 0
+            first = max(end, unknown_ends.get((topic, queue_id), 0))
+            handle = queues.add(topic, queue_id, flags=flags, first_queue_offset=first)
+            state = is_writable and queue_id < config.write_queue_nums, flags
+            if queues.state(handle) != state:
+                queues.set(topic, queue_id, flags=flags, is_writable=state[0])
+
+    # ---- the file ----------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        self.data_version = self.data_version.following(wall_ms=self._clock.wall_ms())
+
+    def _contents(self) -> Topics:
+        other = dict(self._other)
+        if self._deleted:
+            other[_DELETED_KEY] = {
+                topic: {
+                    "position": deleted.position,
+                    "queues": {str(key): value for key, value in deleted.queues.items()},
+                }
+                for topic, deleted in self._deleted.items()
+            }
+        return Topics(data_version=self.data_version, topics=dict(self._topics), other=other)
+
+
+def _check_values(config: TopicConfig) -> None:
+    what = f"topic {config.topic_name}"
+    for key, value in (
+        ("readQueueNums", config.read_queue_nums),
+        ("writeQueueNums", config.write_queue_nums),
+    ):
+        if not 1 <= value <= QUEUE_NUMS_MAX:
+            raise ConfigError(f"{what}: {key} = {value}, wanted 1 to {QUEUE_NUMS_MAX}")
+    if not 0 <= config.perm <= PERM_MAX:
+        raise ConfigError(f"{what}: perm = {int(config.perm)}, wanted 0 to {PERM_MAX}")
+    if config.read_queue_nums < config.write_queue_nums:
+        raise ConfigError(
+            f"{what}: readQueueNums {config.read_queue_nums} below writeQueueNums "
+            f"{config.write_queue_nums}: nobody would read the queues between"
+        )
+    _ = config.flush_disk_type  # raises where the attribute has no meaning
+
+
+def changed_attributes(config: TopicConfig, changes: str) -> TopicConfig:
+    """The configuration with its attributes changed as RocketMQ writes it: "+key=value,-key".
+
+    Raises:
+        ConfigError: a part is neither.
+    """
+    attributes = dict(config.attributes)
+    for part in filter(None, (piece.strip() for piece in changes.split(","))):
+        key, equals, value = part[1:].partition("=")
+        if part[0] == "+" and key and equals and value:
+            attributes[key] = value
+        elif part[0] == "-" and key and not equals:
+            attributes.pop(key, None)
+        else:
+            raise ConfigError(
+                f"topic {config.topic_name}: attributes {part!r}, wanted +key=value or -key"
+            )
+    return replace(config, attributes=attributes)
+
+
+def _deleted_from(data: object) -> dict[str, _Deleted]:
+    """The deleted topics in topics.json; ConfigError for another shape."""
+    result = {}
+    for topic, item in _object(_DELETED_KEY, {} if data is None else data).items():
+        what = f"{_DELETED_KEY}: {topic}"
+        fields = _object(what, item)
+        result[topic] = _Deleted(
+            Fields(fields, what=what).number("position"),
+            numbers_by_number(what, fields.get("queues")),
+        )
+    return result
+
+
+def _object(what: str, data: object) -> Mapping[str, object]:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{what}: {data!r}, wanted an object")
+    return data
