@@ -39,6 +39,7 @@ from shmq.store.memory import StoreMemory, completion_size
 from shmq.store.queues import Queues
 from shmq.store.recovery import RecoveredLog, open_consume_queues, recover_files
 from shmq.store.scan import DELAY_LEVELS_MS
+from shmq.store.services import StoreService
 from shmq.store.sessions import Sessions
 from shmq.store.store_lock import StoreLock
 
@@ -618,6 +619,10 @@ class MessageStore:
         """Row flags (core.ROW_*) of a queue with this level; None: the store's."""
         level = flush_disk_type or self.config.flush_disk_type
         return core.ROW_FLUSH if level is FlushDiskType.SYNC_FLUSH else 0
+
+    def open_service(self, service_id: int) -> StoreService:
+        """A service of the broker that appends messages of its own; see StoreService."""
+        return StoreService(self._memory, self.sessions, service_id)
 
     def read_cold(
         self, topic: str, queue_id: int, queue_offset: int, entry_count: int

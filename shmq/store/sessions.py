@@ -126,6 +126,7 @@ class Sessions:
         map_log: bool = True,
         property_grants: int = 0,
         service_id: int | None = None,
+        lane_count: int | None = None,
     ) -> SessionOffer:
         """Make a session for a client and attach it to the turns.
 
@@ -138,6 +139,7 @@ class Sessions:
             map_log: it gets a log channel, with the right to read everything in the log.
             property_grants: core.GRANT_* bits.
             service_id: an internal session of this service, whose progress its records carry.
+            lane_count: rings it gets; None: as configured.
 
         Raises:
             QuotaError: every session slot is taken.
@@ -145,7 +147,7 @@ class Sessions:
         """
         with self._lock, contextlib.ExitStack() as undo:
             session = self._free_slot()
-            lanes = self._lane_count if producer else 0
+            lanes = (lane_count or self._lane_count) if producer else 0
             capacity = self._lane_capacity_bytes if producer else 0
             completions = self._completion_capacity if producer else 0
             claims = _CLAIM_CAPACITY if consumer else 0
@@ -414,6 +416,9 @@ class Sessions:
                 for session in range(self._slot_count)
                 if self._slot(session)["state"] in (core.SESSION_LIVE, core.SESSION_LOST)
             }
+            for session in tuple(self._lost):
+                if self._slot(session)["service_id"] != 0:
+                    self.forget_lost(session)  # its memory died with the broker; see services.py
             return sorted(self._lost)
 
     def forget_lost(self, session: int) -> None:

@@ -117,6 +117,14 @@ uint64_t shmq_lane_write(struct shmq_lane_object *self, const struct shmq_lane_r
         .properties_size = properties_size,
         .chunk_place = place->chunk_place,
     };
+    if (self->is_service) {
+        head->progress = self->service.progress;
+        head->sys_flag = self->service.sys_flag;
+        head->reconsume_times = self->service.reconsume_times;
+        if (self->service.born_timestamp != 0) {
+            head->born_timestamp = self->service.born_timestamp;
+        }
+    }
     uint8_t *at = place->record + sizeof *head + inline_size;
     uint64_t id = LANE_KEY_CUSTOM;
     if (!record->has_unique_key) {
@@ -523,6 +531,26 @@ static PyObject *lane_forget_completion(struct shmq_lane_object *self, PyObject 
     Py_RETURN_NONE;
 }
 
+static PyObject *lane_set_service(struct shmq_lane_object *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"progress", "sys_flag", "reconsume_times", "born_timestamp", NULL};
+    unsigned long long progress = 0;
+    int sys_flag = 0;
+    int reconsume_times = 0;
+    long long born_timestamp = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$KiiL:set_service", names, &progress, &sys_flag,
+                                     &reconsume_times, &born_timestamp) ||
+        shmq_lane_check(self, "set_service") < 0) {
+        return NULL;
+    }
+    if (!self->is_service) {
+        shmq_raise("PermissionDeniedError", "set_service: session %u is a client's, not a service's", self->session);
+        return NULL;
+    }
+    self->service = (struct shmq_lane_service){progress, born_timestamp, sys_flag, reconsume_times};
+    Py_RETURN_NONE;
+}
+
 /* drain: waits until all that was put is done. */
 static PyObject *lane_drain(struct shmq_lane_object *self, PyObject *const *args, Py_ssize_t nargs,
                             PyObject *kwnames)
@@ -845,6 +873,7 @@ static int lane_attach(struct shmq_lane_object *self, PyObject *control_object, 
     self->writer.completion_capacity = completions;
     self->writer.read_position = read_position;
     self->property_grants = slot->property_grants;
+    self->is_service = slot->service_id != 0;
     self->message_size_max = head->config.message_size_max;
     shmq_mapping_drop(before[0]);
     shmq_mapping_drop(before[1]);
@@ -1087,6 +1116,9 @@ static PyMethodDef lane_methods[] = {
            "unique_key(sequence) -> str of one of the last completion_capacity records; None if it brought its own."),
     METHOD("attach_chunk", lane_attach_chunk, METH_O,
            "attach_chunk(chunk: ChunkMemory): large bodies go through it from now on."),
+    METHOD("set_service", lane_set_service, METH_VARARGS | METH_KEYWORDS,
+           "set_service(*, progress=0, sys_flag=0, reconsume_times=0, born_timestamp=0): what the records put from "
+           "now on carry; of a service's session only."),
     METHOD("resume", lane_resume, METH_VARARGS,
            "resume(control, completion, event_fd): a successor of the broker adopted this ring."),
     METHOD("close", lane_close, METH_NOARGS, "Gets waiters up and lets go of the memory; sends nothing more."),

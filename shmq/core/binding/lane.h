@@ -46,6 +46,14 @@ struct shmq_lane_place {
     struct shmq_chunk *chunk; /* _LARGE: alive as long as the caller's turn */
 };
 
+/* What only a service of the broker says of its next record (lane.c set_service). */
+struct shmq_lane_service {
+    uint64_t progress;
+    int64_t born_timestamp; /* 0: now */
+    int32_t sys_flag;
+    int32_t reconsume_times;
+};
+
 struct shmq_lane_object {
     PyObject_HEAD
     struct shmq_module *module;
@@ -59,6 +67,8 @@ struct shmq_lane_object {
     uint32_t policy;
     uint32_t property_grants;
     uint32_t message_size_max;
+    uint32_t is_service;
+    struct shmq_lane_service service;
     uint32_t fork_count;
     int closed;
     /* One thread fills at a time. The GIL sees to that but where it is let go of with a claim in hand: then busy

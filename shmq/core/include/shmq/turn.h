@@ -627,7 +627,14 @@ static inline uint32_t shmq_turn_run(struct shmq_append *append, uint64_t wall_m
             entry->read_position = ring->read_position;
             entry->completion_tail = ring->completion_tail;
             if (ring->service_id != 0 && count > 0) {
-                struct shmq_turn_service *service = &record->services[record->header.service_count++];
+                /* one entry per service, so that there are never more than SERVICE_MAX */
+                uint32_t entry_index = 0;
+                while (entry_index < record->header.service_count &&
+                       record->services[entry_index].service_id != ring->service_id - 1) {
+                    ++entry_index;
+                }
+                struct shmq_turn_service *service = &record->services[entry_index];
+                record->header.service_count += entry_index == record->header.service_count;
                 service->service_id = ring->service_id - 1;
                 service->reserved = 0;
                 service->progress = ring->progress;
