@@ -145,6 +145,7 @@ class Channel:
         self._is_paused = False
         self._is_reading = False
         self._is_writing = False
+        self._is_mute = False
         self._is_ended = False
         self._read_on()
 
@@ -171,7 +172,7 @@ class Channel:
         """Send a command, or keep it until the peer reads; its descriptors are closed afterwards.
 
         Returns:
-            False if the channel has ended, be it for this very command: the peer does not read.
+            False if the peer gets nothing any more, be it for this very command: it does not read.
 
         Raises:
             ProtocolError: the command is larger than any receiver takes; nothing was sent.
@@ -181,7 +182,7 @@ class Channel:
         except BaseException:
             command.close()
             raise
-        if self._is_ended:
+        if not self._is_heard():
             command.close()
             return False
         if self._outstanding_bytes > self._outstanding_bytes_max:
@@ -198,11 +199,11 @@ class Channel:
         if len(self._out) == 1:
             self._send_out()
         self._charge()
-        return not self._is_ended
+        return self._is_heard()
 
     def close(self, error: ShmqError) -> None:
         """End the channel and let the peer know why, as far as it reads."""
-        if not self._is_ended and not self._out:
+        if not (self._is_ended or self._is_mute or self._out):
             try:
                 send_some(self._sock, encode(go_away(error)))
             except OSError:
@@ -217,10 +218,7 @@ class Channel:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._parser.close()
-        for _, fds in self._out:
-            for fd in fds:
-                os.close(fd)
-        self._out.clear()
+        self._drop_out()
         self._sock.close()
         self._charge()
         self._owner.ended(error)
@@ -282,6 +280,9 @@ class Channel:
 
     # ---- out ---------------------------------------------------------------------------------
 
+    def _is_heard(self) -> bool:
+        return not (self._is_ended or self._is_mute)
+
     @property
     def _is_choked(self) -> bool:
         return self._outstanding_bytes > self._outstanding_bytes_max
@@ -299,9 +300,12 @@ class Channel:
             data, fds = self._out[0]
             try:
                 sent = send_some(self._sock, data, fds)
-            except OSError as error:
-                self.end(ClosedError(f"send: {error.strerror}"))
-                return
+            except OSError:
+                # It reads no more, but may have sent something before: that comes first, then the
+                # end of the stream, which ends the channel.
+                self._is_mute = True
+                self._drop_out()
+                break
             if sent == 0:
                 break
             self._outstanding_bytes -= sent
@@ -317,6 +321,13 @@ class Channel:
                 self._loop.add_writer(self._sock, self._send_waiting)
             else:
                 self._loop.remove_writer(self._sock)
+
+    def _drop_out(self) -> None:
+        for _, fds in self._out:
+            for fd in fds:
+                os.close(fd)
+        self._out.clear()
+        self._outstanding_bytes = 0
 
     def _charge(self) -> None:
         """Charge the budget with what is kept now; over it, this channel is the one that ends."""

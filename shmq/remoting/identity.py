@@ -21,7 +21,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from shmq.errors import ClosedError, LimitError
+from shmq.errors import ClosedError, LimitError, ShmqError
 from shmq.shm.incarnation import Incarnation
 
 __all__ = ["Identity", "Peer", "peer_of", "refuse_descriptors"]
@@ -98,23 +98,26 @@ def peer_of(sock: socket.socket, *, ask_kernel_for_pidfd: bool = True) -> Peer:
 
     Raises:
         ClosedError: the peer's process has ended.
-        LimitError: no descriptor is left.
+        LimitError, ShmError: no descriptor is left, `/proc` cannot be read.
     """
     pid, uid, gid = _UCRED.unpack(
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     )
     pidfd = _asked_pidfd(sock) if ask_kernel_for_pidfd else -1
-    life = Incarnation.of(pid)
-    if pidfd >= 0:
-        # Had it ended before we looked, the pid might be another's by now.
-        return Peer(Identity(uid, gid, pid, None if has_ended(pidfd) else life), pidfd)
-    if pid > 0:
-        pidfd = _opened_pidfd(pid)
-        if pidfd < 0 or life is None or life != Incarnation.of(pid):
-            if pidfd >= 0:
-                os.close(pidfd)
-            raise ClosedError(f"identify the peer: pid {pid} has ended")
-    return Peer(Identity(uid, gid, pid, life), pidfd)
+    try:
+        life = Incarnation.of(pid)
+        if pidfd >= 0:
+            # Had it ended before we looked, the pid might be another's by now.
+            return Peer(Identity(uid, gid, pid, None if has_ended(pidfd) else life), pidfd)
+        if pid > 0:
+            pidfd = _opened_pidfd(pid)
+            if pidfd < 0 or life is None or life != Incarnation.of(pid):
+                raise ClosedError(f"identify the peer: pid {pid} has ended")
+        return Peer(Identity(uid, gid, pid, life), pidfd)
+    except ShmqError:
+        if pidfd >= 0:
+            os.close(pidfd)
+        raise
 
 
 def has_ended(pidfd: int) -> bool:

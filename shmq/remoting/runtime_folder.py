@@ -86,10 +86,9 @@ class RuntimeFolder:
         """
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            path.mkdir(mode=0o700)
-            path.chmod(FOLDER_MODE)  # in one step it would be subject to the umask
-        except FileExistsError:
-            pass
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+                path.chmod(FOLDER_MODE)  # in one step it would be subject to the umask
         except OSError as error:
             raise ConfigError(
                 f"make the runtime folder {path}: {error.strerror}; name another with --runtime"
