@@ -24,6 +24,7 @@ from shmq.core import core
 from shmq.store.queues import QueueHandle
 from tests.support.repository import ROOT
 from tests.support.store_process import StoreClient, StoreProcess, wait_until
+from tests.unit.core.store_in_thread import StoreInThread
 
 STATUS = {name: value for name, (value, _) in core.STATUS.items()}
 OK = STATUS["OK"]
@@ -825,3 +826,51 @@ def test_lane_refuses_what_is_not_its_session(client: StoreClient) -> None:
         make(event_fd=10_000)
     with pytest.raises(TypeError, match="want a Mapping"):
         core.Lane(b"", client.ingress, client.completion, session=0, lane=0, event_fd=0)  # type: ignore[arg-type]
+
+
+# --- a store that takes nothing -------------------------------------------------------------------
+
+
+def test_full_log_holds_producers_up_and_says_why() -> None:
+    with StoreInThread(hot_count=1) as store:
+        lane, queue = store.lane, store.queue
+        sent = 0
+        while lane.put(*queue, bytes(1000), timeout=0.05) >= 0:
+            sent += 1
+        assert lane.put(*queue, b"x", timeout=0.01) == STATUS["TIMED_OUT"]
+        store.appender.set_status(-STATUS["LOG_FULL"])
+        assert lane.put(*queue, b"x", timeout=0.01) == STATUS["LOG_FULL"]
+        assert lane.send(*queue, b"x", timeout=0.01)[:2] == (STATUS["LOG_FULL"], -1)
+        thread, outcome = in_thread(lambda: lane.put(*queue, b"x", timeout=60))
+        store.appender.set_status(0)
+        store.add_hot(1)
+        thread.join()
+        assert outcome == [sent]
+        assert lane.drain() == OK
+        assert store.reader.visible_max(queue[0]) == sent + 1
+
+
+def test_store_that_has_failed_for_good_does_not_let_producers_wait() -> None:
+    with StoreInThread(hot_count=1) as store:
+        lane, queue = store.lane, store.queue
+        while lane.put(*queue, bytes(1000), timeout=0.05) >= 0:
+            pass
+        thread, outcome = in_thread(lambda: lane.put(*queue, b"x", timeout=None))
+        store.appender.set_status(-STATUS["FLUSH_FAILED"])
+        assert lane.put(*queue, b"x", timeout=None) == STATUS["FLUSH_FAILED"]
+        thread.join()
+        assert outcome == [STATUS["FLUSH_FAILED"]]
+
+
+def test_completion_waits_for_the_level_of_its_queue_unless_told_not_to() -> None:
+    with StoreInThread() as store:
+        lane, queue = store.lane, store.queue
+        store.appender.set_queue(queue[0], core.ROW_ACTIVE, core.ROW_FLUSH)
+        assert lane.send(*queue, b"not waiting", wait=False)[:3] == (OK, 0, 0)
+        waiting = lane.put(*queue, b"waiting", keep=True)
+        assert lane.wait(waiting, timeout=0.01)[0] == STATUS["TIMED_OUT"]
+        assert lane.appended_sequence == 2
+        assert store.reader.visible_max(queue[0]) == 0
+        assert lane.drain(0.01) == STATUS["TIMED_OUT"]
+        store.appender.set_queue(queue[0], core.ROW_ACTIVE, 0)
+        assert lane.send(*queue, b"x")[0] == OK
