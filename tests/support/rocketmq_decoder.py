@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def decode_frame(
         raise FrameError(f"magic {magic:#010x}")
     if total_size > len(data):
         raise FrameError(f"totalSize {total_size} where {len(data)} bytes are left")
-    frame = _decode_record(_Cursor(data[:total_size]), version=1 if magic == MAGIC_V1 else 2)
+    frame = _decode_record(data[:total_size], version=1 if magic == MAGIC_V1 else 2)
     _verify(frame, data, physical_offset, needs_record_crc)
     return frame
 
@@ -153,48 +154,67 @@ def decode_properties(raw: bytes) -> dict[str, str]:
     return properties
 
 
-class _Cursor:
-    """Takes fields from the front of a record; running out of bytes is an error of the record."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def bytes(self, size: int, what: str) -> bytes:
-        if size < 0 or self.at + size > len(self.data):
-            raise FrameError(f"{what} of {size} bytes at {self.at} of {len(self.data)}")
-        self.at += size
-        return self.data[self.at - size : self.at]
-
-    def number(self, code: str, what: str) -> int:
-        raw = self.bytes(struct.calcsize(">" + code), what)
-        value: int = struct.unpack(">" + code, raw)[0]
-        return value
-
-    def host(self, address_size: int, what: str) -> tuple[str, int]:
-        return str(ip_address(self.bytes(address_size, what))), self.number("i", what)
+# What lies before the body, by the sizes of the two hosts' addresses, the body's length included.
+_HEADS = {
+    (born_size, store_size): struct.Struct(f">iIIiiqqiq{born_size}siq{store_size}siiqi")
+    for born_size in (4, 16)
+    for store_size in (4, 16)
+}
+_SYS_FLAG = struct.Struct(">i")
+_SYS_FLAG_PLACE = 36
 
 
-def _decode_record(cursor: _Cursor, version: int) -> Frame:
-    total_size = cursor.number("i", "totalSize")
-    cursor.number("I", "magic")
-    body_crc = cursor.number("I", "bodyCRC")
-    queue_id = cursor.number("i", "queueId")
-    flag = cursor.number("i", "flag")
-    queue_offset = cursor.number("q", "queueOffset")
-    physical_offset = cursor.number("q", "physicalOffset")
-    sys_flag = cursor.number("i", "sysFlag")
-    born_timestamp = cursor.number("q", "bornTimestamp")
-    born_host = cursor.host(16 if sys_flag & BORN_HOST_V6 else 4, "bornHost")
-    store_timestamp = cursor.number("q", "storeTimestamp")
-    store_host = cursor.host(16 if sys_flag & STORE_HOST_V6 else 4, "storeHost")
-    reconsume_times = cursor.number("i", "reconsumeTimes")
-    prepared_transaction_offset = cursor.number("q", "preparedTransactionOffset")
-    body = cursor.bytes(cursor.number("i", "body length"), "body")
-    topic = cursor.bytes(cursor.number("b" if version == 1 else "h", "topic length"), "topic")
-    raw_properties = cursor.bytes(cursor.number("h", "properties length"), "properties")
-    if cursor.at != total_size:
-        raise FrameError(f"totalSize {total_size}, but the parts are {cursor.at} bytes")
+def _take(data: bytes, at: int, size: int, what: str) -> bytes:
+    """A field of a record; running out of bytes is an error of the record."""
+    if size < 0 or at + size > len(data):
+        raise FrameError(f"{what} of {size} bytes at {at} of {len(data)}")
+    return data[at : at + size]
+
+
+@cache
+def _address(raw: bytes) -> str:
+    return str(ip_address(raw))
+
+
+def _decode_record(data: bytes, version: int) -> Frame:
+    (sys_flag,) = _SYS_FLAG.unpack(_take(data, _SYS_FLAG_PLACE, 4, "sysFlag"))
+    head = _HEADS[
+        16 if sys_flag & BORN_HOST_V6 else 4,
+        16 if sys_flag & STORE_HOST_V6 else 4,
+    ]
+    (
+        total_size,
+        _magic,
+        body_crc,
+        queue_id,
+        flag,
+        queue_offset,
+        physical_offset,
+        _sys_flag,
+        born_timestamp,
+        born_address,
+        born_port,
+        store_timestamp,
+        store_address,
+        store_port,
+        reconsume_times,
+        prepared_transaction_offset,
+        body_size,
+    ) = head.unpack(_take(data, 0, head.size, "head"))
+    at = head.size
+    body = _take(data, at, body_size, "body")
+    at += body_size
+    width = 1 if version == 1 else 2
+    topic_size = int.from_bytes(_take(data, at, width, "topic length"), "big", signed=True)
+    at += width
+    topic = _take(data, at, topic_size, "topic")
+    at += topic_size
+    properties_size = int.from_bytes(_take(data, at, 2, "properties length"), "big", signed=True)
+    at += 2
+    raw_properties = _take(data, at, properties_size, "properties")
+    at += properties_size
+    if at != total_size:
+        raise FrameError(f"totalSize {total_size}, but the parts are {at} bytes")
     if version == 2 and len(topic) <= 127:
         raise FrameError(f"version 2 for a topic of {len(topic)} bytes")
     return Frame(
@@ -207,9 +227,9 @@ def _decode_record(cursor: _Cursor, version: int) -> Frame:
         physical_offset=physical_offset,
         sys_flag=sys_flag,
         born_timestamp=born_timestamp,
-        born_host=born_host,
+        born_host=(_address(born_address), born_port),
         store_timestamp=store_timestamp,
-        store_host=store_host,
+        store_host=(_address(store_address), store_port),
         reconsume_times=reconsume_times,
         prepared_transaction_offset=prepared_transaction_offset,
         body=body,
