@@ -1,15 +1,68 @@
 """shmq: RocketMQ for one host, message queues in shared memory.
 
-Public names and nothing else live here. Importing it fails in one line where the compiled core
-cannot run.
+Public names and nothing else live here; each is imported when it is first used, so that a daemon of
+shmq does not load what only clients need. Importing it fails in one line where the core cannot run.
 """
 
 import sys
 import sysconfig
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 if not sys.platform.startswith("linux"):
     raise ImportError(f"shmq runs on Linux only (futex, memfd, pidfd); this is {sys.platform}")
 if sysconfig.get_config_var("Py_GIL_DISABLED"):
     raise ImportError("shmq needs a Python with the GIL; this one is free-threaded")
 
-__all__: list[str] = []
+if TYPE_CHECKING:
+    from shmq.client.consumer import Consumer
+    from shmq.client.instance import Client, connect
+    from shmq.client.local import local
+    from shmq.client.producer import Producer
+    from shmq.config import WaitingPolicy
+    from shmq.core._core import Message
+    from shmq.errors import ShmqError
+    from shmq.result import MessageQueue, SendResult
+    from shmq.status import SendStatus
+    from shmq.subscription import ConsumeFromWhere, MessageModel
+
+__all__ = [
+    "Client",
+    "ConsumeFromWhere",
+    "Consumer",
+    "Message",
+    "MessageModel",
+    "MessageQueue",
+    "Producer",
+    "SendResult",
+    "SendStatus",
+    "ShmqError",
+    "WaitingPolicy",
+    "connect",
+    "local",
+]
+
+_HOMES = {
+    "Client": "shmq.client.instance",
+    "ConsumeFromWhere": "shmq.subscription",
+    "Consumer": "shmq.client.consumer",
+    "Message": "shmq.core._core",
+    "MessageModel": "shmq.subscription",
+    "MessageQueue": "shmq.result",
+    "Producer": "shmq.client.producer",
+    "SendResult": "shmq.result",
+    "SendStatus": "shmq.status",
+    "ShmqError": "shmq.errors",
+    "WaitingPolicy": "shmq.config",
+    "connect": "shmq.client.instance",
+    "local": "shmq.client.local",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'shmq' has no attribute {name!r}")
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value

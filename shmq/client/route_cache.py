@@ -1,0 +1,105 @@
+"""Where topics are: asked of one NameServer, remembered for a while.
+
+What lives here: `RouteCache`. It picks one NameServer at random and falls over to another when it
+is gone. Which process: the program's, any thread. Writes nothing. May fail:
+ServiceNotAvailableError when no NameServer answers; TopicNotExistError.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import TYPE_CHECKING
+
+from shmq.clock import SYSTEM_CLOCK
+from shmq.errors import ServiceNotAvailableError, ShmqError, TopicNotExistError
+from shmq.remoting.client import Client as Connection
+from shmq.remoting.namesrv_requests import cluster_info, cluster_of, route_info, route_of
+
+if TYPE_CHECKING:
+    from shmq.remoting.command import Command
+    from shmq.remoting.runtime_folder import RuntimeFolder
+    from shmq.topic import TopicRouteData
+
+__all__ = ["RouteCache"]
+
+REFRESH_NS = 30_000_000_000
+"""How long a route is believed unasked; RocketMQ's pollNameServerInterval."""
+_TIMEOUT_S = 3.0
+
+
+class RouteCache:
+    """Routes of one cluster. Threads may share it."""
+
+    def __init__(self, folder: RuntimeFolder) -> None:
+        self._folder = folder
+        self._connection: Connection | None = None
+        self._routes: dict[str, tuple[int, TopicRouteData]] = {}
+        self._lock = threading.Lock()
+
+    def route(self, topic: str, *, is_fresh: bool = False) -> TopicRouteData:
+        """The route of a topic.
+
+        Args:
+            topic: the topic.
+            is_fresh: ask, whatever is remembered.
+
+        Raises:
+            TopicNotExistError: no broker has it.
+            ServiceNotAvailableError: no NameServer answers.
+        """
+        now_ns = SYSTEM_CLOCK.monotonic_ns()
+        with self._lock:
+            known = self._routes.get(topic)
+            if known is not None and not is_fresh and now_ns - known[0] < REFRESH_NS:
+                return known[1]
+            try:
+                found = route_of(self._ask(route_info(topic)))
+            except ServiceNotAvailableError:
+                if known is not None:
+                    return known[1]
+                raise
+            self._routes[topic] = now_ns, found
+            return found
+
+    def brokers(self) -> dict[str, str]:
+        """Masters by broker_name, and the names of their sockets."""
+        with self._lock:
+            info = cluster_of(self._ask(cluster_info()))
+        return {
+            name: data.broker_addrs[min(data.broker_addrs)]
+            for name, data in info.brokers.items()
+            if data.broker_addrs
+        }
+
+    def close(self) -> None:
+        """Leave the NameServer."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _ask(self, command: Command) -> Command:
+        names = self._folder.socket_names("namesrv")
+        random.shuffle(names)
+        last: ShmqError | None = None
+        for _ in range(len(names) + 1):
+            try:
+                if self._connection is None or self._connection.is_closed:
+                    if not names:
+                        break
+                    self._connection = Connection(
+                        self._folder, names.pop(), role="client", timeout_s=_TIMEOUT_S
+                    )
+                return self._connection.call(command, timeout_s=_TIMEOUT_S)
+            except TopicNotExistError:
+                raise
+            except ShmqError as error:
+                last = error
+                if self._connection is not None:
+                    self._connection.close()
+                    self._connection = None
+        raise ServiceNotAvailableError(
+            f"ask a NameServer in {self._folder.path}: {last or 'there is none'}; "
+            "start one: shmq-namesrv, or shmq dev"
+        )
