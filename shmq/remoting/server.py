@@ -60,7 +60,7 @@ __all__ = ["Connection", "Handler", "Processor", "Server", "ServerLimits", "Stat
 
 _log = logging.getLogger("shmq.remoting")
 
-_ACCEPT_COUNT: Final = 64  # connections accepted before those that are open get their turn
+_ACCEPT_COUNT: Final = 16  # connections accepted before those that are open get their turn
 _ACCEPT_PAUSE_S: Final = 0.1  # how long nobody is accepted where not even a refusal is possible
 _SWEEP_INTERVAL_S: Final = 0.25
 _ROLE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")

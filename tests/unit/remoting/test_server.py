@@ -519,9 +519,8 @@ def test_server_without_descriptors_to_give_refuses_and_recovers(
     with connected(folder) as well:
         resource.setrlimit(resource.RLIMIT_NOFILE, (fd_count() + 10, hard))
         try:
-            with pytest.raises(OSError, match="Too many open files"):
-                while True:
-                    taken.append(os.open("/dev/null", os.O_RDONLY))
+            while (fd := _one_more_fd()) is not None:
+                taken.append(fd)
             for _ in range(free_count):
                 os.close(taken.pop())
             child.stdin.write("\n")
@@ -537,6 +536,13 @@ def test_server_without_descriptors_to_give_refuses_and_recovers(
         with connected(folder):
             pass
     assert "LimitNOFILE=" in caplog.text or "Too many open files" in caplog.text
+
+
+def _one_more_fd() -> int | None:
+    try:
+        return os.open("/dev/null", os.O_RDONLY)
+    except OSError:
+        return None
 
 
 # ---- descriptors ---------------------------------------------------------------------------------
