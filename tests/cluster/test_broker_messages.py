@@ -1,4 +1,4 @@
-"""A broker process and clients of it: messages from end to end, without any in the control plane."""
+"""A broker process and clients of it: messages from end to end, and requests of all kinds."""
 
 from pathlib import Path
 

@@ -1,9 +1,9 @@
 """A real broker process, and clients of it, for tests from outside.
 
-What lives here: `BrokerProcess` starts, kills and restarts `python -m shmq.broker`; `BrokerClient` is
-a client on the control plane with the session's lanes and readers, as the client room has them but
-with every request in the test's hand; `ClientProcess` runs one in a process of its own that takes
-orders on stdin, for tests that kill or stop a client.
+What lives here: `BrokerProcess` starts, kills and restarts `python -m shmq.broker`; `BrokerClient`
+is a client on the control plane with the session's lanes and readers, as the client room has them
+but with every request in the test's hand; `ClientProcess` runs one in a process of its own that
+takes orders on stdin, for tests that kill or stop a client.
 """
 
 from __future__ import annotations
