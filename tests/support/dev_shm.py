@@ -58,7 +58,8 @@ def _held_outside_this_run() -> set[str]:
             continue
         try:
             maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
-            links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+            with os.scandir(f"/proc/{pid}/fd") as entries:
+                links = [os.readlink(entry.path) for entry in entries]
         except OSError:  # gone meanwhile, or not ours to look at
             continue
         for text in (maps, "\n".join(links)):
