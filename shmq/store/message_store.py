@@ -29,7 +29,7 @@ from shmq.status import FlushDiskType
 from shmq.store import boot_files, positions
 from shmq.store.append import AppendService
 from shmq.store.derive import DeriveService
-from shmq.store.durable_file import disk_error, write_fully
+from shmq.store.durable_file import disk_error, make_folder, write_fully
 from shmq.store.flush import FlushService
 from shmq.store.hot_log import HotLog
 from shmq.store.log_channel import LogChannel
@@ -37,7 +37,7 @@ from shmq.store.log_files import LogFiles, find_file_size
 from shmq.store.lookup import Lookup
 from shmq.store.memory import StoreMemory, completion_size
 from shmq.store.queues import Queues
-from shmq.store.recovery import RecoveredLog, open_consume_queues, recover_files
+from shmq.store.recovery import RecoveredLog, log_trust, open_consume_queues, recover_files
 from shmq.store.scan import DELAY_LEVELS_MS
 from shmq.store.services import StoreService
 from shmq.store.sessions import Sessions
@@ -45,6 +45,7 @@ from shmq.store.store_lock import StoreLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from shmq.config import StoreConfig
     from shmq.errors import FlushFailedError
@@ -139,21 +140,29 @@ class MessageStore:
         """
         config = self.config
         with contextlib.ExitStack() as undo:
-            config.store_path.mkdir(parents=True, exist_ok=True)
+            make_folder(config.store_path)
             undo.callback(StoreLock(config.store_path).release)
-            (config.store_path / "shmq").mkdir(mode=0o700, exist_ok=True)
+            _make_private(config.store_path / "shmq")
             self._runtime_path = config.runtime_folder()
-            self._runtime_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_private(self._runtime_path)
             self._manifest_path = manifests.manifest_path(config.store_path)
             self._positions_path = positions.positions_path(config.store_path)
-            known = positions.load(self._positions_path)
+            known = self._load_positions()
             manifest = manifests.load(self._manifest_path)
             if manifest is None or not self._try_adopt(manifest, known, undo):
-                self._recover(positions.load(self._positions_path), undo)
+                self._recover(self._load_positions(), undo)
             boot_files.make_abort(config.store_path)
             boot_files.write_broker_conf(config, file_size_bytes=self.file_size_bytes)
             self._save_positions(is_clean=False)
             self._undo = undo.pop_all()
+
+    def _load_positions(self) -> positions.Positions | None:
+        """The last positions that hold; without them recovery scans everything."""
+        try:
+            return positions.load(self._positions_path)
+        except StoreCorruptError as error:
+            _log.warning("positions lost: %s", error)
+            return None
 
     def _try_adopt(
         self, manifest: Manifest, known: positions.Positions | None, undo: contextlib.ExitStack
@@ -223,7 +232,9 @@ class MessageStore:
             open_consume_queues(
                 self._files,
                 end_position=complete_end,
-                record_crc_position=known.record_crc_position if known else 0,
+                record_crc_position=log_trust(
+                    self._files, self._files.files(), known, is_foreign=False
+                ).record_crc_position,
             ),
             undo,
         )
@@ -302,7 +313,7 @@ class MessageStore:
                 raise disk_error(f"write the CommitLog file at {file_position}", error) from error
             finally:
                 os.close(fd)
-        known = positions.load(self._positions_path)
+        known = self._load_positions()
         if known is not None:
             salvaged = replace(known, flushed_position=max(flushed, committed))
             positions.save(self._positions_path, salvaged, durable=True)
@@ -691,7 +702,7 @@ class MessageStore:
             file_size_bytes=self.file_size_bytes,
             is_clean=is_clean,
         )
-        last = getattr(self, "_saved", None) or positions.load(self._positions_path)
+        last = getattr(self, "_saved", None) or self._load_positions()
         if last is not None:
             known = replace(
                 known, sequence=last.sequence, record_crc_position=last.record_crc_position
@@ -709,6 +720,14 @@ _POLICIES = {
     "adaptive": core.WAIT_ADAPTIVE,
     "busy_spin": core.WAIT_BUSY_SPIN,
 }
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder of ours if it is not there; StoreError where the system refuses."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(f"make the folder {folder}", error) from error
 
 
 def _read_fully(fd: int, view: memoryview, place: int) -> None:

@@ -339,6 +339,7 @@ class StoreProcess:
             answer = self._answer()[0]
         except BaseException:
             self._sock.close()
+            self.process.wait()
             raise
         self.is_adopted: bool = answer["is_adopted"]
         self.lost: list[int] = answer["lost"]
