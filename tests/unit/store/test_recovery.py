@@ -223,6 +223,19 @@ def test_newest_message_of_a_queue_does_not_lose_its_offset_to_another(store: Pa
         )
 
 
+def test_newest_messages_of_a_queue_keep_their_offsets_though_all_are_damaged(
+    store: Path,
+) -> None:
+    writer = Writer(store).fill(300)
+    victims = [writer.put("topic-1", 2, b"seen") for _ in range(3)]
+    _say_flushed(store, writer.position)
+    for victim in victims:
+        writer.damage(victim)
+    found = _recover(store)
+    assert found.queue_ends["topic-1", 2] == victims[-1].queue_offset + 1
+    assert [hole.queue_offset for hole in found.holes] == [v.queue_offset for v in victims]
+
+
 def test_newest_message_in_a_complete_file_keeps_its_offset_over_two_recoveries(
     store: Path,
 ) -> None:
@@ -456,6 +469,19 @@ def test_store_that_rocketmq_went_on_with_is_not_asked_for_our_crc(store: Path) 
     ours = _recover(store)
     assert (ours.is_foreign, ours.end_position) == (False, writer.position)
     assert ours.queue_ends == _ends(writer.records)
+
+
+def test_log_that_rocketmq_cut_below_our_flushed_position_is_taken_as_it_is(store: Path) -> None:
+    writer = Writer(store).fill(1000)
+    _say_flushed(store, writer.position)
+    _recover(store)
+    cut = next(record for record in writer.records if record.position >= 2 * FILE_SIZE)
+    for position in range(3 * FILE_SIZE, writer.position + 1, FILE_SIZE):
+        writer.path(position).unlink()
+    writer.write(cut.position, bytes(3 * FILE_SIZE - cut.position))
+    (store / "checkpoint").write_bytes(bytes(4096))
+    found = _recover(store)
+    assert (found.end_position, found.is_foreign, found.holes) == (cut.position, True, ())
 
 
 def test_frames_that_survive_recovery_are_what_an_independent_decoder_reads(

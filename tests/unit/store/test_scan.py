@@ -271,6 +271,23 @@ def test_rocketmq_records_hold_where_no_record_crc_is_asked_for(tmp_path: Path) 
     assert _positions(strict) == _wanted(writer.records[20:])
 
 
+def test_record_crc_is_asked_for_from_its_position_on_and_not_a_window_later(
+    tmp_path: Path,
+) -> None:
+    writer = Writer(tmp_path, has_record_crc=False).fill(5)
+    ours_from = writer.position
+    writer.has_record_crc = True
+    writer.fill(5, seed=2)
+    writer.has_record_crc = False
+    victim = writer.put()
+    writer.has_record_crc = True
+    writer.fill(5, seed=3)
+    found = _scan(writer, trusted_end=writer.position, record_crc_position=ours_from)
+    assert [(damage.position, damage.reason) for damage in found.damages] == [
+        (victim.position, "NO_RECORD_CRC")
+    ]
+
+
 def test_scan_reports_every_byte_it_passed(tmp_path: Path) -> None:
     writer = Writer(tmp_path).fill(400)
     writer.damage(writer.records[10])

@@ -366,6 +366,21 @@ def test_without_derived_files_gaps_alone_name_what_was_lost(writer: Writer) -> 
     _check_repaired(writer, victims)
 
 
+def test_derived_file_from_before_the_damage_names_what_nothing_else_does(
+    tmp_path: Path,
+) -> None:
+    writer = Writer(tmp_path / "store").fill(20)
+    lonely = [writer.put("lonely", 7), writer.put("lonely", 7)]
+    writer.fill(400, seed=2)
+    _finish(writer)
+    for victim in lonely:
+        writer.write(victim.position, b"\xff" * victim.size)
+    report = fsck(writer.store_path, is_repairing=True)
+    named = [message for loss in report.losses for message in loss.messages]
+    assert named == [LostMessage("lonely", 7, 0), LostMessage("lonely", 7, 1)]
+    _check_repaired(writer, lonely)
+
+
 def test_hole_that_hides_nothing_known_is_filled_with_records_of_no_queue(
     tmp_path: Path,
 ) -> None:
