@@ -9,8 +9,10 @@ stopped in any case, and the error goes on to the caller.
 
 import logging
 import os
+import queue
 import signal
 import socket
+import threading
 from enum import StrEnum, unique
 from typing import Protocol
 
@@ -101,13 +103,22 @@ def _live(service: Service, name: str, drain_timeout_s: float, clock: Clock) -> 
 
 
 def _wait_for_signal(service: Service, name: str) -> int:
-    """The first stop signal; beats the watchdog meanwhile. Endless: a daemon has no other end."""
+    """The first stop signal; beats the watchdog meanwhile. Endless: a daemon has no other end.
+
+    A thread takes it: sigtimedwait in Python gives back whatever lay on its stack where the
+    process was stopped (SIGSTOP) and continued behind the time that it was to wait for.
+    """
     interval_s = watchdog_interval_s() or _BEAT_S
+    taken: queue.SimpleQueue[int] = queue.SimpleQueue()
+    threading.Thread(
+        target=lambda: taken.put(signal.sigwait(STOP_SIGNALS)), name="shmq-signals", daemon=True
+    ).start()
     was_healthy = True
     while True:
-        taken = signal.sigtimedwait(STOP_SIGNALS, interval_s)
-        if taken is not None:
-            return taken.si_signo
+        try:
+            return taken.get(timeout=interval_s)
+        except queue.Empty:
+            pass
         is_healthy = service.is_healthy()
         if is_healthy:
             notify("WATCHDOG=1")

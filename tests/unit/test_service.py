@@ -193,3 +193,34 @@ service.run(S(), name="s")
         child.terminate()
         assert child.stdout.read() == "drained\nstopped\n"
     assert child.returncode == 0
+
+
+def test_process_that_was_stopped_and_continued_lives_on() -> None:
+    code = """
+from shmq import service
+class S:
+    def start(self): pass
+    def is_healthy(self):
+        print("beat", flush=True)
+        return True
+    def drain(self, timeout_s): pass
+    def stop(self): print("stopped", flush=True)
+service.run(S(), name="s")
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "WATCHDOG_USEC": "2000"},
+    ) as child:
+        assert child.stdout is not None
+        waiting = threading.Event()
+        for _ in range(10):
+            assert child.stdout.readline() == "beat\n"
+            child.send_signal(signal.SIGSTOP)
+            waiting.wait(0.005)  # longer than a beat: the time is over when it goes on
+            child.send_signal(signal.SIGCONT)
+        child.terminate()
+        assert child.stdout.read().splitlines()[-1] == "stopped"
+    assert child.returncode == 0
