@@ -1,5 +1,6 @@
 """A broker that dies or is stopped while its clients work, and the successor that takes over."""
 
+import signal
 from pathlib import Path
 
 import orjson
@@ -201,6 +202,21 @@ def test_client_and_broker_dead_together_leave_a_free_slot(tmp_path, cluster_nam
             assert len(queues) == 4
             bodies = reader.bodies(queues[0])
             assert bodies == [b"a", b"b"][: len(bodies)]
+
+
+@pytest.mark.crash
+def test_broker_that_was_stopped_and_continued_goes_on(broker):
+    with BrokerClient(broker, "c") as client:
+        where = client.send_queues(TOPIC)[0]
+        client.send(where, b"one")
+        broker.process.send_signal(signal.SIGSTOP)
+        sequence = client.lanes[0].put(where.row, where.generation, b"two", keep=True)
+        assert client.bodies(where) == [b"one"]  # reads need nobody
+        assert client.lanes[0].wait(sequence, 0.05)[0] == core.STATUS["TIMED_OUT"][0]
+        broker.process.send_signal(signal.SIGCONT)
+        assert client.lanes[0].wait(sequence, 30.0)[0] == 0
+        assert client.bodies(where) == [b"one", b"two"]
+        assert client.members(GROUP) == []
 
 
 # ---- a client killed -----------------------------------------------------------------------------

@@ -1,0 +1,152 @@
+"""A broker and the NameServers that lie in its runtime folder."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shmq.errors import ShmqError, TopicNotExistError
+from shmq.remoting import namesrv_requests as requests
+from shmq.remoting.client import Client
+from shmq.remoting.codes import RequestCode
+from shmq.remoting.runtime_folder import RuntimeFolder, namesrv_socket_name
+from shmq.topic import TopicRouteData
+from tests.support.broker_process import ROOT, BrokerClient, BrokerProcess
+from tests.support.store_process import wait_until
+
+
+class NamesrvProcess:
+    """One NameServer. A context manager."""
+
+    def __init__(self, runtime: Path, name: str) -> None:
+        self.runtime = runtime
+        self.name = name
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-m", "shmq.namesrv",
+                "--runtime", str(self.runtime), "--name", self.name,
+            ],
+            cwd=ROOT,
+        )  # fmt: skip
+
+    def route(self, topic: str) -> TopicRouteData | None:
+        """What it says now; None if it does not serve or knows no route."""
+        try:
+            with RuntimeFolder.open(self.runtime) as folder:
+                name = namesrv_socket_name(self.name)
+                client = Client(folder, name, role="test", timeout_s=5.0)
+        except ShmqError:
+            return None
+        try:
+            return requests.route_of(client.call(requests.route_info(topic), timeout_s=5.0))
+        except TopicNotExistError:
+            return None
+        finally:
+            client.close()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> "NamesrvProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.mark.cluster
+def test_every_namesrv_knows_the_broker_and_its_topics(tmp_path, runtime, cluster_name):
+    with NamesrvProcess(runtime, "ns0") as first, BrokerProcess(tmp_path, cluster_name) as broker:
+        wait_until(lambda: first.route("TBW102") is not None)
+        with NamesrvProcess(runtime, "ns1") as second, BrokerClient(broker, "c") as client:
+            wait_until(lambda: second.route("TBW102") is not None)
+            client.create_topic("orders", 3)
+            for namesrv in (first, second):
+                route = namesrv.route("orders")  # known before the topic's maker has its answer
+                assert route is not None
+                (queues,) = route.queue_datas
+                assert (queues.read_queue_nums, queues.write_queue_nums) == (3, 3)
+                (data,) = route.broker_datas
+                assert data.broker_addrs == {0: broker.socket_name}
+                assert data.cluster == cluster_name
+            client.call(RequestCode.DELETE_TOPIC_IN_BROKER, {"topic": "orders"})
+            assert first.route("orders") is second.route("orders") is None
+
+
+@pytest.mark.cluster
+@pytest.mark.crash
+def test_namesrv_that_was_killed_knows_everything_again(tmp_path, runtime, cluster_name):
+    with (
+        NamesrvProcess(runtime, "ns0") as namesrv,
+        BrokerProcess(tmp_path, cluster_name) as broker,
+        BrokerClient(broker, "c") as client,
+    ):
+        client.create_topic("before", 1)
+        wait_until(lambda: namesrv.route("before") is not None)
+        namesrv.kill()
+        client.create_topic("meanwhile", 2)
+        where = client.send_queues("before")[0]
+        assert client.send(where, b"nobody noticed") == 0
+        namesrv.start()
+        wait_until(lambda: namesrv.route("meanwhile") is not None)
+        assert namesrv.route("before") is not None
+
+
+@pytest.mark.cluster
+@pytest.mark.crash
+def test_dead_broker_is_gone_from_routes_and_its_successor_is_back(tmp_path, runtime, cluster_name):
+    with NamesrvProcess(runtime, "ns0") as namesrv, BrokerProcess(tmp_path, cluster_name) as broker:
+        wait_until(lambda: namesrv.route("TBW102") is not None)
+        broker.kill()
+        wait_until(lambda: namesrv.route("TBW102") is None)
+        broker.restart()
+        wait_until(lambda: namesrv.route("TBW102") is not None)
+        broker.stop()
+        assert namesrv.route("TBW102") is None  # it has said so itself
+
+
+@pytest.mark.cluster
+def test_namesrv_that_hangs_holds_nobody_up(tmp_path, runtime, cluster_name):
+    with (
+        NamesrvProcess(runtime, "ns0") as hung,
+        NamesrvProcess(runtime, "ns1") as other,
+        BrokerProcess(tmp_path, cluster_name) as broker,
+        BrokerClient(broker, "c") as client,
+    ):
+        wait_until(lambda: hung.route("TBW102") is not None)
+        wait_until(lambda: other.route("TBW102") is not None)
+        hung.process.send_signal(signal.SIGSTOP)
+        client.create_topic("orders", 1)
+        assert other.route("orders") is not None
+        assert client.send(client.send_queues("orders")[0], b"x") == 0
+        hung.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: hung.route("orders") is not None)
+
+
+@pytest.mark.cluster
+def test_two_brokers_share_a_topic(tmp_path, runtime, cluster_name):
+    with (
+        NamesrvProcess(runtime, "ns0") as namesrv,
+        BrokerProcess(tmp_path, cluster_name, name="a", runtime=runtime) as a,
+        BrokerProcess(tmp_path, cluster_name, name="b", runtime=runtime) as b,
+    ):
+        for broker in (a, b):
+            with BrokerClient(broker, "c") as client:
+                client.create_topic("orders", 2)
+        wait_until(lambda: len((namesrv.route("orders") or TopicRouteData()).queue_datas) == 2)
+        route = namesrv.route("orders")
+        assert route is not None
+        assert {data.broker_name for data in route.broker_datas} == {"a", "b"}
