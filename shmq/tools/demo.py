@@ -1,0 +1,302 @@
+"""The demo: lines of files through a whole cluster, with a broker killed in the middle.
+
+Run by `bin/demo [--keep FOLDER] [FILE...]`. It starts a NameServer and two brokers (both masters,
+the topic spread over both) in a temporary folder, sends every line of the files from two producer
+processes, keyed by file, and receives them in two members of one group; one broker gets SIGKILL in
+the middle and its supervisor restarts it. Then digests per file are compared, and a paced phase
+measures the latency. Prints; the last line sums up. Exit code 0 if nothing was lost or out of
+order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import shmq
+from shmq.clock import SYSTEM_CLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+ROOT = Path(__file__).parents[2]
+LINE_COUNT_MIN = 200_000
+TOPIC = "demo"
+LATENCY_TOPIC = "demo-latency"
+QUEUES = 4
+PACED_COUNT = 3000
+PACED_INTERVAL_S = 0.001
+HEAD = struct.Struct("<II")
+RECORD = struct.Struct("<II16s")
+SUFFIXES = {".py", ".pyi", ".md", ".c", ".h", ".toml", ".txt", ".hex"}
+SEND_TIMEOUT_S = 30.0
+IDLE_S = 2.0
+
+
+@dataclass
+class FileReport:
+    """What became of one file."""
+
+    lines: dict[int, bytes] = field(default_factory=dict)
+    """Digest of each line, by number."""
+    doubled: int = 0
+    """Lines that came again."""
+    out_of_order: int = 0
+    """Lines that came before an earlier one had."""
+
+
+def _now_s() -> float:
+    return SYSTEM_CLOCK.monotonic_ns() / 1e9
+
+
+def _line_digest(line: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(line, digest_size=16).digest()
+
+
+def _jobs(paths: Sequence[Path]) -> list[tuple[int, Path]]:
+    """(file number, path) for each file, all repeated until there are lines enough."""
+    lines = sum(len(path.read_bytes().splitlines()) for path in paths)
+    if lines == 0:
+        raise SystemExit("demo: the files have no lines; name others, or none for the repository's")
+    repeats = -(-LINE_COUNT_MIN // lines)
+    return list(enumerate(path for _ in range(repeats) for path in paths))
+
+
+def _default_files() -> list[Path]:
+    skipped = {".venv", "build", ".git", "__pycache__"}
+    return sorted(
+        path
+        for path in ROOT.rglob("*")
+        if path.suffix in SUFFIXES and path.is_file() and not skipped & set(path.parts)
+    )
+
+
+# ---- child processes -----------------------------------------------------------------------------
+
+
+def _produce(folder: str, jobs: Sequence[tuple[int, Path]]) -> None:
+    with shmq.connect(folder) as client, client.producer("demo-producer") as producer:
+        for number, path in jobs:
+            key = f"{path.name}-{number}"
+            for line_number, line in enumerate(path.read_bytes().splitlines()):
+                body = HEAD.pack(number, line_number) + line
+                producer.send_oneway(TOPIC, body, key=key, timeout=SEND_TIMEOUT_S)
+        producer.drain(SEND_TIMEOUT_S)
+
+
+def _consume(folder: str, spool: Path, stop: Path) -> None:
+    """Receive until nothing comes any more and `stop` is there; note each line in `spool`."""
+    received = 0
+    with (
+        shmq.connect(folder) as client,
+        client.consumer(TOPIC, "demo-group") as consumer,
+        open(spool, "wb") as notes,
+    ):
+        idle_since = _now_s()
+        while True:
+            messages = consumer.receive(256, timeout=0.2)
+            for message in messages:
+                body = message.body
+                number, line_number = HEAD.unpack_from(body)
+                notes.write(RECORD.pack(number, line_number, _line_digest(body[HEAD.size :])))
+            if messages:
+                received += len(messages)
+                idle_since = _now_s()
+                print(received, flush=True)
+            elif stop.exists() and _now_s() - idle_since > IDLE_S:
+                return
+
+
+def _pace(folder: str) -> None:
+    """Send at a fixed rate, the time in each body."""
+    with shmq.connect(folder) as client, client.producer("demo-paced") as producer:
+        due = _now_s()
+        waiting = threading.Event()
+        for _ in range(PACED_COUNT):
+            due += PACED_INTERVAL_S
+            if due > _now_s():
+                waiting.wait(due - _now_s())
+            producer.send(LATENCY_TOPIC, struct.pack("<Q", SYSTEM_CLOCK.monotonic_ns()))
+
+
+# ---- the demo ------------------------------------------------------------------------------------
+
+
+def _child(role: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "shmq.tools.demo", "--role", role, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def _read_spool(spools: Sequence[Path]) -> dict[int, FileReport]:
+    """What was received, by file; order is judged within each consumer, which has a file's queue
+    to itself as long as the group does not change.
+    """
+    reports: dict[int, FileReport] = {}
+    for spool in spools:
+        last: dict[int, int] = {}
+        for number, line_number, digest in RECORD.iter_unpack(spool.read_bytes()):
+            report = reports.setdefault(number, FileReport())
+            if line_number in report.lines:
+                report.doubled += 1
+            elif line_number < last.get(number, -1):
+                report.out_of_order += 1
+            report.lines.setdefault(line_number, digest)
+            last[number] = max(last.get(number, -1), line_number)
+    return reports
+
+
+def _run(root: Path, files: Sequence[Path]) -> int:
+    # Copies: a file that somebody writes to meanwhile would not be what was sent.
+    copies = root / "files"
+    copies.mkdir()
+    for index, path in enumerate(files):
+        shutil.copyfile(path, copies / f"{index:04}-{path.name}")
+    jobs = _jobs(sorted(copies.iterdir()))
+    sent = sum(len(path.read_bytes().splitlines()) for _, path in jobs)
+    print(f"demo: {len(files)} files, {sent} lines; starting a NameServer and two brokers")
+    with shmq.local(root, brokers=2) as client:
+        for topic in (TOPIC, LATENCY_TOPIC):
+            client.create_topic(topic, queues=QUEUES)
+        folder = str(root / "run")
+        stop = root / "stop"
+        spools = [root / "consumer-0", root / "consumer-1"]
+        consumers = [_child("consume", folder, str(spool), str(stop)) for spool in spools]
+        begin = _now_s()
+        lists = [root / "jobs-0", root / "jobs-1"]
+        for index, path in enumerate(lists):
+            path.write_text("\n".join(f"{n} {p}" for n, p in jobs[index::2]), encoding="utf-8")
+        producers = [_child("produce", folder, str(path)) for path in lists]
+        killed = _watch(client, consumers, sent)
+        for producer in producers:
+            if producer.wait() != 0:
+                raise SystemExit(f"demo: a producer ended with {producer.returncode}")
+        stop.touch()
+        for consumer in consumers:
+            assert consumer.stdout is not None
+            consumer.stdout.read()
+            consumer.wait()
+        elapsed = _now_s() - begin - IDLE_S
+        reports = _read_spool(spools)
+        latencies = _paced(client, folder)
+    received, lost, out_of_order, doubled, wrong = _compare(jobs, reports)
+    print(f"demo: broker {killed} was killed in the middle and came back")
+    p50_us = sorted(latencies)[len(latencies) // 2] / 1000 if latencies else float("nan")
+    print(
+        f"demo: {sent} lines sent, {received} received, {lost} lost, {out_of_order} out of order, "
+        f"{doubled} doubled, p50 {p50_us:.1f} us, {sent / elapsed:.0f} msg/s"
+    )
+    return 0 if not (lost or out_of_order or wrong) else 1
+
+
+def _watch(client: shmq.Client, consumers: Sequence[subprocess.Popen[str]], sent: int) -> str:
+    """Follow the consumers' counts; kill one broker when a third has come."""
+    outputs: list[IO[str]] = [c.stdout for c in consumers if c.stdout is not None]
+    counts = [0] * len(outputs)
+    while sum(counts) < sent // 3:
+        for index, output in enumerate(outputs):
+            line = output.readline()
+            if not line:
+                raise SystemExit("demo: a consumer ended early")
+            counts[index] = int(line)
+    name = "broker-a"
+    os.kill(client.link(name).connection.identity.pid, signal.SIGKILL)
+    print(f"demo: {sum(counts)} lines received; {name} gets SIGKILL now")
+    return name
+
+
+def _paced(client: shmq.Client, folder: str) -> list[int]:
+    """Latencies in ns from just before send to the consumer, at 1,000 messages a second."""
+    latencies: list[int] = []
+    with client.consumer(LATENCY_TOPIC, "demo-latency-group") as consumer:
+        consumer.receive(1, timeout=0.1)  # joins the group before the first message
+        pacer = _child("pace", folder)
+        while len(latencies) < PACED_COUNT:
+            message = consumer.try_next(5.0)
+            if message is None:
+                break
+            latencies.append(
+                SYSTEM_CLOCK.monotonic_ns() - struct.unpack_from("<Q", message.body)[0]
+            )
+        pacer.wait()
+    return latencies
+
+
+def _compare(
+    jobs: Sequence[tuple[int, Path]], reports: dict[int, FileReport]
+) -> tuple[int, int, int, int, int]:
+    """(received, lost, out of order, doubled, files whose digest differs)."""
+    received = lost = out_of_order = doubled = wrong = 0
+    known: dict[Path, tuple[int, str]] = {}
+    for number, path in jobs:
+        if path not in known:
+            lines = path.read_bytes().splitlines()
+            digest = hashlib.blake2b(b"".join(map(_line_digest, lines))).hexdigest()
+            known[path] = len(lines), digest
+        count, digest = known[path]
+        report = reports.get(number, FileReport())
+        received += len(report.lines)
+        lost += count - len(report.lines)
+        out_of_order += report.out_of_order
+        doubled += report.doubled
+        came = b"".join(report.lines[line] for line in sorted(report.lines))
+        if hashlib.blake2b(came).hexdigest() != digest:
+            wrong += 1
+            print(f"demo: {path}: what came out differs from what went in")
+    print(f"demo: {len(jobs) - wrong} of {len(jobs)} file digests agree")
+    return received, lost, out_of_order, doubled, wrong
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo, or one of its child processes; the exit code."""
+    parser = argparse.ArgumentParser(prog="bin/demo", description="shmq at work.")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the stores there")
+    parser.add_argument("--role", help=argparse.SUPPRESS)
+    parser.add_argument("files", nargs="*", metavar="FILE", help="whose lines are sent")
+    options = parser.parse_args(arguments)
+    if options.role == "produce":
+        pairs = (line.split(" ", 1) for line in Path(options.files[1]).read_text().splitlines())
+        _produce(options.files[0], [(int(number), Path(path)) for number, path in pairs])
+        return 0
+    if options.role == "consume":
+        _consume(options.files[0], Path(options.files[1]), Path(options.files[2]))
+        return 0
+    if options.role == "pace":
+        _pace(options.files[0])
+        return 0
+    files = [Path(name).absolute() for name in options.files] or _default_files()
+    for path in files:
+        if not path.is_file():
+            print(f"demo: {path}: no such file", file=sys.stderr)
+            return 64
+    if options.keep is None:
+        with tempfile.TemporaryDirectory(prefix="shmq-demo-") as folder:
+            return _run(Path(folder), files)
+    options.keep.mkdir(parents=True, exist_ok=True)
+    code = _run(options.keep.absolute(), files)
+    for rest in options.keep.iterdir():
+        if rest.name in {"run", "stop", "files", "cluster.toml"} or rest.name.startswith(
+            ("jobs-", "consumer-")
+        ):
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
