@@ -26,7 +26,6 @@ import fcntl
 import logging
 import os
 import signal
-import stat
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -433,19 +432,22 @@ class Supervisor:
 
 def _holders(wanted: os.stat_result) -> Iterator[int]:
     """The processes that have a file open, as far as we may see."""
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
             continue
         try:
-            fds = list(os.scandir(f"/proc/{entry.name}/fd"))
+            fds = os.listdir(f"/proc/{name}/fd")
         except OSError:  # ended, or another user's
             continue
-        for fd in fds:
-            with contextlib.suppress(OSError):
-                status = os.stat(fd.path)
-                if stat.S_ISREG(status.st_mode) and os.path.samestat(status, wanted):
-                    yield int(entry.name)
-                    break
+        if any(_is_open_there(f"/proc/{name}/fd/{fd}", wanted) for fd in fds):
+            yield int(name)
+
+
+def _is_open_there(link: str, wanted: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(link), wanted)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
