@@ -172,6 +172,10 @@ class MessageStore:
             _log.info("memory of another boot or release: recovering from files")
             self._discard(manifest)
             return False
+        if boot_files.derived_by_rocketmq(self.config.store_path):
+            _log.error("a real broker has written to this store since: its memory is out of date")
+            self._discard(manifest)
+            return False
         with contextlib.ExitStack() as mine:
             mark = mine.enter_context(
                 InUseMark.take(self._runtime_path, manifest.store, timeout_ms=_MARK_TIMEOUT_MS)
@@ -707,7 +711,7 @@ class MessageStore:
             known = replace(
                 known, sequence=last.sequence, record_crc_position=last.record_crc_position
             )
-        elif self.recovered is not None:
+        if self.recovered is not None:  # it moves on where RocketMQ had the store in between
             known = replace(known, record_crc_position=self.recovered.record_crc_position)
         if last is not None and replace(known, sequence=0) == replace(last, sequence=0):
             return

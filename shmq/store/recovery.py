@@ -197,7 +197,7 @@ class _Recovery:
             cold_queues=cold,
             queue_ends=self._ends,
             store_timestamp=self._store_timestamp,
-            record_crc_position=end_position if is_foreign else record_crc_position,
+            record_crc_position=min(record_crc_position, end_position),
             is_foreign=is_foreign,
             saved_tails=tails,
             scanned_bytes=self._scanned_bytes,
