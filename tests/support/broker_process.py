@@ -57,6 +57,7 @@ class BrokerProcess:
         name: str = "broker-a",
         runtime: Path | None = None,
         wait: bool = True,
+        module: str = "shmq.broker",
         **settings: str,
     ) -> None:
         """Start it and wait until it serves.
@@ -67,11 +68,13 @@ class BrokerProcess:
             name: broker_name.
             runtime: runtime folder, where brokers share one.
             wait: until it is RUNNING.
+            module: what is run.
             **settings: as --set.
         """
         self.folder = folder
         self.cluster_name = cluster_name
         self.name = name
+        self.module = module
         self.settings = {**SMALL, **settings}
         self.store_path = folder / f"store-{name}"
         self.runtime_path = runtime or folder / "run"
@@ -92,7 +95,7 @@ class BrokerProcess:
             options += ["--set", f"{key}={value}"]
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "shmq.broker", *options],
+                [sys.executable, "-m", self.module, *options],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -8,6 +8,7 @@ SOCK_SEQPACKET pair. The session, its rings and its fds are the product's.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -39,6 +40,10 @@ class Talk:
     def say(self, **message: Any) -> None:
         """One message; waits until there is room for it."""
         send_packet(self._sock, message, {})
+
+    def hears(self, timeout_s: float) -> bool:
+        """Whether a message, or the end of the other side, comes within the time."""
+        return bool(select.select([self._sock], [], [], timeout_s)[0])
 
     def hear(self) -> dict[str, Any]:
         """The next message; EOFError when the other end is gone."""

@@ -202,6 +202,7 @@ _ended: list[tuple[int, str]] = []
 
 def _facts(store: MessageStore, _fds: dict[str, int]) -> tuple[Any, Any]:
     return {
+        "core": core.BUILD_FLAGS,
         "positions": store.positions._asdict(),
         "queues": [
             [topic, queue_id, list(handle), store.queues.offsets(handle)._asdict()]
