@@ -280,13 +280,14 @@ class Consumer:
         self._rebalance_due_ns = SYSTEM_CLOCK.monotonic_ns() + REBALANCE_NS
         try:
             queues = self._all_queues()
-            self._client.heartbeat()
+            for name in {queue.broker_name for queue in queues}:
+                with contextlib.suppress(ServiceNotAvailableError):
+                    self._client.link(name)
+            self._client.heartbeat()  # to all of them: a broker knows members by their heartbeats
             members = self._members(queues)
-            mine = (
-                set(self._strategy(queues, members, self._client.client_id))
-                if queues and self._client.client_id in members
-                else set()
-            )
+            if self._client.client_id not in members:
+                members = sorted([*members, self._client.client_id])
+            mine = set(self._strategy(queues, members, self._client.client_id))
         except ShmqError as error:
             _log.debug("rebalance group=%s topic=%s: %s", self.group, self.topic, error)
             self._rebalance_due_ns = SYSTEM_CLOCK.monotonic_ns() + 50_000_000
