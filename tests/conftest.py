@@ -150,8 +150,9 @@ def dev_shm_as_before() -> Iterator[None]:
     yield
     left = left_behind(before, strict=in_ci())
     for name in left:
-        (DEV_SHM / name).unlink(missing_ok=True)  # so that one leak fails one test
-    assert not left, f"left in /dev/shm (removed now): {', '.join(left)}"
+        if RUN_TOKEN in name:  # a neighbour's broker may be about to adopt the others
+            (DEV_SHM / name).unlink(missing_ok=True)  # so that one leak fails one test
+    assert not left, f"left in /dev/shm (removed if this run's): {', '.join(left)}"
 
 
 @pytest.fixture
