@@ -140,7 +140,7 @@ class Consumer:
         for queue, message in self._received:
             queue.settle(message.queue_offset)
         self._received = []
-        if not self._ready and not self._fetch(timeout):
+        if len(self._ready) < max_count and not self._fetch(timeout, max_count):
             self._report()
             return []
         count = min(max_count, len(self._ready))
@@ -162,14 +162,14 @@ class Consumer:
 
     # ---- fetching --------------------------------------------------------------------------------
 
-    def _fetch(self, timeout: float) -> bool:
+    def _fetch(self, timeout: float, wanted: int = 1) -> bool:
         """Fill `_ready`; False if there was nothing for `timeout` seconds."""
         self._client.check(f"consume {self.topic}")
         deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(timeout * 1e9)
         while not self._is_closed:
             if self._wanted.is_set() or SYSTEM_CLOCK.monotonic_ns() >= self._rebalance_due_ns:
                 self._rebalance()
-            if self._read_round():
+            if self._read_round(wanted):
                 return True
             left_s = (deadline_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
             if left_s <= 0:
@@ -177,17 +177,17 @@ class Consumer:
             self._sleep(min(left_s, _WAIT_SLICE_S))
         return False
 
-    def _read_round(self) -> bool:
-        """Look at each queue once, beginning with another one each time."""
+    def _read_round(self, wanted: int) -> bool:
+        """Look at each queue, beginning with another one each time, until `wanted` are ready."""
         with self._lock:
             queues = list(self._queues.values())
         self._turn += 1
         for index in range(len(queues)):
             queue = queues[(self._turn + index) % len(queues)]
             room = UNSETTLED_MAX - queue.unsettled_count
-            if room > 0 and self._read(queue, min(room, PULL_BATCH)):
+            if room > 0 and self._read(queue, min(room, PULL_BATCH)) and len(self._ready) >= wanted:
                 return True
-        return False
+        return bool(self._ready)
 
     def _read(self, queue: ProcessQueue, count: int) -> bool:
         first = queue.next_offset

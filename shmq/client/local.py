@@ -23,7 +23,8 @@ from shmq.errors import ServiceNotAvailableError, ShmqError
 
 __all__ = ["local"]
 
-_START_TIMEOUT_S = 15.0
+_START_TIMEOUT_S = 60.0
+_LOG = "cluster.log"
 
 
 def local(folder: str | Path | None = None, *, brokers: int = 1) -> Client:
@@ -73,32 +74,40 @@ def local(folder: str | Path | None = None, *, brokers: int = 1) -> Client:
         except (ShmqError, OSError):
             pass
         waiting.wait(0.01)
+    said = _last_words(root / _LOG)
     if client is not None:
         client.close()
     else:
         end()
-    raise ServiceNotAvailableError(
-        f"start a private cluster in {root}: it did not come up; see the logs above"
-    )
+    raise ServiceNotAvailableError(f"start a private cluster in {root}: it did not come up{said}")
+
+
+def _last_words(log: Path) -> str:
+    """What the cluster said last, for an error."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return f" in {_START_TIMEOUT_S} s; its last words: {lines[-1]}" if lines else ""
 
 
 def _guard(root: Path, is_temporary: bool) -> int:
     """Start the NameServer, wait for the end of standard input, stop it."""
     (root / "run").mkdir(mode=0o750, exist_ok=True)
-    environ = {**os.environ, "SHMQ_LOG_LEVEL": os.environ.get("SHMQ_LOG_LEVEL", "WARNING")}
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "shmq.namesrv",
-            "--runtime",
-            str(root / "run"),
-            "--cluster",
-            str(root / "cluster.toml"),
-        ],
-        stdin=subprocess.DEVNULL,
-        env=environ,
-    )
+    with open(root / _LOG, "ab") as log:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "shmq.namesrv",
+                "--runtime",
+                str(root / "run"),
+                "--cluster",
+                str(root / "cluster.toml"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+        )
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while os.read(0, 4096):
         pass
