@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from shmq.store.queues import QueueHandle
     from shmq.store.sessions import SessionOffer
 
-__all__ = ["FD_ORDER", "AttachProcessor"]
+__all__ = ["AttachProcessor", "FD_ORDER"]
 
 FD_ORDER = ("control", "topics", "arena", "completion", "event", "ingress", "consumer", "log")
 """In which order descriptors come with an answer; those that there are."""

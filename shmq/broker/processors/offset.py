@@ -30,7 +30,7 @@ _WORD_MAX = (1 << 32) - 1
 
 
 @unique
-class Whence(StrEnum):
+class _Whence(StrEnum):
     """To where offsets are reset."""
 
     FIRST = "first"
@@ -115,11 +115,11 @@ class OffsetProcessor:
         targets = {}
         for number, handle in queues:
             now = broker.store.queues.offsets(handle)
-            if whence is Whence.FIRST:
+            if whence is _Whence.FIRST:
                 targets[number] = now.min_queue_offset
-            elif whence is Whence.LAST:
+            elif whence is _Whence.LAST:
                 targets[number] = now.visible_max
-            elif whence is Whence.OFFSET:
+            elif whence is _Whence.OFFSET:
                 self._check_range(ClaimedQueue(group, topic, number), handle, wanted)
                 targets[number] = wanted
             else:
@@ -212,8 +212,8 @@ def _claimed(command: Command) -> ClaimedQueue:
     return ClaimedQueue(group, *queue_of(command))
 
 
-def _whence(text: str) -> Whence:
+def _whence(text: str) -> _Whence:
     try:
-        return Whence(text)
+        return _Whence(text)
     except ValueError:
-        raise ConfigError(f"whence: {text!r}, wanted {' or '.join(Whence)}") from None
+        raise ConfigError(f"whence: {text!r}, wanted {' or '.join(_Whence)}") from None
