@@ -36,6 +36,7 @@ from shmq.store.log_channel import LogChannel
 from shmq.store.log_files import LogFiles, find_file_size
 from shmq.store.lookup import Lookup
 from shmq.store.memory import StoreMemory, completion_size
+from shmq.store.quarantine import Hole, Quarantine
 from shmq.store.queues import Queues
 from shmq.store.recovery import RecoveredLog, log_trust, open_consume_queues, recover_files
 from shmq.store.scan import DELAY_LEVELS_MS
@@ -44,7 +45,7 @@ from shmq.store.sessions import Sessions
 from shmq.store.store_lock import StoreLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from shmq.config import StoreConfig
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from shmq.shm.manifest import Manifest
     from shmq.store.consume_queue_files import ConsumeQueueFiles
     from shmq.store.memory import HotSegment
+    from shmq.store.scan import Damage
 
 __all__ = ["LogPositions", "MessageStore"]
 
@@ -239,6 +241,7 @@ class MessageStore:
                 record_crc_position=log_trust(
                     self._files, self._files.files(), known, is_foreign=False
                 ).record_crc_position,
+                on_damage=self._quarantine,
             ),
             undo,
         )
@@ -253,6 +256,19 @@ class MessageStore:
             len(self.queues),
             len(lost),
         )
+
+    def _quarantine(self, damages: Sequence[Damage]) -> None:
+        """Enter damage of complete files in the quarantine list: readers skip it, nothing is lost
+        twice.
+        """
+        path = Quarantine.path(self.config.store_path)
+        now_ms = self._clock.wall_ms()
+        holes = [Hole(d.position, d.size, d.reason, found_at=now_ms) for d in damages]
+        Quarantine.load(path).with_holes(holes).save(path)
+        for hole in holes:
+            _log.error(
+                "damage position=%d size=%d reason=%s", hole.position, hole.size, hole.reason
+            )
 
     def _hot_files(self, memory: StoreMemory) -> Iterator[tuple[int, HotSegment]]:
         """The files that a predecessor had in memory: where they begin, and their segments."""
