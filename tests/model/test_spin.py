@@ -1,6 +1,7 @@
-"""The protocols as Spin models: every interleaving and every death of small cases, and mutants of each.
+"""The protocols as Spin models: every interleaving and every death of small cases, and mutants.
 
-A mutant is the model with one mistake planted (-DBUG_x); a model that does not find it proves nothing.
+A mutant is the model with one mistake planted (-DBUG_x): a model that does not find it proves
+nothing.
 """
 
 import re
