@@ -102,6 +102,7 @@ class Broker:
         self._registration: Registration | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_store_open = False
+        self._is_loaded = False
         self._is_leaving = False
 
     # ---- life --------------------------------------------------------------------------------
@@ -145,6 +146,7 @@ class Broker:
         self.topics.load(unknown_ends)
         self.claims = ClaimTable(self.store, self.offsets)
         self.claims.on_revoked = self.notices.claims_revoked
+        self._is_loaded = True
 
     async def _listen(self, listener: Listener) -> None:
         self._server = Server(
@@ -240,7 +242,7 @@ class Broker:
         except FlushFailedError as error:
             _log.error("stopped with what the disk refused still in memory: %s", error)
             return
-        if self.phase is not Phase.STARTING:
+        if self._is_loaded:
             self.offsets.save_flushed()
 
     # ---- what goes on meanwhile --------------------------------------------------------------

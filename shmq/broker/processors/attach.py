@@ -6,13 +6,12 @@ In the loop's thread. What the answers pass on, they close here once it is sent.
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING
 
 import orjson
 
 from shmq.broker.claims import ClaimedQueue
-from shmq.broker.processors.fields import handles_of, items_of, pairs, ranged
+from shmq.broker.processors.fields import client_id_of, handles_of, items_of, pairs, ranged
 from shmq.broker.rights import Action, may, require
 from shmq.core import core
 from shmq.errors import ClosedError, ConfigError, ShmqError, TopicNotExistError
@@ -35,7 +34,6 @@ FD_ORDER = ("control", "topics", "arena", "completion", "event", "ingress", "con
 RESUME_ORDER = ("ingress", "consumer", "chunk")
 """In which order a client hands its own back."""
 
-_CLIENT_ID = re.compile(r"[A-Za-z0-9@#._-]{1,255}")
 _CHUNK_SIZE_LEAST = 1 << 20
 _CHUNK_SIZE_MOST = 1 << 30
 _CHUNK_SIZE_DEFAULT = 32 << 20
@@ -64,7 +62,7 @@ class AttachProcessor:
 
     def _attach(self, connection: Connection, command: Command) -> Command:
         take = command.fields()
-        client_id = _client_id(take.text("clientId"))
+        client_id = client_id_of(take, "clientId")
         producer, consumer = take.flag("isProducer", True), take.flag("isConsumer", True)
         self._broker.bind(connection, client_id)
         offer = self._broker.sessions.attach(
@@ -78,7 +76,7 @@ class AttachProcessor:
 
     def _resume(self, connection: Connection, command: Command) -> Command:
         take = command.fields()
-        client_id = _client_id(take.text("clientId"))
+        client_id = client_id_of(take, "clientId")
         session = ranged(take, "session", 0, _WORD_MAX)
         generation = ranged(take, "generation", 0, _WORD_MAX)
         names = [name for name in take.text("fds").split(",") if name]
@@ -214,9 +212,3 @@ class AttachProcessor:
             raise ClosedError(f"{connection}: it has no session")
         await task
         return response_to(command)
-
-
-def _client_id(text: str) -> str:
-    if not _CLIENT_ID.fullmatch(text):
-        raise ConfigError(f"clientId {text[:64]!r}: wanted 1 to 255 of A-Z a-z 0-9 @ # . _ -")
-    return text

@@ -3,6 +3,7 @@
 Pure; a field or body of another shape raises ConfigError (INVALID_PARAMETER).
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from shmq.store.queues import QueueHandle
 
 __all__ = [
     "QueueField",
+    "client_id_of",
     "fields_of",
     "handles_of",
     "items_of",
@@ -26,6 +28,7 @@ __all__ = [
 
 ITEM_COUNT_MAX = 65_536
 """Handles or claims in one request; a frame does not hold more."""
+_CLIENT_ID = re.compile(r"[A-Za-z0-9@#._-]{1,255}")
 _WORD_MAX = (1 << 32) - 1
 
 
@@ -81,6 +84,15 @@ def queue_of(command: Command) -> QueueField:
     """The fields topic and queueId."""
     take = command.fields()
     return QueueField(take.text("topic"), ranged(take, "queueId", 0, _WORD_MAX))
+
+
+def client_id_of(take: Fields, key: str) -> str:
+    """A client's name for itself, which goes into logs and lists."""
+    text = take.text(key)
+    if not _CLIENT_ID.fullmatch(text):
+        wanted = "1 to 255 of A-Z a-z 0-9 @ # . _ -"
+        raise ConfigError(f"{take.what}: {key}: {text[:64]!r}, wanted {wanted}")
+    return text
 
 
 def ranged(take: Fields, key: str, least: int, most: int, default: int | None = None) -> int:

@@ -9,7 +9,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
 from shmq.broker.client_registry import Client, ConsumerMember
-from shmq.broker.processors.fields import items_of, json_response
+from shmq.broker.processors.fields import (
+    client_id_of,
+    fields_of,
+    items_of,
+    json_response,
+)
 from shmq.broker.rights import Action, require
 from shmq.errors import ConfigError, PermissionDeniedError
 from shmq.remoting.codes import RequestCode, ResponseCode
@@ -55,9 +60,7 @@ class HeartbeatProcessor:
         broker = self._broker
         body = command.json()
         what = command.name
-        client_id = body.get("clientID")
-        if not isinstance(client_id, str):
-            raise ConfigError(f"{what}: clientID: {client_id!r}, wanted a text")
+        client_id = client_id_of(fields_of(body, what), "clientID")
         producers = [item.text("groupName") for item in items_of(body, "producerDataSet", what)]
         members = [_member(item) for item in items_of(body, "consumerDataSet", what)]
         if len(producers) + len(members) > GROUP_COUNT_MAX:
