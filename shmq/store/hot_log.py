@@ -62,6 +62,7 @@ class HotLog:
         with self._changed:
             self._ready[file_position] = (hot, fd)
             self._changed.notify_all()
+        self._channel.leave_behind(file_position)
         self._channel.announce(file_position, hot.segment)
 
     def set_complete(self, end_position: int) -> None:

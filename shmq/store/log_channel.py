@@ -77,6 +77,8 @@ class LogChannel:
         self._on_drop = on_drop
         self._clients: dict[int, _Client] = {}
         self._hot: dict[int, Segment] = {}
+        self._left_behind: set[int] = set()
+        self._retiring: int | None = None
         self._lock = threading.RLock()
         self._answered = threading.Condition(self._lock)
         self._selector = selectors.DefaultSelector()
@@ -119,11 +121,16 @@ class LogChannel:
         return theirs.detach()
 
     def remove(self, session: int) -> None:
-        """Close a session's channel; what it had mapped is its own affair from now on."""
+        """Close a session's channel. What it had mapped stays mapped if it lives, and it will never
+        answer: none of that memory is used again (tests/model/retire.pml, LEFT_IS_GONE).
+        """
         with self._lock:
             client = self._clients.pop(session, None)
             if client is None:
                 return
+            self._left_behind.update(self._hot)
+            if self._retiring in client.unanswered:
+                self._left_behind.add(self._retiring)
             with contextlib.suppress(KeyError):
                 self._selector.unregister(client.sock)
             client.sock.close()
@@ -140,18 +147,30 @@ class LogChannel:
                 self._send(client, HOT, file_position)
         self._wake()
 
-    def retire(self, file_position: int, timeout_s: float) -> bool:
-        """Ask all clients to map the file instead of its segment; True if all did in time."""
+    def leave_behind(self, file_position: int) -> None:
+        """Somebody whom nobody serves may have this file mapped: a predecessor's client."""
         with self._lock:
+            self._left_behind.add(file_position)
+
+    def retire(self, file_position: int, timeout_s: float) -> bool:
+        """Ask all clients to map the file instead of its segment. True if nobody can have the
+        segment mapped any more, so that its memory may be used again.
+        """
+        with self._lock:
+            self._retiring = file_position
             del self._hot[file_position]
             for client in tuple(self._clients.values()):
                 client.unanswered.add(file_position)
                 self._send(client, RETIRED, file_position)
             self._wake()
-            return self._answered.wait_for(
+            is_answered = self._answered.wait_for(
                 lambda: not any(file_position in c.unanswered for c in self._clients.values()),
                 timeout_s,
             )
+            self._retiring = None
+            is_left_behind = file_position in self._left_behind
+            self._left_behind.discard(file_position)
+            return is_answered and not is_left_behind
 
     def unanswered_bytes(self) -> int:
         """Bytes of segments that some client has not left yet."""
