@@ -560,7 +560,9 @@ def test_closed_lane_lets_go_of_its_mappings(client: StoreClient, queue: QueueHa
     for lane in client.lanes:
         lane.close()
     client.reader.close()
-    client.completion.close()
+    assert client.ingress is not None
+    for mapping in (client.control, client.arena, client.completion, client.ingress):
+        mapping.close()
 
 
 @pytest.mark.parametrize("verb", ["wait", "put", "drain", "send"])

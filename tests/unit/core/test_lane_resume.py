@@ -165,8 +165,9 @@ def test_lane_refuses_a_ring_that_stands_elsewhere(pair: Pair) -> None:
     pair.store.call("close_session", session=client.offer.session)
     with StoreClient(pair.store) as successor:
         assert successor.offer.session == client.offer.session
-        with pytest.raises(errors.FencedError, match="open a new session"):
-            lane.resume(successor.control, successor.completion, event)
+        for each in (lane, client.lanes[1]):  # the other one has sent nothing and stands at 0, too
+            with pytest.raises(errors.FencedError, match="open a new session"):
+                each.resume(successor.control, successor.completion, event)
         assert lane.ended == STATUS["CLOSED"]
         for each in successor.lanes:
             each.close()

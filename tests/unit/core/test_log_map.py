@@ -471,8 +471,9 @@ def test_full_channel_delays_a_request_and_nothing_else(channel: Channel, log: L
 # --- processes and signals ------------------------------------------------------------------------
 
 
-def test_thread_has_a_name_and_takes_no_signal(channel: Channel) -> None:
-    assert channel.log_map.channel_open
+def test_thread_has_a_name_and_takes_no_signal(channel: Channel, log: LogInMemory) -> None:
+    channel.send(HOT, 0, log.file_fds[0])
+    wait_until(log.log_map.files)  # it runs: a thread that is being made blocks everything
     (task,) = (
         task
         for task in Path("/proc/self/task").iterdir()

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from shmq.store.queues import QueueHandle
 from shmq.subscription import tags_code
 from tests.support.rocketmq_decoder import java_hash
 from tests.support.store_process import StoreClient, StoreProcess, wait_until
-from tests.unit.core.log_in_memory import ENTRY, LogInMemory
+from tests.unit.core.log_in_memory import ENTRY, FILE_SIZE, LogInMemory
 from tests.unit.core.test_lane import OK, STATUS, in_thread
 
 Read = Callable[..., tuple[int, list[bytes], int]]
@@ -248,6 +249,15 @@ def test_entry_that_lies_about_its_frame_is_skipped_and_counted(
         assert [len(m) for m in messages] in ([5], [])
         return
     assert (status, messages, place) == (STATUS["EMPTY"], [], 1)
+    assert log.reader.lost_count == 1
+
+
+def test_frame_that_would_leave_its_file_is_no_message(log: LogInMemory) -> None:
+    """Its head is right and lies in the file; the rest would lie behind the mapping."""
+    place, size = FILE_SIZE - 36, 200
+    log.write(place, struct.pack(">IIIIIQQ", size, 0xDAA320A7, 0, 0, 0, 0, place))
+    log.map()
+    assert log.reader.read_entries(ENTRY.pack(place, 0, size), 0)[1] == []
     assert log.reader.lost_count == 1
 
 
