@@ -23,16 +23,20 @@
 static uint8_t *changing_memory;      /* CHANGING_SIZE bytes, after changing_memory_open() */
 static uint32_t changing_read_count;  /* instructions that read it so far */
 static const char *changing_alphabet; /* the bytes it is made of, if any bytes will not do */
+static const char *changing_text;     /* what it repeats, but for a byte here and there, if not NULL */
 
 static void changing_rewrite(void)
 {
     size_t alphabet_size = changing_alphabet != NULL ? strlen(changing_alphabet) : 0;
+    size_t text_size = changing_text != NULL ? strlen(changing_text) : 0;
     for (size_t i = 0; i < CHANGING_SIZE; i++) {
         uint32_t dice = (changing_read_count + 1) * 2654435761u + (uint32_t)i * 40503u;
         dice >>= 16;
         changing_memory[i] = (uint8_t)dice;
         if (alphabet_size != 0)
             changing_memory[i] = (uint8_t)changing_alphabet[dice % alphabet_size];
+        if (text_size != 0 && (dice >> 4) % (2 * text_size) != 0)
+            changing_memory[i] = (uint8_t)changing_text[i % text_size];
     }
 }
 

@@ -597,6 +597,52 @@ static void test_properties_check_agrees_with_the_rule_at_every_size(void)
     CHECK(legal_count > 5000);
 }
 
+#define KEY_PROPERTY "UNIQ_KEY\0010123456789ABCDEF0123456789ABCDEF\2"
+
+/* What the append role does with properties: copy them, then judge with what the copy knows. */
+static int fill_and_judge(const uint8_t *properties, uint32_t size,
+                          struct shmq_message_draft *draft, struct shmq_properties_summary *out)
+{
+    struct shmq_message_fields f = fields_of("TopicTest", 0, "");
+    f.properties_size = size;
+    CHECK_EQUAL(shmq_message_fill(frame, &f, properties, properties, draft), SHMQ_OK);
+    CHECK_BYTES(draft->properties, properties, size);
+    return shmq_draft_check(draft, 0, out);
+}
+
+static void test_a_draft_is_judged_as_its_properties_are(void)
+{
+    static const char *const more[] = {"",
+                                       "TAGS\1a\2",
+                                       "KEYS\1k\2colour\1blue\2TAGS\1b\2",
+                                       "PGROUP\1g\2",
+                                       "TAGS\1a",
+                                       "UNIQ_KEY\1x\2"};
+    uint32_t key_count = 0;
+    for (uint32_t round = 0; round < 60000; round++) {
+        uint8_t text[128];
+        struct shmq_message_draft draft;
+        struct shmq_properties_summary seen, wanted;
+        uint32_t size =
+            (uint32_t)snprintf((char *)text, sizeof text, KEY_PROPERTY "%s", more[round % 6]);
+        CHECK_EQUAL(strlen(KEY_PROPERTY), SHMQ_KEY_PROPERTY_SIZE);
+        if (round % 5 != 0)
+            text[random_below(round % 2 ? size : SHMQ_KEY_PROPERTY_SIZE)] =
+                (uint8_t)random_below(round % 3 ? 4 : 256);
+        if (round % 7 == 0)
+            size = random_below(size + 1);
+        int status = fill_and_judge(text, size, &draft, &seen);
+        CHECK_EQUAL(status, shmq_properties_check(draft.properties, size, 0, &wanted));
+        key_count += draft.key_size != 0;
+        CHECK(draft.key_size == 0 || memcmp(text, "UNIQ_KEY\1", 9) == 0);
+        if (status == SHMQ_OK)
+            CHECK(memcmp(&seen, &wanted, sizeof seen) == 0);
+    }
+#if defined(__SSE2__)
+    CHECK(key_count > 10000);
+#endif
+}
+
 static void test_both_ways_of_marking_separators_agree(void)
 {
     for (int round = 0; round < 40000; round++) {
@@ -777,8 +823,10 @@ static void test_a_producer_that_scribbles_meanwhile_cannot_make_a_bad_record(vo
         f.body_size = round % 4 == 0 ? random_below(3000) : random_below(300);
         f.properties_size = random_below(200);
         CHECK_EQUAL(shmq_message_fill(frame, &f, shared.body, shared.properties, &draft), SHMQ_OK);
-        int legal = shmq_properties_check(draft.properties, draft.properties_size, 0, &summary);
+        int legal = shmq_draft_check(&draft, 0, &summary);
         CHECK(legal == SHMQ_OK || legal == SHMQ_ILLEGAL);
+        CHECK_EQUAL(shmq_properties_check(draft.properties, draft.properties_size, 0, &summary),
+                    legal);
         shmq_message_seal(frame, &draft);
         CHECK_EQUAL(shmq_message_check(frame, draft.total_size, f.physical_offset, 1, &view),
                     SHMQ_OK);
@@ -792,18 +840,27 @@ static void test_a_producer_that_scribbles_meanwhile_cannot_make_a_bad_record(vo
 static void test_a_producer_that_changes_what_each_read_sees_cannot_make_a_bad_record(void)
 {
 #if defined(CHANGING_MEMORY)
-    changing_memory_open("abcdefgh\1\2");
-    for (uint32_t round = 0; round < 600; round++) {
+    uint32_t key_count = 0;
+    changing_memory_open(NULL);
+    for (uint32_t round = 0; round < 800; round++) {
+        changing_alphabet = round < 600 ? "abcdefgh\1\2" : "\1\2";
+        changing_text = round < 600 ? NULL : KEY_PROPERTY;
         struct shmq_message_fields f = fields_of("TopicTest", 0, "");
         struct shmq_message_draft draft;
         struct shmq_message_view view;
         struct shmq_properties_summary before, after;
         f.body_size = round % 20 == 0 ? 2000 : round % 100;
         f.properties_size = round % 60;
-        CHECK_EQUAL(shmq_message_fill(frame, &f, changing_memory + 100 + round % 16,
-                                      changing_memory + 30000 + round % 16, &draft),
+        const uint8_t *properties = changing_memory + 30000 + round % 16;
+        if (round >= 600) {
+            f.properties_size = SHMQ_KEY_PROPERTY_SIZE;
+            properties = changing_memory + 700 * SHMQ_KEY_PROPERTY_SIZE;
+        }
+        CHECK_EQUAL(shmq_message_fill(frame, &f, changing_memory + 100 + round % 16, properties,
+                                      &draft),
                     SHMQ_OK);
-        int judged = shmq_properties_check(draft.properties, draft.properties_size, 0, &before);
+        int judged = shmq_draft_check(&draft, 0, &before);
+        key_count += draft.key_size != 0;
         shmq_message_seal(frame, &draft);
         CHECK_EQUAL(shmq_message_check(frame, draft.total_size, f.physical_offset, 1, &view),
                     SHMQ_OK);
@@ -811,6 +868,7 @@ static void test_a_producer_that_changes_what_each_read_sees_cannot_make_a_bad_r
     }
     changing_memory_close();
     CHECK(changing_read_count > 600);
+    CHECK(key_count > 50);
 #endif
 }
 
@@ -837,6 +895,7 @@ int main(void)
     RUN(test_properties_summary_finds_what_the_append_role_needs);
     RUN(test_malformed_properties_are_illegal);
     RUN(test_properties_check_agrees_with_the_rule_at_every_size);
+    RUN(test_a_draft_is_judged_as_its_properties_are);
     RUN(test_both_ways_of_marking_separators_agree);
     RUN(test_reserved_names_need_their_grant);
     RUN(test_names_of_ordinary_producers_need_no_grant);

@@ -25,6 +25,9 @@ struct shmq_commit_log {
     uint32_t hot_slot_count;
     uint32_t reserved;
     uint64_t log_end;          /* behind the last frame written, committed or not */
+    uint8_t *claim_base;       /* of the file claimed from last, NULL if none: saves divisions */
+    uint64_t claim_position;   /* its first physical_offset */
+    uint32_t claim_slot;
     shmq_word64 ready_end;     /* files below it have memory and a file on disk prepared */
 };
 
@@ -44,6 +47,20 @@ static inline uint8_t *shmq_commit_log_at(const struct shmq_commit_log *log, uin
     return log->bases[slot] + (physical_offset - begin);
 }
 
+/* Where the frames behind the one at hand will lie is fetched into the cache while that one is made: an append
+ * reads back what it has just written, and with the lines still in memory each such read would wait for them.
+ * Measured (bench/README.md): 2 KiB ahead is best from 100 B to 4 KiB, beyond that the processor sees it coming. */
+#define SHMQ_FETCH_AHEAD 2048u
+#define SHMQ_FETCH_MAX 4096u
+
+/* Any address is harmless, also behind the file's end. */
+static inline void shmq_commit_log_fetch(const uint8_t *frame, uint32_t size)
+{
+    for (uint32_t ahead = 0; ahead < size && ahead < SHMQ_FETCH_MAX; ahead += 64) {
+        __builtin_prefetch((const void *)((uintptr_t)frame + SHMQ_FETCH_AHEAD + ahead), 1, 3);
+    }
+}
+
 /* Address for a frame of `size` bytes at log_end, rolling to the next file if need be. OK; LOG_FULL: the
  * next file is not ready; TOO_LARGE: no file could hold it. *rolled counts BLANK frames written. */
 static inline int shmq_commit_log_claim(struct shmq_commit_log *log, uint32_t size, uint8_t **out,
@@ -54,6 +71,13 @@ static inline int shmq_commit_log_claim(struct shmq_commit_log *log, uint32_t si
     }
     /* acquire: pairs with the release in shmq_append_ready; the prepared memory is mapped */
     uint64_t ready_end = shmq_load_acquire(&log->ready_end);
+    uint64_t place = log->log_end - log->claim_position;
+    if (place <= log->file_size_bytes - SHMQ_BLANK_ROOM - size && log->claim_base != NULL &&
+        log->bases[log->claim_slot] == log->claim_base &&
+        log->file_positions[log->claim_slot] == log->claim_position && log->log_end < ready_end) {
+        *out = log->claim_base + place;
+        return SHMQ_OK;
+    }
     uint64_t room = log->file_size_bytes - log->log_end % log->file_size_bytes;
     if ((uint64_t)size + SHMQ_BLANK_ROOM > room) {
         uint64_t next = log->log_end + room;
@@ -71,7 +95,13 @@ static inline int shmq_commit_log_claim(struct shmq_commit_log *log, uint32_t si
         return SHMQ_LOG_FULL;
     }
     *out = shmq_commit_log_at(log, log->log_end);
-    return *out == NULL ? SHMQ_LOG_FULL : SHMQ_OK;
+    if (*out == NULL) {
+        return SHMQ_LOG_FULL;
+    }
+    log->claim_slot = shmq_commit_log_slot(log, log->log_end);
+    log->claim_position = log->file_positions[log->claim_slot];
+    log->claim_base = log->bases[log->claim_slot];
+    return SHMQ_OK;
 }
 
 #endif

@@ -68,6 +68,13 @@ static inline void shmq_hostile_copy(void *to, const void *from, size_t size)
         SHMQ_PIN(last);
         shmq_le64_store(target, first);
         shmq_le64_store(target + size - 8, last);
+    } else if (size >= 4) {
+        uint32_t first = shmq_le32_load(source);
+        uint32_t last = shmq_le32_load(source + size - 4);
+        SHMQ_PIN(first);
+        SHMQ_PIN(last);
+        shmq_le32_store(target, first);
+        shmq_le32_store(target + size - 4, last);
     } else {
         for (size_t done = 0; done < size; done++) {
             uint32_t byte = source[done];

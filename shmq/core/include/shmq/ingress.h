@@ -14,6 +14,7 @@
 #ifndef SHMQ_INGRESS_H
 #define SHMQ_INGRESS_H
 
+#include "hostile.h"
 #include "layout.h"
 #include "status.h"
 #include "waiter.h"
@@ -243,43 +244,44 @@ static inline int shmq_ring_peek(struct shmq_ring *ring, struct shmq_record *hea
         uint64_t index = ring->read_position & (ring->capacity - 1);
         uint64_t to_end = ring->capacity - index;
         const uint8_t *at = ring->data + index;
-        struct shmq_record local = {0};
-        memcpy(&local, at, SHMQ_PAD_SIZE_MIN); /* to_end and left are multiples of 8, so at least 8 */
-        if (local.kind == SHMQ_RECORD_PAD) {
-            if (local.size != to_end || local.size > left) {
+        uint64_t left_here = left < to_end ? left : to_end;
+        if (left_here < sizeof *head) {
+            /* multiples of 8, so at least 8: only a PAD fits */
+            struct shmq_record pad = {0};
+            memcpy(&pad, at, SHMQ_PAD_SIZE_MIN);
+            if (pad.kind != SHMQ_RECORD_PAD || pad.size != to_end || pad.size > left) {
                 return SHMQ_CORRUPT;
             }
             ring->read_position += to_end;
             continue;
         }
-        if (left < sizeof local || to_end < sizeof local) {
-            return SHMQ_CORRUPT;
+        for (uint32_t part = 0; part < sizeof *head; part += 16) { /* the one look; all checks are of this copy */
+            shmq_hostile_copy16((uint8_t *)head + part, at + part);
         }
-        memcpy(&local, at, sizeof local); /* the one look; all checks are of this copy */
-        if (local.size < sizeof local || local.size > left || local.size > to_end ||
-            local.size > shmq_record_size_max(ring->capacity) ||
-            (local.size & (SHMQ_RECORD_ALIGN - 1)) != 0) {
-            return SHMQ_CORRUPT;
-        }
-        uint64_t payload_size = local.size - sizeof local;
-        if (local.kind == SHMQ_RECORD_MESSAGE) {
-            if ((uint64_t)local.body_size + local.properties_size > payload_size) {
+        if (head->kind == SHMQ_RECORD_MESSAGE) {
+            if (sizeof *head + (uint64_t)head->body_size + head->properties_size > head->size) {
                 return SHMQ_CORRUPT;
             }
-        } else if (local.kind == SHMQ_RECORD_LARGE) {
-            if (ring->chunk == NULL || local.properties_size > payload_size ||
-                local.chunk_place > ring->chunk_size ||
-                local.body_size > ring->chunk_size - local.chunk_place) {
+        } else if (head->kind == SHMQ_RECORD_LARGE) {
+            if (ring->chunk == NULL || sizeof *head + (uint64_t)head->properties_size > head->size ||
+                head->chunk_place > ring->chunk_size ||
+                head->body_size > ring->chunk_size - head->chunk_place) {
                 return SHMQ_CORRUPT;
             }
+        } else if (head->kind == SHMQ_RECORD_PAD && head->size == to_end && head->size <= left) {
+            ring->read_position += to_end;
+            continue;
         } else {
+            return SHMQ_CORRUPT;
+        }
+        if (head->size > left_here || head->size > shmq_record_size_max(ring->capacity) ||
+            (head->size & (SHMQ_RECORD_ALIGN - 1)) != 0) {
             return SHMQ_CORRUPT;
         }
         if (ring->completion_tail >= ring->completion_limit) {
             return SHMQ_EMPTY;
         }
-        *head = local;
-        *payload = at + sizeof local;
+        *payload = at + sizeof *head;
         return SHMQ_OK;
     }
     return SHMQ_CORRUPT;

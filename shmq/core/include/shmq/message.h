@@ -81,6 +81,9 @@
 #define SHMQ_CRC_PROPERTY_SIZE 20u
 #define SHMQ_CRC_PROPERTY_NAME "__CRC32#"
 #define SHMQ_CRC_PROPERTY_NAME_SIZE 8u
+/* "UNIQ_KEY" 0x01, 32 digits, 0x02: what our producers' properties begin with. */
+#define SHMQ_KEY_PROPERTY_SIZE 42u
+#define SHMQ_KEY_PROPERTY_NAME_SIZE 8u
 
 #define SHMQ_TOPIC_SIZE_V1_MAX 127u   /* the length is a signed 8-bit integer */
 #define SHMQ_TOPIC_SIZE_V2_MAX 32767u /* the length is a signed 16-bit integer */
@@ -129,6 +132,7 @@ struct shmq_message_draft {
     uint32_t properties_size;  /* without the CRC property */
     uint32_t total_size;
     uint32_t body_crc;         /* all 32 bits */
+    uint32_t key_size;         /* SHMQ_KEY_PROPERTY_SIZE: properties begin with a key; else 0 */
 };
 
 /* Bytes of the whole record, IPv4 hosts, V2 if and only if topic_size > 127; properties_size as
@@ -164,15 +168,56 @@ static inline void shmq_crc_property_put(uint8_t *at, uint32_t record_crc)
     at[19] = SHMQ_PROPERTY_VALUE_END;
 }
 
+/* Copies properties as shmq_hostile_copy does. Returns SHMQ_KEY_PROPERTY_SIZE if what landed begins
+ * with the unique key as our producers write it, else 0 (and always 0 where there is no SSE2).
+ * That is judged in the registers it is stored from: read back, it would wait for the stores. */
+SHMQ_COPIES_HOSTILE
+static inline uint32_t shmq_properties_copy(uint8_t *to, const uint8_t *from, uint32_t size)
+{
+#if defined(__SSE2__)
+    if (size >= SHMQ_KEY_PROPERTY_SIZE) {
+        const __m128i name = _mm_setr_epi8('U', 'N', 'I', 'Q', '_', 'K', 'E', 'Y',
+                                           SHMQ_PROPERTY_NAME_END, 0, 0, 0, 0, 0, 0, 0);
+        const __m128i is_name =
+            _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0);
+        const __m128i end =
+            _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, SHMQ_PROPERTY_VALUE_END);
+        const __m128i is_end = _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -1);
+        const __m128i separators = _mm_set1_epi8(SHMQ_PROPERTY_VALUE_END);
+        __m128i first = _mm_loadu_si128((const __m128i *)(const void *)from);
+        __m128i second = _mm_loadu_si128((const __m128i *)(const void *)(from + 16));
+        __m128i last =
+            _mm_loadu_si128((const __m128i *)(const void *)(from + SHMQ_KEY_PROPERTY_SIZE - 16));
+        __asm__("" : "+x"(first), "+x"(second), "+x"(last));
+        _mm_storeu_si128((__m128i *)(void *)to, first);
+        _mm_storeu_si128((__m128i *)(void *)(to + 16), second);
+        _mm_storeu_si128((__m128i *)(void *)(to + SHMQ_KEY_PROPERTY_SIZE - 16), last);
+        shmq_hostile_copy(to + SHMQ_KEY_PROPERTY_SIZE, from + SHMQ_KEY_PROPERTY_SIZE,
+                          size - SHMQ_KEY_PROPERTY_SIZE);
+        /* In the key's 32 digits no separator and no NUL; at the two ends what belongs there. */
+        __m128i low = _mm_min_epu8(_mm_or_si128(first, is_name), _mm_or_si128(last, is_end));
+        low = _mm_min_epu8(low, second);
+        __m128i wrong = _mm_cmpeq_epi8(_mm_min_epu8(low, separators), low);
+        wrong = _mm_or_si128(wrong, _mm_xor_si128(_mm_and_si128(first, is_name), name));
+        wrong = _mm_or_si128(wrong, _mm_xor_si128(_mm_and_si128(last, is_end), end));
+        int right = _mm_movemask_epi8(_mm_cmpeq_epi8(wrong, _mm_setzero_si128())) == 0xffff;
+        return right ? SHMQ_KEY_PROPERTY_SIZE : 0;
+    }
+#endif
+    shmq_hostile_copy(to, from, size);
+    return 0;
+}
+
 /* Writes the header, copies body and properties behind it and leaves 20 bytes for the CRC
  * property. `frame` has room for shmq_message_size(topic_size, body_size, properties_size + 20)
  * bytes, which the caller made sure of. Both copies come from memory that may change during the
- * call: judge them in the frame, by `draft`. SHMQ_OK; SHMQ_PROPERTIES_TOO_LARGE or
+ * call: judge what landed, by `draft`. Always inlined, for its fields then stay in registers.
+ * SHMQ_OK; SHMQ_PROPERTIES_TOO_LARGE or
  * SHMQ_TOO_LARGE for sizes that no record has; SHMQ_ILLEGAL for an empty topic or IPv6 bits in
  * sys_flag. Writes nothing unless it returns SHMQ_OK. */
-static inline int shmq_message_fill(uint8_t *frame, const struct shmq_message_fields *fields,
-                                    const uint8_t *body, const uint8_t *properties,
-                                    struct shmq_message_draft *draft)
+SHMQ_ENDIAN_INLINE int shmq_message_fill(uint8_t *frame, const struct shmq_message_fields *fields,
+                                         const uint8_t *body, const uint8_t *properties,
+                                         struct shmq_message_draft *draft)
 {
     const uint32_t topic_size = fields->topic_size;
     const uint32_t body_size = fields->body_size;
@@ -210,12 +255,12 @@ static inline int shmq_message_fill(uint8_t *frame, const struct shmq_message_fi
     if (is_v2)
         *at++ = (uint8_t)(topic_size >> 8);
     *at++ = (uint8_t)topic_size;
-    memcpy(at, fields->topic, topic_size);
+    shmq_hostile_copy(at, fields->topic, topic_size);
     draft->topic = at;
     at += topic_size;
     shmq_be16_store(at, (uint16_t)(properties_size + SHMQ_CRC_PROPERTY_SIZE));
     at += 2;
-    shmq_hostile_copy(at, properties, properties_size);
+    draft->key_size = shmq_properties_copy(at, properties, properties_size);
     draft->properties = at;
     draft->body_size = body_size;
     draft->topic_size = topic_size;
@@ -642,17 +687,14 @@ static inline void shmq_properties_mark(const uint8_t *at, uint32_t left,
 #define shmq_properties_mark shmq_properties_mark_portable
 #endif
 
-/* One pass over properties as a producer sent them (no CRC property yet): well formed means
- * names and values not empty, no NUL, separators only as separators, the last 0x02 present.
- * SHMQ_OK with `out`; SHMQ_ILLEGAL if malformed; SHMQ_RESERVED if a name needs a grant that
- * `grants` lacks. Of a name that comes twice the last counts, as in Java. */
-static inline int shmq_properties_check(const uint8_t *properties, uint32_t size, uint64_t grants,
-                                        struct shmq_properties_summary *out)
+/* shmq_properties_check from `begin` on, where a name begins. */
+static inline int shmq_properties_check_from(const uint8_t *properties, uint32_t size,
+                                             uint32_t begin, uint64_t grants,
+                                             struct shmq_properties_summary *out)
 {
-    memset(out, 0, sizeof *out);
-    uint32_t name_start = 0;
+    uint32_t name_start = begin;
     uint32_t value_start = 0; /* 0 while in a name */
-    for (uint32_t window = 0; window < size; window += 64) {
+    for (uint32_t window = begin; window < size; window += 64) {
         struct shmq_properties_marks marks;
         shmq_properties_mark(properties + window, size - window, &marks);
         if (marks.nuls != 0)
@@ -678,6 +720,34 @@ static inline int shmq_properties_check(const uint8_t *properties, uint32_t size
         }
     }
     return value_start == 0 && name_start == size ? SHMQ_OK : SHMQ_ILLEGAL;
+}
+
+/* One pass over properties as a producer sent them (no CRC property yet): well formed means
+ * names and values not empty, no NUL, separators only as separators, the last 0x02 present.
+ * SHMQ_OK with `out`; SHMQ_ILLEGAL if malformed; SHMQ_RESERVED if a name needs a grant that
+ * `grants` lacks. Of a name that comes twice the last counts, as in Java. */
+static inline int shmq_properties_check(const uint8_t *properties, uint32_t size, uint64_t grants,
+                                        struct shmq_properties_summary *out)
+{
+    memset(out, 0, sizeof *out);
+    return shmq_properties_check_from(properties, size, 0, grants, out);
+}
+
+/* shmq_properties_check of a draft, without looking again at the key that it is known to begin
+ * with. */
+static inline int shmq_draft_check(const struct shmq_message_draft *draft, uint64_t grants,
+                                   struct shmq_properties_summary *out)
+{
+    memset(out, 0, sizeof *out);
+    if (draft->key_size != 0) {
+        out->property_count = 1;
+        out->unique_key = draft->properties + SHMQ_KEY_PROPERTY_NAME_SIZE + 1;
+        out->unique_key_size = SHMQ_KEY_PROPERTY_SIZE - SHMQ_KEY_PROPERTY_NAME_SIZE - 2;
+        if (draft->properties_size == SHMQ_KEY_PROPERTY_SIZE)
+            return SHMQ_OK;
+    }
+    return shmq_properties_check_from(draft->properties, draft->properties_size, draft->key_size,
+                                      grants, out);
 }
 
 /* The value of one property in stored properties, lenient as RocketMQ's reader: the last 0x02

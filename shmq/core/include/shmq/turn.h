@@ -193,9 +193,20 @@ static inline struct shmq_turn_ring *shmq_turn_entry(struct shmq_ring *ring, str
     return &record->rings[ring->turn_entry - 1];
 }
 
-/* May this session send to this queue now? OK or why not. */
+/* The queue of a ring's last record, while its turn lasts: rows and grants only change between turns. */
+struct shmq_turn_target {
+    uint32_t queue_row;
+    uint32_t row_generation;
+    uint32_t flags;                 /* of the row */
+    uint32_t topic_size;
+    struct shmq_row *row;           /* NULL: no record yet, or it was refused */
+    const struct shmq_queue_row *queue;
+    const uint8_t *topic;
+};
+
+/* May this session send to this queue now? OK with its *target, or why not. */
 static inline int shmq_turn_admit(const struct shmq_append *append, const struct shmq_ring *ring,
-                                  const struct shmq_record *head)
+                                  const struct shmq_record *head, struct shmq_turn_target *target)
 {
     uint32_t row = head->queue_row;
     /* relaxed: only the append role makes rows */
@@ -214,6 +225,23 @@ static inline int shmq_turn_admit(const struct shmq_append *append, const struct
     if (state != SHMQ_ROW_ACTIVE && state != SHMQ_ROW_READ_ONLY) {
         return SHMQ_NO_TOPIC;
     }
+    const struct shmq_topic_row *topic = shmq_topics_row(append->topics, queue->topic_row);
+    *target = (struct shmq_turn_target){
+        .queue_row = row,
+        .row_generation = head->row_generation,
+        .flags = shmq_load_relaxed32(&queue->flags), /* relaxed: own word */
+        .topic_size = topic->topic_size,
+        .row = &append->rows[row],
+        .queue = queue,
+        .topic = topic->topic,
+    };
+    return SHMQ_OK;
+}
+
+/* Could a message be so? OK or why not. */
+static inline int shmq_turn_check(const struct shmq_append *append, const struct shmq_ring *ring,
+                                  const struct shmq_record *head)
+{
     if (head->body_size > append->control->config.message_size_max) {
         return SHMQ_TOO_LARGE;
     }
@@ -230,16 +258,23 @@ static inline int shmq_turn_admit(const struct shmq_append *append, const struct
 /* Takes the record at the ring's read position: appended, or refused with a completion that says why
  * (both OK); LOG_FULL / ARENA_FULL: not taken, the turn is over; FULL: not taken, the next turn. */
 static inline int shmq_turn_take(struct shmq_append *append, struct shmq_ring *ring,
-                                 const struct shmq_record *head, const uint8_t *payload, uint32_t *rolled)
+                                 struct shmq_turn_target *target, const struct shmq_record *head,
+                                 const uint8_t *payload, uint32_t *rolled)
 {
     struct shmq_completion completion = {0};
-    int status = shmq_turn_admit(append, ring, head);
+    int status = SHMQ_OK;
+    if (target->row == NULL || target->queue_row != head->queue_row ||
+        target->row_generation != head->row_generation) {
+        target->row = NULL;
+        status = shmq_turn_admit(append, ring, head, target);
+    }
     if (status == SHMQ_OK) {
-        struct shmq_queue_row *queue = shmq_control_queue_row(append->control, head->queue_row);
-        struct shmq_row *row = &append->rows[head->queue_row];
-        const struct shmq_topic_row *topic = shmq_topics_row(append->topics, queue->topic_row);
+        status = shmq_turn_check(append, ring, head);
+    }
+    if (status == SHMQ_OK) {
+        struct shmq_row *row = target->row;
         uint32_t properties_size = head->properties_size;
-        uint32_t size = shmq_message_size(topic->topic_size, head->body_size,
+        uint32_t size = shmq_message_size(target->topic_size, head->body_size,
                                           properties_size + SHMQ_CRC_PROPERTY_SIZE);
         if (append->staged_count >= SHMQ_TURN_RECORDS_MAX) {
             return SHMQ_FULL;
@@ -253,6 +288,7 @@ static inline int shmq_turn_take(struct shmq_append *append, struct shmq_ring *r
             return status;
         }
         if (status == SHMQ_OK) {
+            shmq_commit_log_fetch(frame, size);
             const uint8_t *body = payload;
             const uint8_t *properties = payload + head->body_size;
             if (head->kind == SHMQ_RECORD_LARGE) {
@@ -261,11 +297,11 @@ static inline int shmq_turn_take(struct shmq_append *append, struct shmq_ring *r
             }
             uint32_t service = ring->service_id != 0;
             struct shmq_message_fields fields = {
-                .topic = topic->topic,
-                .topic_size = topic->topic_size,
+                .topic = target->topic,
+                .topic_size = target->topic_size,
                 .body_size = head->body_size,
                 .properties_size = properties_size,
-                .queue_id = queue->queue_id,
+                .queue_id = target->queue->queue_id,
                 .flag = head->flag,
                 .sys_flag = (uint32_t)head->sys_flag &
                             (service ? SHMQ_SYS_FLAG_SERVICE : SHMQ_SYS_FLAG_CLIENT),
@@ -283,24 +319,22 @@ static inline int shmq_turn_take(struct shmq_append *append, struct shmq_ring *r
             status = shmq_message_fill(frame, &fields, body, properties, &draft);
             if (status == SHMQ_OK) {
                 /* on the copy: the original may change under our eyes */
-                status = shmq_properties_check(draft.properties, properties_size, ring->property_grants,
-                                               &summary);
+                status = shmq_draft_check(&draft, ring->property_grants, &summary);
             }
             if (status == SHMQ_OK) {
                 shmq_message_seal(frame, &draft);
-                uint32_t flags = shmq_load_relaxed32(&queue->flags); /* relaxed: own word */
                 struct shmq_staged *staged = &append->staged[append->staged_count++];
                 staged->physical_offset = append->log.log_end;
                 staged->queue_offset = row->next_queue_offset;
                 staged->tags_code =
-                    shmq_append_tags_code(append, flags, &summary, append->store_timestamp);
+                    shmq_append_tags_code(append, target->flags, &summary, append->store_timestamp);
                 staged->size = size;
                 staged->row = head->queue_row;
                 completion.physical_offset = append->log.log_end;
                 completion.queue_offset = row->next_queue_offset;
                 completion.size = size;
                 if ((head->flags & SHMQ_RECORD_WAIT) != 0) {
-                    completion.need = (uint8_t)shmq_row_need(queue);
+                    completion.need = (uint8_t)(target->flags & (SHMQ_ROW_FLUSH | SHMQ_ROW_REPLICA));
                 }
                 append->log.log_end += size;
                 row->next_queue_offset += 1;
@@ -444,20 +478,26 @@ static inline void shmq_turn_publish(struct shmq_append *append, const struct sh
     struct shmq_control *control = append->control;
     uint64_t bytes = 0;
     append->touched_count = 0;
-    for (uint32_t i = 0; i < append->staged_count; ++i) {
-        const struct shmq_staged *staged = &append->staged[i];
-        struct shmq_row *row = &append->rows[staged->row];
-        struct shmq_queue_row *queue = shmq_control_queue_row(control, staged->row);
-        shmq_consume_queue_put(&append->arena, queue, staged->row, &row->chain, staged->queue_offset,
-                               staged->physical_offset, staged->size, staged->tags_code);
+    for (uint32_t i = 0; i < append->staged_count;) {
+        uint32_t index = append->staged[i].row;
+        struct shmq_row *row = &append->rows[index];
+        struct shmq_queue_row *queue = shmq_control_queue_row(control, index);
+        uint32_t begin = i;
+        uint64_t row_bytes = 0;
+        for (; i < append->staged_count && append->staged[i].row == index; ++i) {
+            const struct shmq_staged *staged = &append->staged[i];
+            shmq_consume_queue_put(&append->arena, queue, index, &row->chain, staged->queue_offset,
+                                   staged->physical_offset, staged->size, staged->tags_code);
+            row_bytes += staged->size;
+        }
         /* relaxed: counters, and a hint for tools */
-        shmq_store_relaxed(&queue->messages_in, shmq_load_relaxed(&queue->messages_in) + 1);
-        shmq_store_relaxed(&queue->bytes_in, shmq_load_relaxed(&queue->bytes_in) + staged->size);
-        shmq_store_relaxed(&queue->last_position, staged->physical_offset);
-        bytes += staged->size;
+        shmq_store_relaxed(&queue->messages_in, shmq_load_relaxed(&queue->messages_in) + (i - begin));
+        shmq_store_relaxed(&queue->bytes_in, shmq_load_relaxed(&queue->bytes_in) + row_bytes);
+        shmq_store_relaxed(&queue->last_position, append->staged[i - 1].physical_offset);
+        bytes += row_bytes;
         if (!row->touched) {
             row->touched = 1;
-            append->touched[append->touched_count++] = staged->row;
+            append->touched[append->touched_count++] = index;
         }
     }
     append->arena_reserved = 0;
@@ -602,6 +642,7 @@ static inline uint32_t shmq_turn_run(struct shmq_append *append, uint64_t wall_m
         }
         uint64_t begin = ring->read_position;
         uint32_t count = 0;
+        struct shmq_turn_target target = {.row = NULL};
         while (seen == SHMQ_OK) {
             struct shmq_record head;
             const uint8_t *payload = NULL;
@@ -613,7 +654,7 @@ static inline uint32_t shmq_turn_run(struct shmq_append *append, uint64_t wall_m
                               count >= SHMQ_TURN_RING_RECORDS_MAX)) {
                 break;
             }
-            status = shmq_turn_take(append, ring, &head, payload, &rolled);
+            status = shmq_turn_take(append, ring, &target, &head, payload, &rolled);
             if (status != SHMQ_OK) {
                 break;
             }
