@@ -244,7 +244,7 @@ class BrokerData:
     broker_name: str
     """The name that master and slaves share."""
     broker_addrs: Mapping[int, str]
-    """broker_id (0 is the master) to the path of its control socket."""
+    """broker_id (0 is the master) to the name of its socket in the runtime folder."""
 
     def to_dict(self) -> dict[str, object]:
         """As RocketMQ's route answer has it, with quoted ids."""

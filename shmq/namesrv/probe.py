@@ -71,13 +71,14 @@ class Probe:
             self._client = None
 
     async def _ask_for_ever(self) -> None:
+        was_answered = False  # while it starts, silence is nothing to tell
         while True:  # endless: until it is stopped
-            problem = await self._ask()
-            if problem is None:
+            before, self._problem = self._problem, await self._ask()
+            if self._problem is None:
                 self._on_sign()
-            if problem is not None and self._problem is None:
-                _log.info("no answer broker=%s problem=%s", self._socket_name, problem)
-            self._problem = problem
+                was_answered = True
+            elif before is None and was_answered:
+                _log.warning("no answer broker=%s problem=%s", self._socket_name, self._problem)
             await asyncio.sleep(self._interval_s)
 
     async def _ask(self) -> str | None:

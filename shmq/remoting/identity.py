@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from shmq.errors import ClosedError, LimitError, ShmqError
 from shmq.shm.incarnation import Incarnation
 
-__all__ = ["Identity", "Peer", "peer_of", "refuse_descriptors"]
+__all__ = ["Identity", "Peer", "has_ended", "peer_of", "refuse_descriptors"]
 
 # Of <asm-generic/socket.h>; Python's socket module does not have them yet.
 _SO_PEERPIDFD = 77

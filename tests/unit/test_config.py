@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from shmq import config
-from shmq.config import StoreConfig, WaitingPolicy, load
+from shmq.config import (
+    BrokerConfig,
+    ClusterConfig,
+    NamesrvConfig,
+    StoreConfig,
+    WaitingPolicy,
+    load,
+)
 from shmq.errors import ConfigError
 from shmq.status import FlushDiskType
 from tests.support.repository import tree
@@ -180,12 +187,13 @@ def test_runtime_folder_follows_systemd_then_the_user() -> None:
     assert given.runtime_folder(both) == Path("/run/own")
 
 
-def test_every_setting_has_a_docstring() -> None:
+@pytest.mark.parametrize("role", [StoreConfig, BrokerConfig, NamesrvConfig, ClusterConfig])
+def test_every_setting_has_a_docstring(role: type) -> None:
     """Meaning, unit, default and why stand under each field: the reference page is made of them."""
     body = next(
         node.body
         for node in tree(Path(config.__file__)).body
-        if isinstance(node, ast.ClassDef) and node.name == "StoreConfig"
+        if isinstance(node, ast.ClassDef) and node.name == role.__name__
     )
     documented = {
         node.target.id
@@ -195,4 +203,13 @@ def test_every_setting_has_a_docstring() -> None:
         and isinstance(after, ast.Expr)
         and isinstance(after.value, ast.Constant)
     }
-    assert {spec.name for spec in fields(StoreConfig)} == documented
+    inherited = {spec.name for base in role.__mro__[1:-1] for spec in fields(base)}
+    assert {spec.name for spec in fields(role)} - inherited == documented
+
+
+def test_table_may_lie_in_a_table(tmp_path: Path) -> None:
+    file = _file(tmp_path, '[broker.a]\nstore_path = "s"\nbroker_id = 7')
+    store = load(StoreConfig, file=file, table=("broker", "a"), environ={})
+    assert (store.broker_id, store.store_path) == (7, tmp_path / "s")
+    with pytest.raises(ConfigError, match=r"\[broker.a.broker_id\]: 7, wanted a table"):
+        load(StoreConfig, file=file, table=("broker", "a", "broker_id"), environ={})
