@@ -150,7 +150,12 @@ class NameServer:
         """Stop the brokers that are supervised, while routes are still given out; then listen no
         more.
         """
-        self._loop_thread.run(self._drain(), timeout_s=timeout_s)
+        try:
+            self._loop_thread.run(self._drain(), timeout_s=timeout_s)
+        except TimeoutError:
+            _log.error(
+                "stopping the brokers took more than %s s; what still runs goes on", timeout_s
+            )
 
     def stop(self) -> None:
         """Close everything; brokers that still run go on. Copes with a start that failed."""

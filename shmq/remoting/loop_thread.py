@@ -82,7 +82,6 @@ class LoopThread:
         self._answered_count = asked
 
     def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
         left = asyncio.all_tasks(self._loop)
         for task in left:

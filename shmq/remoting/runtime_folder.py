@@ -148,9 +148,18 @@ class RuntimeFolder:
         Raises:
             OwnerError: a living process has the name, or something that is no stale socket of ours
                 lies there.
+            ConfigError: the folder takes no socket (full, read-only).
         """
         _check_name(name)
         what = f"listen on {name} in {self.path}"
+        try:
+            return self._listen(name, what)
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise _no_descriptor(what) from error
+            raise ConfigError(f"{what}: {error.strerror}") from error
+
+    def _listen(self, name: str, what: str) -> "Listener":
         with contextlib.ExitStack() as undo:
             lock_fd = self._lock(name, what)
             undo.callback(os.close, lock_fd)
@@ -370,7 +379,11 @@ def _unreachable(what: str, error: OSError) -> ShmqError:
     if isinstance(error, BlockingIOError):
         return SystemBusyError(f"{what}: the server does not accept connections")
     if error.errno in {errno.EMFILE, errno.ENFILE}:
-        return LimitError(
-            f"{what}: no file descriptor left; raise LimitNOFILE= in the unit, or ulimit -n"
-        )
+        return _no_descriptor(what)
     return ServiceNotAvailableError(f"{what}: {error.strerror}")
+
+
+def _no_descriptor(what: str) -> LimitError:
+    return LimitError(
+        f"{what}: no file descriptor left; raise LimitNOFILE= in the unit, or ulimit -n"
+    )

@@ -466,6 +466,9 @@ class Server:
         except ShmqError as error:
             _refuse(sock, error)
             return
+        except OSError as error:
+            _refuse(sock, ShmqError(f"identify the peer: {error.strerror}"))
+            return
         uid = peer.identity.uid
         count = self._counts.get(uid, 0)
         refusal = self._refusal(uid, count)
@@ -474,8 +477,14 @@ class Server:
             _refuse(sock, refusal)
             return
         self._accepted_count += 1
+        try:
+            connection = Connection(self, sock, peer, self._accepted_count)
+        except OSError as error:  # the kernel watches no more descriptors for us
+            self.loop.remove_reader(sock)
+            peer.close()
+            _refuse(sock, QuotaError(f"watch the peer: {error.strerror}"))
+            return
         self._counts[uid] = count + 1
-        connection = Connection(self, sock, peer, self._accepted_count)
         self._connections.add(connection)
         self.due(connection, self.limits.handshake_timeout_ms)
 
