@@ -378,10 +378,21 @@ struct lane_done {
     int status;
 };
 
+/* shmq_lane_completion, and CLOSED, too, for what was appended and whose level nobody will report any more. */
+static int lane_completion(const struct shmq_lane_writer *writer, uint64_t sequence, struct shmq_completion *out)
+{
+    int status = shmq_lane_completion(writer, sequence, out);
+    if (status == SHMQ_EMPTY && shmq_lane_ended(writer) == (uint32_t)-SHMQ_CLOSED) {
+        status = shmq_lane_completion(writer, sequence, out); /* it may have come right before the end */
+        return status == SHMQ_EMPTY ? SHMQ_CLOSED : status;
+    }
+    return status;
+}
+
 static int lane_done_is_over(void *what)
 {
     struct lane_done *done = what;
-    done->status = shmq_lane_completion(&done->view, done->sequence, &done->completion);
+    done->status = lane_completion(&done->view, done->sequence, &done->completion);
     /* acquire: pairs with the release in lane_change */
     return done->status != SHMQ_EMPTY || shmq_load_acquire32(done->changes) != done->changes_seen;
 }
@@ -391,7 +402,7 @@ static int lane_done_is_over(void *what)
 static int lane_wait_done(struct shmq_lane_object *self, uint64_t sequence, struct shmq_wait *wait,
                           struct shmq_completion *out)
 {
-    int status = shmq_lane_completion(&self->writer, sequence, out);
+    int status = lane_completion(&self->writer, sequence, out);
     while (status == SHMQ_EMPTY) { /* bounded by the deadline */
         if (wait->timeout_ns == 0 || shmq_clock_ns(CLOCK_MONOTONIC) >= shmq_wait_deadline(wait)) {
             return SHMQ_TIMED_OUT;
@@ -406,7 +417,7 @@ static int lane_wait_done(struct shmq_lane_object *self, uint64_t sequence, stru
         if (PyErr_CheckSignals() < 0 || shmq_lane_check(self, "wait for a completion") < 0) {
             return 1;
         }
-        status = shmq_lane_completion(&self->writer, sequence, out);
+        status = lane_completion(&self->writer, sequence, out);
     }
     return status;
 }
@@ -479,7 +490,7 @@ static PyObject *lane_take(struct shmq_lane_object *self, PyObject *argument)
         return NULL;
     }
     struct shmq_completion completion;
-    int status = shmq_lane_completion(&self->writer, sequence, &completion);
+    int status = lane_completion(&self->writer, sequence, &completion);
     if (status == SHMQ_EMPTY) {
         Py_RETURN_NONE;
     }

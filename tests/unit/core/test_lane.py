@@ -876,3 +876,16 @@ def test_completion_waits_for_the_level_of_its_queue_unless_told_not_to() -> Non
         assert lane.drain(0.01) == STATUS["TIMED_OUT"]
         store.appender.set_queue(queue[0], core.ROW_ACTIVE, 0)
         assert lane.send(*queue, b"x")[0] == OK
+
+
+def test_completion_whose_level_nobody_will_report_is_not_waited_for() -> None:
+    with StoreInThread() as store:
+        lane, queue = store.lane, store.queue
+        store.appender.set_queue(queue[0], core.ROW_ACTIVE, core.ROW_FLUSH)
+        first, second = (lane.put(*queue, b"x", keep=True) for _ in range(2))
+        thread, outcome = in_thread(lambda: lane.wait(first, None))
+        wait_until(lambda: lane.appended_sequence == 2)
+        store.appender.detach(0)
+        thread.join()
+        assert outcome == [(STATUS["CLOSED"], *NO_PLACE)]
+        assert lane.take(second) == (STATUS["CLOSED"], *NO_PLACE)
