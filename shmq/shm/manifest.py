@@ -204,7 +204,7 @@ def load(path: Path) -> Manifest | None:
         if not stat.S_ISREG(status.st_mode) or status.st_size > _SIZE_LIMIT_BYTES:
             raise ShmError(f"read {path}: not a plain file of at most {_SIZE_LIMIT_BYTES} bytes")
         with open(fd, "rb", closefd=False) as file:
-            data = file.read(_SIZE_LIMIT_BYTES)
+            data = file.read(min(status.st_size, _SIZE_LIMIT_BYTES))
     except OSError as error:
         raise ShmError(f"read {path}: {error.strerror}") from error
     finally:

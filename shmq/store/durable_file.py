@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -110,11 +111,17 @@ def read_file(path: Path, *, size_max: int) -> bytes | None:
         return None
     except OSError as error:
         raise disk_error(f"read {path}", error) from error
-    with open(fd, "rb") as file:
-        try:
-            data = file.read(size_max + 1)
-        except OSError as error:
-            raise disk_error(f"read {path}", error) from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise StoreError(f"read {path}: not a plain file; not one of ours")
+        with open(fd, "rb", closefd=False) as file:
+            # As much as there is: room for size_max would be taken before the first byte is read.
+            data = file.read(min(status.st_size, size_max) + 1)
+    except OSError as error:
+        raise disk_error(f"read {path}", error) from error
+    finally:
+        os.close(fd)
     if len(data) > size_max:
         raise StoreError(f"read {path}: more than {size_max} bytes; not a file of ours")
     return data
