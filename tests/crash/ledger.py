@@ -1,0 +1,92 @@
+"""Messages that say who sent them, so that the log alone tells what was lost, doubled or torn.
+
+A body is producer, queue and sequence, and filler that follows from them; whoever reads it checks
+every byte. Sequences count per producer and queue, from 0.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tests.support.rocketmq_decoder import Frame
+
+_HEAD = struct.Struct("<IIQI")
+BODY_MIN = _HEAD.size
+
+
+class Sent(NamedTuple):
+    """Which message it is."""
+
+    producer: int
+    queue: int
+    sequence: int
+
+
+def body_of(sent: Sent, size: int = BODY_MIN) -> bytes:
+    """The body of a message, `size` bytes, at least BODY_MIN."""
+    head = _HEAD.pack(*sent, size)
+    filler = bytes((sent.producer * 31 + sent.sequence * 7 + i) % 251 for i in range(64))
+    return (head + filler * (size // 64 + 1))[:size]
+
+
+def parse_body(body: bytes | memoryview) -> Sent:
+    """Which message a body is; AssertionError if a byte of it is wrong."""
+    producer, queue, sequence, size = _HEAD.unpack_from(body)
+    sent = Sent(producer, queue, sequence)
+    assert bytes(body) == body_of(sent, size), f"torn: {sent}"
+    return sent
+
+
+class Found(NamedTuple):
+    """One message of the log."""
+
+    sent: Sent
+    topic: str
+    queue_id: int
+    queue_offset: int
+    physical_offset: int
+
+
+def read_frames(frames: Iterable[Frame]) -> list[Found]:
+    """The messages of frames, each checked to the byte."""
+    return [
+        Found(
+            parse_body(frame.body),
+            frame.topic,
+            frame.queue_id,
+            frame.queue_offset,
+            frame.physical_offset,
+        )
+        for frame in frames
+    ]
+
+
+def check_once_and_in_order(
+    found: Iterable[Found], *, may_lack: frozenset[int] = frozenset()
+) -> Counter[tuple[int, int]]:
+    """Every message once, per producer and queue in order without a gap, and per queue with the
+    offsets 0, 1, 2...; how many each producer has in each queue.
+
+    Args:
+        found: all messages of a log, in its order.
+        may_lack: producers whose first messages may be missing.
+    """
+    counts: Counter[tuple[int, int]] = Counter()
+    offsets: Counter[tuple[str, int]] = Counter()
+    for message in found:
+        key = message.sent.producer, message.sent.queue
+        if key not in counts and message.sent.producer in may_lack:
+            counts[key] = message.sent.sequence
+        assert message.sent.sequence == counts[key], (
+            f"lost or doubled: {message}, want {counts[key]}"
+        )
+        counts[key] += 1
+        queue = message.topic, message.queue_id
+        assert message.queue_offset == offsets[queue], f"{message}, want {offsets[queue]}"
+        offsets[queue] += 1
+    return counts
