@@ -1,6 +1,7 @@
 """A broker that dies or is stopped while its clients work, and the successor that takes over."""
 
 import signal
+import subprocess
 from pathlib import Path
 
 import orjson
@@ -10,6 +11,7 @@ from shmq.core import core
 from shmq.errors import ClosedError, ShmError, ShmqError
 from shmq.remoting.codes import RequestCode
 from tests.support.broker_process import BrokerClient, BrokerProcess, ClientProcess, Queue
+from tests.support.require import require_program
 from tests.support.store_process import wait_until
 
 GROUP = "readers"
@@ -233,6 +235,34 @@ def test_what_a_killed_client_published_is_appended(broker):
         where = reader.read_queues(TOPIC)[0]
         wait_until(lambda: reader.reader.visible_max(where.row) == 2000)
         assert reader.bodies(where, count=3000) == [b"%d" % n for n in range(200)] * 10
+
+
+@pytest.mark.crash
+def test_ring_of_a_killed_client_is_drained_when_the_log_has_room_again(broker):
+    """The disk stands still, so the log is full and the ring too; then the client is killed."""
+    strace = require_program("strace", "strace")
+    size = 15_000
+    with BrokerClient(broker, "reader") as reader, ClientProcess(broker, "victim") as victim:
+        reader.send_queues(TOPIC)
+        tracer = subprocess.Popen(
+            [
+                strace, "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync",
+                "-e", "inject=fdatasync:delay_enter=20s", "-p", str(broker.pid),
+            ],
+        )  # fmt: skip
+        try:
+            count = victim.run("flood", TOPIC, size)
+            where = reader.read_queues(TOPIC)[0]
+            appended = reader.reader.visible_max(where.row)
+            assert count > appended  # some are in the ring only
+            victim.kill()
+            wait_until(lambda: broker.status()["sessionCount"] == 1)
+        finally:
+            tracer.send_signal(signal.SIGINT)
+            tracer.wait()
+        wait_until(lambda: reader.reader.visible_max(where.row) == count)
+        last = reader.bodies(where, count - 1)[0]
+        assert last == (b"%d" % (count - 1) + bytes(size))[:size]
 
 
 # ---- stopped in order ----------------------------------------------------------------------------

@@ -475,6 +475,16 @@ class _Orders:
             self._client.lanes[0].put(where.row, where.generation, body)
         return len(bodies)
 
+    def flood(self, topic: str, size: int) -> int:
+        """Publish bodies of a number each, `size` bytes long, until there is no room; how many."""
+        where = self._client.send_queues(topic)[0]
+        for number in range(1_000_000):
+            body = b"%d" % number + bytes(size)
+            lane = self._client.lanes[0]
+            if lane.put(where.row, where.generation, body[:size], timeout=0.5) < 0:
+                return number
+        raise AssertionError("there is always room")
+
 
 def _main() -> None:
     runtime, name, client_id = sys.argv[1:]
