@@ -22,7 +22,9 @@
 #define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
 #endif
 
+#ifndef FIXTURE_SESSIONS
 #define FIXTURE_SESSIONS 20u
+#endif
 #define FIXTURE_ROWS 64u
 #define FIXTURE_SUBSCRIPTIONS 256u
 #define FIXTURE_OBJECTS 128u

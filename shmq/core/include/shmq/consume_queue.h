@@ -243,6 +243,7 @@ static inline int shmq_consume_queue_read(const uint8_t *base, uint32_t block_co
     if (got > 0) {
         return (int)got;
     }
+    shmq_fence_acquire(); /* pairs with the release fence in shmq_append_add_row: who met the new queue knows it */
     /* acquire: pairs with the release of generation where a row changes hands: meanwhile, perhaps */
     return shmq_load_acquire32(&row->generation) != row_generation ? SHMQ_FENCED : SHMQ_OFFSET_TOO_SMALL;
 }
