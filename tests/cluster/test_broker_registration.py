@@ -1,5 +1,6 @@
 """A broker and the NameServers that lie in its runtime folder."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,23 +14,31 @@ from shmq.remoting.client import Client
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.runtime_folder import RuntimeFolder, namesrv_socket_name
 from shmq.topic import TopicRouteData
-from tests.support.broker_process import ROOT, BrokerClient, BrokerProcess
+from tests.support.broker_process import (
+    ROOT,
+    SMALL,
+    BrokerClient,
+    BrokerProcess,
+    Queue,
+    RunningBroker,
+)
 from tests.support.store_process import wait_until
 
 
 class NamesrvProcess:
     """One NameServer. A context manager."""
 
-    def __init__(self, runtime: Path, name: str) -> None:
+    def __init__(self, runtime: Path, name: str, *options: str) -> None:
         self.runtime = runtime
         self.name = name
+        self.options = options
         self.start()
 
     def start(self) -> None:
         self.process = subprocess.Popen(
             [
                 sys.executable, "-m", "shmq.namesrv",
-                "--runtime", str(self.runtime), "--name", self.name,
+                "--runtime", str(self.runtime), "--name", self.name, *self.options,
             ],
             cwd=ROOT,
         )  # fmt: skip
@@ -150,3 +159,41 @@ def test_two_brokers_share_a_topic(tmp_path, runtime, cluster_name):
         route = namesrv.route("orders")
         assert route is not None
         assert {data.broker_name for data in route.broker_datas} == {"a", "b"}
+
+
+@pytest.mark.cluster
+@pytest.mark.crash
+def test_supervised_broker_that_was_killed_is_back_with_its_clients(
+    tmp_path, runtime, cluster_name
+):
+    file = tmp_path / "cluster.toml"
+    settings = "\n".join(f'{key} = "{value}"' for key, value in SMALL.items())
+    file.write_text(
+        "".join(
+            f'[broker.{name}]\nstore_path = "store-{name}"\ncluster_name = "{cluster_name}"\n'
+            f'keep_memory = "never"\n{settings}\n'
+            for name in ("a", "b")
+        )
+    )
+    with NamesrvProcess(runtime, "ns0", "--cluster", str(file)) as namesrv:
+        wait_until(lambda: len((namesrv.route("TBW102") or TopicRouteData()).queue_datas) == 2)
+        broker = RunningBroker(runtime, "a")
+        with BrokerClient(broker, "c") as client:
+            where = client.send_queues("orders")[0]
+            client.send(where, b"before")
+            pid = broker.status()["pid"]
+            os.kill(pid, signal.SIGKILL)
+            sequence = client.lanes[0].put(where.row, where.generation, b"after", keep=True)
+            wait_until(lambda: _resumed(client, broker, where))
+            assert client.lanes[0].wait(sequence, 30.0)[0] == 0
+            assert client.bodies(where) == [b"before", b"after"]
+            assert broker.status()["pid"] != pid
+        wait_until(lambda: len((namesrv.route("TBW102") or TopicRouteData()).queue_datas) == 2)
+
+
+def _resumed(client: BrokerClient, broker: BrokerProcess, where: Queue) -> bool:
+    try:
+        client.resume(broker, queues=[where])
+    except ShmqError:
+        return False
+    return True

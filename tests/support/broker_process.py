@@ -46,7 +46,27 @@ SMALL = {
 # ---- the broker ----------------------------------------------------------------------------------
 
 
-class BrokerProcess:
+class RunningBroker:
+    """A broker that somebody else started."""
+
+    def __init__(self, runtime: Path, name: str) -> None:
+        self.runtime_path = runtime
+        self.socket_name = broker_socket_name(name, 0)
+
+    def connect(self, **options: Any) -> Client:
+        with RuntimeFolder.open(self.runtime_path) as folder:
+            return Client(folder, self.socket_name, role="test", timeout_s=5.0, **options)
+
+    def status(self) -> dict[str, Any]:
+        client = self.connect()
+        try:
+            command = Command(RequestCode.GET_BROKER_STATUS)
+            return dict(client.call(command, timeout_s=5.0).ext_fields)
+        finally:
+            client.close()
+
+
+class BrokerProcess(RunningBroker):
     """One broker. A context manager: it is stopped and its memory removed at the end."""
 
     def __init__(
@@ -76,9 +96,8 @@ class BrokerProcess:
         self.name = name
         self.module = module
         self.settings = {**SMALL, **settings}
+        super().__init__(runtime or folder / "run", name)
         self.store_path = folder / f"store-{name}"
-        self.runtime_path = runtime or folder / "run"
-        self.socket_name = broker_socket_name(name, 0)
         self.log_path = folder / f"{name}.log"
         self.process = self._start()
         if wait:
@@ -124,18 +143,6 @@ class BrokerProcess:
             return self.status()["phase"] == "RUNNING"
         except ShmqError:
             return False
-
-    def connect(self, **options: Any) -> Client:
-        with RuntimeFolder.open(self.runtime_path) as folder:
-            return Client(folder, self.socket_name, role="test", timeout_s=5.0, **options)
-
-    def status(self) -> dict[str, Any]:
-        client = self.connect()
-        try:
-            command = Command(RequestCode.GET_BROKER_STATUS)
-            return dict(client.call(command, timeout_s=5.0).ext_fields)
-        finally:
-            client.close()
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
@@ -185,7 +192,7 @@ class Queue:
 class BrokerClient:
     """A connection with, once attached, a session. A context manager."""
 
-    def __init__(self, broker: BrokerProcess, client_id: str, *, attach: bool = True) -> None:
+    def __init__(self, broker: RunningBroker, client_id: str, *, attach: bool = True) -> None:
         self.broker = broker
         self.client_id = client_id
         self.notices: queue.Queue[Command] = queue.Queue()
@@ -233,7 +240,7 @@ class BrokerClient:
         self._take(answer)
         self._map_all()
 
-    def resume(self, broker: BrokerProcess, *, queues: list[Queue], **body: Any) -> dict[str, Any]:
+    def resume(self, broker: RunningBroker, *, queues: list[Queue], **body: Any) -> dict[str, Any]:
         """Hand the memory to the successor; the answer's body."""
         self.client.close()
         self.client = broker.connect(on_notify=self._notified)
@@ -488,9 +495,7 @@ class _Orders:
 
 def _main() -> None:
     runtime, name, client_id = sys.argv[1:]
-    broker = BrokerProcess.__new__(BrokerProcess)
-    broker.runtime_path, broker.socket_name = Path(runtime), broker_socket_name(name, 0)
-    with BrokerClient(broker, client_id) as client:
+    with BrokerClient(RunningBroker(Path(runtime), name), client_id) as client:
         orders = _Orders(client)
         print("null", flush=True)
         for line in sys.stdin:
