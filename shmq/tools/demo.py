@@ -47,7 +47,7 @@ IDLE_S = 2.0
 
 
 @dataclass
-class FileReport:
+class _FileReport:
     """What became of one file."""
 
     lines: dict[int, bytes] = field(default_factory=dict)
@@ -144,15 +144,15 @@ def _child(role: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def _read_spool(spools: Sequence[Path]) -> dict[int, FileReport]:
+def _read_spool(spools: Sequence[Path]) -> dict[int, _FileReport]:
     """What was received, by file; order is judged within each consumer, which has a file's queue
     to itself as long as the group does not change.
     """
-    reports: dict[int, FileReport] = {}
+    reports: dict[int, _FileReport] = {}
     for spool in spools:
         last: dict[int, int] = {}
         for number, line_number, digest in RECORD.iter_unpack(spool.read_bytes()):
-            report = reports.setdefault(number, FileReport())
+            report = reports.setdefault(number, _FileReport())
             if line_number in report.lines:
                 report.doubled += 1
             elif line_number < last.get(number, -1):
@@ -239,7 +239,7 @@ def _paced(client: shmq.Client, folder: str) -> list[int]:
 
 
 def _compare(
-    jobs: Sequence[tuple[int, Path]], reports: dict[int, FileReport]
+    jobs: Sequence[tuple[int, Path]], reports: dict[int, _FileReport]
 ) -> tuple[int, int, int, int, int]:
     """(received, lost, out of order, doubled, files whose digest differs)."""
     received = lost = out_of_order = doubled = wrong = 0
@@ -250,7 +250,7 @@ def _compare(
             digest = hashlib.blake2b(b"".join(map(_line_digest, lines))).hexdigest()
             known[path] = len(lines), digest
         count, digest = known[path]
-        report = reports.get(number, FileReport())
+        report = reports.get(number, _FileReport())
         received += len(report.lines)
         lost += count - len(report.lines)
         out_of_order += report.out_of_order
