@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,8 @@ from shmq.remoting.client import Client
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.runtime_folder import RuntimeFolder, namesrv_socket_name
 from shmq.topic import TopicRouteData
+from tests.cluster.namesrv_process import NamesrvProcess
 from tests.support.broker_process import (
-    ROOT,
     SMALL,
     BrokerClient,
     BrokerProcess,
@@ -25,50 +23,20 @@ from tests.support.broker_process import (
 from tests.support.store_process import wait_until
 
 
-class NamesrvProcess:
-    """One NameServer. A context manager."""
-
-    def __init__(self, runtime: Path, name: str, *options: str) -> None:
-        self.runtime = runtime
-        self.name = name
-        self.options = options
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [
-                sys.executable, "-m", "shmq.namesrv",
-                "--runtime", str(self.runtime), "--name", self.name, *self.options,
-            ],
-            cwd=ROOT,
-        )  # fmt: skip
-
-    def route(self, topic: str) -> TopicRouteData | None:
-        """What it says now; None if it does not serve or knows no route."""
-        try:
-            with RuntimeFolder.open(self.runtime) as folder:
-                name = namesrv_socket_name(self.name)
-                client = Client(folder, name, role="test", timeout_s=5.0)
-        except ShmqError:
-            return None
-        try:
-            return requests.route_of(client.call(requests.route_info(topic), timeout_s=5.0))
-        except TopicNotExistError:
-            return None
-        finally:
-            client.close()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def __enter__(self) -> "NamesrvProcess":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        self.process.terminate()
-        self.process.wait(30)
+def route(namesrv: NamesrvProcess, topic: str) -> TopicRouteData | None:
+    """What a NameServer says now; None if it does not serve or knows no route."""
+    try:
+        with RuntimeFolder.open(namesrv.runtime) as folder:
+            name = namesrv_socket_name(namesrv.name)
+            client = Client(folder, name, role="test", timeout_s=5.0)
+    except ShmqError:
+        return None
+    try:
+        return requests.route_of(client.call(requests.route_info(topic), timeout_s=5.0))
+    except TopicNotExistError:
+        return None
+    finally:
+        client.close()
 
 
 @pytest.fixture
@@ -78,87 +46,87 @@ def runtime(tmp_path: Path) -> Path:
 
 @pytest.mark.cluster
 def test_every_namesrv_knows_the_broker_and_its_topics(tmp_path, runtime, cluster_name):
-    with NamesrvProcess(runtime, "ns0") as first, BrokerProcess(tmp_path, cluster_name) as broker:
-        wait_until(lambda: first.route("TBW102") is not None)
-        with NamesrvProcess(runtime, "ns1") as second, BrokerClient(broker, "c") as client:
-            wait_until(lambda: second.route("TBW102") is not None)
+    with NamesrvProcess(runtime) as first, BrokerProcess(tmp_path, cluster_name) as broker:
+        wait_until(lambda: route(first, "TBW102") is not None)
+        with NamesrvProcess(runtime, name="ns1") as second, BrokerClient(broker, "c") as client:
+            wait_until(lambda: route(second, "TBW102") is not None)
             client.create_topic("orders", 3)
             for namesrv in (first, second):
-                route = namesrv.route("orders")  # known before the topic's maker has its answer
-                assert route is not None
-                (queues,) = route.queue_datas
+                found = route(namesrv, "orders")  # known before the topic's maker has its answer
+                assert found is not None
+                (queues,) = found.queue_datas
                 assert (queues.read_queue_nums, queues.write_queue_nums) == (3, 3)
-                (data,) = route.broker_datas
+                (data,) = found.broker_datas
                 assert data.broker_addrs == {0: broker.socket_name}
                 assert data.cluster == cluster_name
             client.call(RequestCode.DELETE_TOPIC_IN_BROKER, {"topic": "orders"})
-            assert first.route("orders") is second.route("orders") is None
+            assert route(first, "orders") is route(second, "orders") is None
 
 
 @pytest.mark.cluster
 @pytest.mark.crash
 def test_namesrv_that_was_killed_knows_everything_again(tmp_path, runtime, cluster_name):
     with (
-        NamesrvProcess(runtime, "ns0") as namesrv,
+        NamesrvProcess(runtime) as namesrv,
         BrokerProcess(tmp_path, cluster_name) as broker,
         BrokerClient(broker, "c") as client,
     ):
         client.create_topic("before", 1)
-        wait_until(lambda: namesrv.route("before") is not None)
-        namesrv.kill()
+        wait_until(lambda: route(namesrv, "before") is not None)
+        namesrv.end(signal.SIGKILL)
         client.create_topic("meanwhile", 2)
         where = client.send_queues("before")[0]
         assert client.send(where, b"nobody noticed") == 0
-        namesrv.start()
-        wait_until(lambda: namesrv.route("meanwhile") is not None)
-        assert namesrv.route("before") is not None
+        with NamesrvProcess(runtime) as successor:
+            wait_until(lambda: route(successor, "meanwhile") is not None)
+            assert route(successor, "before") is not None
 
 
 @pytest.mark.cluster
 @pytest.mark.crash
 def test_dead_broker_is_gone_from_routes_and_its_successor_is_back(tmp_path, runtime, cluster_name):
-    with NamesrvProcess(runtime, "ns0") as namesrv, BrokerProcess(tmp_path, cluster_name) as broker:
-        wait_until(lambda: namesrv.route("TBW102") is not None)
+    with NamesrvProcess(runtime) as namesrv, BrokerProcess(tmp_path, cluster_name) as broker:
+        wait_until(lambda: route(namesrv, "TBW102") is not None)
         broker.kill()
-        wait_until(lambda: namesrv.route("TBW102") is None)
+        wait_until(lambda: route(namesrv, "TBW102") is None)
         broker.restart()
-        wait_until(lambda: namesrv.route("TBW102") is not None)
+        wait_until(lambda: route(namesrv, "TBW102") is not None)
         broker.stop()
-        assert namesrv.route("TBW102") is None  # it has said so itself
+        assert route(namesrv, "TBW102") is None  # it has said so itself
 
 
 @pytest.mark.cluster
 def test_namesrv_that_hangs_holds_nobody_up(tmp_path, runtime, cluster_name):
     with (
-        NamesrvProcess(runtime, "ns0") as hung,
-        NamesrvProcess(runtime, "ns1") as other,
+        NamesrvProcess(runtime) as hung,
+        NamesrvProcess(runtime, name="ns1") as other,
         BrokerProcess(tmp_path, cluster_name) as broker,
         BrokerClient(broker, "c") as client,
     ):
-        wait_until(lambda: hung.route("TBW102") is not None)
-        wait_until(lambda: other.route("TBW102") is not None)
+        wait_until(lambda: route(hung, "TBW102") is not None)
+        wait_until(lambda: route(other, "TBW102") is not None)
         hung.process.send_signal(signal.SIGSTOP)
         client.create_topic("orders", 1)
-        assert other.route("orders") is not None
+        assert route(other, "orders") is not None
         assert client.send(client.send_queues("orders")[0], b"x") == 0
         hung.process.send_signal(signal.SIGCONT)
-        wait_until(lambda: hung.route("orders") is not None)
+        wait_until(lambda: route(hung, "orders") is not None)
 
 
 @pytest.mark.cluster
 def test_two_brokers_share_a_topic(tmp_path, runtime, cluster_name):
     with (
-        NamesrvProcess(runtime, "ns0") as namesrv,
+        NamesrvProcess(runtime) as namesrv,
         BrokerProcess(tmp_path, cluster_name, name="a", runtime=runtime) as a,
         BrokerProcess(tmp_path, cluster_name, name="b", runtime=runtime) as b,
     ):
         for broker in (a, b):
             with BrokerClient(broker, "c") as client:
                 client.create_topic("orders", 2)
-        wait_until(lambda: len((namesrv.route("orders") or TopicRouteData()).queue_datas) == 2)
-        route = namesrv.route("orders")
-        assert route is not None
-        assert {data.broker_name for data in route.broker_datas} == {"a", "b"}
+        wait_until(lambda: len((route(namesrv, "orders") or TopicRouteData()).queue_datas) == 2)
+        found = route(namesrv, "orders")
+        assert found is not None
+        assert {data.broker_name for data in found.broker_datas} == {"a", "b"}
 
 
 @pytest.mark.cluster
@@ -175,8 +143,8 @@ def test_supervised_broker_that_was_killed_is_back_with_its_clients(
             for name in ("a", "b")
         )
     )
-    with NamesrvProcess(runtime, "ns0", "--cluster", str(file)) as namesrv:
-        wait_until(lambda: len((namesrv.route("TBW102") or TopicRouteData()).queue_datas) == 2)
+    with NamesrvProcess(runtime, "--cluster", str(file)) as namesrv:
+        wait_until(lambda: len((route(namesrv, "TBW102") or TopicRouteData()).queue_datas) == 2)
         broker = RunningBroker(runtime, "a")
         with BrokerClient(broker, "c") as client:
             where = client.send_queues("orders")[0]
@@ -188,7 +156,7 @@ def test_supervised_broker_that_was_killed_is_back_with_its_clients(
             assert client.lanes[0].wait(sequence, 30.0)[0] == 0
             assert client.bodies(where) == [b"before", b"after"]
             assert broker.status()["pid"] != pid
-        wait_until(lambda: len((namesrv.route("TBW102") or TopicRouteData()).queue_datas) == 2)
+        wait_until(lambda: len((route(namesrv, "TBW102") or TopicRouteData()).queue_datas) == 2)
 
 
 def _resumed(client: BrokerClient, broker: BrokerProcess, where: Queue) -> bool:
