@@ -70,13 +70,12 @@ def test_members_are_told_at_once_when_one_comes_and_goes(a, b):
 
 def test_member_that_says_the_same_again_disturbs_nobody(a, b):
     a.heartbeat(consumers={GROUP: [TOPIC]})
+    a.notice(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED)
     b.heartbeat(consumers={GROUP: [TOPIC]})
-    b.heartbeat(consumers={GROUP: [TOPIC], "marker": [TOPIC]})
-    b.notice(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED)
-    while not a.notices.empty():
-        a.notices.get()
-    b.heartbeat(consumers={GROUP: [TOPIC], "marker": [TOPIC]})
-    a.members(GROUP)  # answered behind whatever b's heartbeat set off
+    a.notice(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED)
+    b.heartbeat(consumers={GROUP: [TOPIC]})
+    b.heartbeat(consumers={GROUP: [TOPIC], "mine": [TOPIC]})
+    a.members(GROUP)  # answered behind whatever b's heartbeats set off
     with pytest.raises(queue.Empty):
         a.notices.get(timeout=0.05)
 
