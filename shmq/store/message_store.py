@@ -512,6 +512,9 @@ class MessageStore:
         self._hot_log.adopt(file_position, hot, fd)
         self._hot_log.set_complete(file_position)
         self._replay(file_position, end, recovered)
+        # Before offsets are reserved: a reserved entry says where the log ended then, and one that
+        # said less would be taken for cold, with all those before it.
+        self._appender.begin_at(end, recovered.store_timestamp)
         for (topic, queue_id), queue_end in recovered.queue_ends.items():
             handle = self.queues.add(
                 topic,
@@ -523,7 +526,6 @@ class MessageStore:
             while self._appender.reserve(handle.row, queue_end) == _ARENA_FULL:
                 self._appender.grow_arena(self._memory.grow_arena())
         self._appender.set_min_position(recovered.min_position)
-        self._appender.begin_at(end, recovered.store_timestamp)
 
     def _replay(self, position: int, end: int, recovered: RecoveredLog) -> None:
         demands = 0

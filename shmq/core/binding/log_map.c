@@ -150,6 +150,7 @@ static int log_add(struct shmq_log_map *self, uint64_t file_position, int fd, in
     entry->file_position = file_position;
     entry->size_bytes = self->file_size_bytes;
     entry->hot_fd = is_hot ? fd : -1;
+    shmq_store_relaxed32(&entry->is_file, !is_hot); /* relaxed: nobody else has it yet */
     if (!is_hot) {
         (void)close(fd);
     }
@@ -223,6 +224,7 @@ static int log_retire(struct shmq_log_map *self, uint64_t file_position, int fd)
         } else {
             (void)close(entry->hot_fd);
             entry->hot_fd = -1;
+            shmq_store_relaxed32(&entry->is_file, 1); /* relaxed: no byte has changed, from now on one may */
             self->remap_count += 1;
         }
     }

@@ -20,6 +20,7 @@ struct shmq_log_entry {
     uint64_t file_position; /* physical_offset of base[0] */
     uint64_t size_bytes;
     shmq_word32 pins;       /* pins, and SHMQ_LOG_ENTRY_LEFT */
+    shmq_word32 is_file;    /* 1 once a file lies behind it: what disks do to bytes, readers look for */
     int hot_fd;             /* the segment while it is hot, else -1; under the lock */
     uint64_t used;          /* stamp of the last lookup; under the lock */
     struct shmq_log_entry *next; /* in its bucket; under the lock */

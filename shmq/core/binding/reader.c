@@ -293,7 +293,8 @@ static inline int read_frame(struct reader *self, const struct read_call *call, 
         shmq_be64_load(frame + 20) != queue_offset || shmq_be64_load(frame + 28) != found->physical_offset) {
         return SHMQ_EMPTY;
     }
-    if (call->is_verified) {
+    /* relaxed: see log_retire. Memory was checked when it was written; a file may have been damaged since. */
+    if (call->is_verified || shmq_load_relaxed32(&entry->is_file) != 0) {
         struct shmq_message_view view;
         if (shmq_message_check(frame, found->size, found->physical_offset, 0, &view) != SHMQ_OK) {
             return SHMQ_EMPTY;
@@ -1043,7 +1044,8 @@ static PyMethodDef reader_methods[] = {
 #define METHOD(name, function, flags, doc) {name, (PyCFunction)(void (*)(void))function, flags, doc}
     METHOD("read", reader_read, METH_FASTCALL | METH_KEYWORDS,
            "read(row, generation, queue_offset, max_count=32, tag_codes=None, verify=False, timeout=1.0) -> "
-           "(status, messages, next_queue_offset)."),
+           "(status, messages, next_queue_offset). A frame that lies in a file is checked before it is handed "
+           "out; verify=True: one in memory, too."),
     METHOD("read_columns", reader_read_columns, METH_FASTCALL | METH_KEYWORDS,
            "read_columns(row, generation, queue_offset, ...) -> (status, Batch, next_queue_offset)."),
     METHOD("read_entries", reader_read_entries, METH_FASTCALL | METH_KEYWORDS,

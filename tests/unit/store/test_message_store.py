@@ -188,6 +188,33 @@ def test_stop_flushes_what_was_sent(config: StoreConfig) -> None:
     assert frames[-1].physical_offset + frames[-1].total_size == end
 
 
+def test_damaged_newest_message_takes_no_other_with_it(config: StoreConfig) -> None:
+    """Its offset is not given out again, and those before it stay in memory."""
+    with MessageStore(config) as store:
+        handle = store.queues.add("orders", 0)
+        bodies = [number.to_bytes(4, "big") * 16_000 for number in range(40)]
+        _send(store, handle, *bodies)
+        end = store.positions.committed_position
+    assert end > 2 * FILE_SIZE
+    place = end - 1000
+    with (config.store_path / "commitlog" / f"{2 * FILE_SIZE:020d}").open("r+b") as file:
+        file.seek(place - 2 * FILE_SIZE)
+        file.write(b"damage")
+    with MessageStore(config) as store, _client(store) as client:
+        # the next files are ready, and what is cold has left memory
+        wait_until(lambda: store.appender_state()["ready_end"] == 5 * FILE_SIZE)
+        handle = store.queues.find("orders", 0)
+        offsets = store.queues.offsets(handle)
+        assert (offsets.visible_max, offsets.max_queue_offset) == (40, 40)
+        in_memory = offsets.hot_min_queue_offset
+        assert in_memory < 39
+        _, messages, reached = client.reader.read(*handle, in_memory, 100)
+        assert [message.body_bytes for message in messages] == bodies[in_memory:39]
+        assert (reached, client.reader.lost_count) == (40, 1)
+        store.sessions.grant(client.offer.session, [handle.row])
+        assert client.lanes[0].send(*handle, b"next")[2] == 40
+
+
 # ---- what must be refused, and how ---------------------------------------------------------------
 
 
