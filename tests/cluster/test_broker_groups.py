@@ -82,11 +82,11 @@ def test_member_that_says_the_same_again_disturbs_nobody(a, b):
 
 def test_killed_member_is_gone_at_once(broker, a):
     a.heartbeat(consumers={GROUP: [TOPIC]})
+    a.notice(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED)
     with ClientProcess(broker, "victim") as victim:
         victim.run("heartbeat", {GROUP: [TOPIC]})
+        a.notice(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED)
         assert a.members(GROUP) == ["client-a", "victim"]
-        while not a.notices.empty():
-            a.notices.get()
         victim.kill()
         a.notice(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED)
         assert a.members(GROUP) == ["client-a"]
