@@ -175,7 +175,7 @@ static void *flusher(void *argument)
         if (committed != shmq_load_relaxed(&control->flush.flushed_position)) {
             shmq_store_release(&control->flush.flushed_position, committed);
             shmq_fence_full(); /* pairs with the fence in shmq_append_sleep */
-            if (shmq_load_relaxed32(&control->sleep.append_sleeps) != 0) {
+            if ((shmq_load_relaxed32(&control->sleep.append_sleeps) & 1) != 0) {
                 shmq_eventfd_signal(append_event);
             }
         }

@@ -50,7 +50,7 @@ void shmq_appender_nudge(struct shmq_appender *self)
 {
     shmq_fence_full(); /* pairs with the fence in shmq_append_sleep */
     /* relaxed: ordered by the fences */
-    if (shmq_load_relaxed32(&self->append.control->sleep.append_sleeps) != 0) {
+    if ((shmq_load_relaxed32(&self->append.control->sleep.append_sleeps) & 1) != 0) {
         shmq_eventfd_signal(self->wake_fd);
     }
 }

@@ -880,6 +880,7 @@ static int lane_attach(struct shmq_lane_object *self, PyObject *control_object, 
         self->lane * completions;
     self->writer.bell = (const struct shmq_bell_line *)(const void *)(completion->base + SHMQ_BELLS_PLACE) + self->lane;
     self->writer.append_sleep = &head->sleep;
+    self->writer.answered = 0; /* the eventfd is another */
     self->writer.capacity = capacity;
     self->writer.completion_capacity = completions;
     self->writer.read_position = read_position;

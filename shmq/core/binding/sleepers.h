@@ -27,6 +27,7 @@ struct shmq_sleepers {
     uint32_t space_count; /* those of them that wait for space in a ring */
     uint32_t kicked;      /* those of them that were down at the last kick and have not left */
     shmq_word32 kicks;
+    shmq_word32 late; /* shmq_ladder.late between two rounds; a hint, whichever thread wrote it */
 };
 
 /* What a thread waits for; the same memory must stay mapped until shmq_sleepers_sleep returns. */
@@ -88,14 +89,15 @@ static inline void shmq_sleepers_sleep(struct shmq_sleepers *self, const struct 
  * may have been kicked before the next one. Call without the GIL. */
 static inline void shmq_sleepers_round(struct shmq_sleepers *self, const struct shmq_sleep *sleep, uint32_t policy)
 {
-    struct shmq_ladder ladder = {.policy = policy};
-    for (;;) { /* bounded by the ladder */
-        if (sleep->is_over(sleep->what)) {
-            return;
-        }
-        if (!shmq_ladder_climb(&ladder)) {
-            break;
-        }
+    /* relaxed: a hint */
+    struct shmq_ladder ladder = {.policy = policy, .late = shmq_load_relaxed32(&self->late)};
+    int is_over;
+    do { /* bounded by the ladder */
+        is_over = sleep->is_over(sleep->what);
+    } while (!is_over && shmq_ladder_climb(&ladder));
+    shmq_store_relaxed32(&self->late, ladder.late); /* relaxed: a hint */
+    if (is_over) {
+        return;
     }
     if (policy != SHMQ_WAIT_BUSY_SPIN) {
         shmq_sleepers_sleep(self, sleep);

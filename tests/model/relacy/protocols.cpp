@@ -385,7 +385,7 @@ struct levels_model : rl::test_suite<levels_model, 4> {
                 flushed = committed;
                 shmq_store_release(&control->flush.flushed_position, flushed);
                 shmq_fence_full();
-                if (shmq_load_relaxed32(&control->sleep.append_sleeps) != 0) {
+                if ((shmq_load_relaxed32(&control->sleep.append_sleeps) & 1) != 0) {
                     shmq_eventfd_signal(-1);
                 }
             }

@@ -46,14 +46,17 @@ static inline int shmq_segment_check(const struct shmq_segment_header *header, u
     return shmq_load_relaxed(&header->size_bytes) <= size_bytes ? SHMQ_OK : SHMQ_CORRUPT;
 }
 
-/* The sleeping half of the append thread's ladder: 1 if it may sleep (its flag is up), 0 if there is work. */
+/* The sleeping half of the append thread's ladder: 1 if it may sleep (its epoch is odd), 0 if there is work. Each
+ * sleep has an epoch of its own, also behind a predecessor that died asleep: producers answer an epoch once. */
 static inline int shmq_append_sleep(struct shmq_append *append)
 {
+    shmq_word32 *epoch = &append->control->sleep.append_sleeps;
+    uint32_t last = shmq_load_relaxed32(epoch); /* relaxed: own word */
     /* relaxed: the fence behind it orders it before the last look */
-    shmq_store_relaxed32(&append->control->sleep.append_sleeps, 1);
+    shmq_store_relaxed32(epoch, (last | 1u) + (last & 1u) * 2u);
     shmq_fence_full(); /* pairs with the fence in shmq_lane_publish */
     if (shmq_turn_ready(append)) {
-        shmq_store_relaxed32(&append->control->sleep.append_sleeps, 0); /* relaxed: own word */
+        shmq_sleep_end(epoch);
         return 0;
     }
     return 1;
@@ -61,7 +64,7 @@ static inline int shmq_append_sleep(struct shmq_append *append)
 
 static inline void shmq_append_wake(struct shmq_append *append)
 {
-    shmq_store_relaxed32(&append->control->sleep.append_sleeps, 0); /* relaxed: own word */
+    shmq_sleep_end(&append->control->sleep.append_sleeps);
     struct shmq_counters *counters = &append->control->counters;
     shmq_store_relaxed(&counters->sleeps, shmq_load_relaxed(&counters->sleeps) + 1); /* relaxed: a counter */
 }

@@ -6,7 +6,7 @@
  * Validity: bytes between ring_slot.read_position and lane.tail are records. They are hostile: the
  * broker loads the tail once, checks it, copies each record's head to locals once and checks those.
  * Writer algorithm (producer): wait for room and a free completion entry; fill at tail; store tail
- * (release); full fence; if the append thread sleeps, write the session's eventfd.
+ * (release); full fence; if the append thread sleeps and was not told yet, write the session's eventfd.
  * Reader algorithm (append role): shmq_ring_begin, then shmq_ring_peek / consume within one turn (turn.h).
  * Crash: a producer that dies while filling has published nothing. One that dies after the tail
  * store has sent. The broker's read position is in its own segment and moves by the turn record alone,
@@ -44,6 +44,7 @@ struct shmq_lane_writer {
     uint64_t sequence;        /* of the next record */
     uint64_t completion_read; /* completions taken */
     uint32_t session_generation; /* the slot is ours while it says the same */
+    uint32_t answered;           /* epoch of the append thread's sleep that was answered already */
 };
 
 /* 0, or the positive status why the session has ended. Its slot may belong to another session by now. */
@@ -114,11 +115,13 @@ static inline int shmq_lane_publish(struct shmq_lane_writer *writer)
     shmq_store_release(&writer->lane->tail, writer->tail);
     shmq_fence_full(); /* pairs with the fence in shmq_append_sleep between its flag and its last look */
     /* relaxed: ordered by the two fences */
-    if (shmq_load_relaxed32(&writer->append_sleep->append_sleeps) != 0) {
-        shmq_eventfd_signal(writer->event_fd);
-        return 1;
+    uint32_t epoch = shmq_load_relaxed32(&writer->append_sleep->append_sleeps);
+    if ((epoch & 1) == 0 || epoch == writer->answered) {
+        return 0; /* awake, or on its way: it looks at every ring before it sleeps again, in another epoch */
     }
-    return 0;
+    writer->answered = epoch;
+    shmq_eventfd_signal(writer->event_fd);
+    return 1;
 }
 
 /* OK: the completion of `sequence` is in *out, with its final status. EMPTY: not yet. CLOSED: the session

@@ -141,7 +141,7 @@ enum shmq_segment_kind {
     F(8, uint64_t, reserved, 15, "zero")
 
 #define SHMQ_SLEEP_LINE_FIELDS(F)                                                                  \
-    F(0, shmq_word32, append_sleeps, 1, "1 while the append thread sleeps in epoll")               \
+    F(0, shmq_word32, append_sleeps, 1, "odd while the append thread sleeps in epoll, each time another")               \
     F(4, uint32_t, reserved, 31, "zero")
 
 /* Written by the append role; read by exporters and tools without asking anybody. */
