@@ -281,6 +281,11 @@ static inline void shmq_append_attach(struct shmq_append *append, uint32_t sessi
         ring->session_generation = slot->generation;
         ring->service_id = slot->service_id;
         ring->stalled_tail = UINT64_MAX;
+        if (ring->completion_tail - ring->done_tail > ring->completion_capacity) {
+            ring->done_tail = ring->completion_tail; /* no broker of ours leaves a slot like this */
+            /* release: pairs with the acquire in shmq_lane_ended */
+            shmq_store_release32(&ring->slot->ended, (uint32_t)-SHMQ_CORRUPT);
+        }
         if (ring->done_tail != ring->completion_tail && !ring->pending) {
             ring->pending = 1;
             append->pending_rings[append->pending_ring_count++] = index;

@@ -16,7 +16,7 @@
 #include "layout.h"
 #include "status.h"
 
-/* A walk longer than this is a broken chain: blocks * skip bounds the longest honest one. */
+/* A chain longer than this is broken. */
 #define SHMQ_WALK_MAX (1u << 22)
 #define SHMQ_READ_RETRIES 1000u
 #define SHMQ_NO_ROW 0xffffffffu
@@ -125,7 +125,8 @@ static inline uint32_t shmq_consume_queue_find(const uint8_t *base, uint32_t blo
         /* acquire: pairs with the release of tail_block in shmq_consume_queue_put */
         number = shmq_load_acquire32(&row->tail_block);
     }
-    for (uint32_t step = 0; step < SHMQ_WALK_MAX; ++step) {
+    /* Once along the chain from the remembered block, once from the tail: no honest walk is longer. */
+    for (uint64_t step = 0; step < 2 * (uint64_t)block_count + 2; ++step) {
         if (number == 0 || number >= block_count) {
             if (!from_cursor) {
                 return 0;

@@ -19,6 +19,12 @@ static inline int shmq_arena_rebuild(struct shmq_append *append, uint8_t *marks)
     struct shmq_arena *arena = &append->arena;
     memset(marks, 0, arena->block_count);
     uint32_t rows = shmq_load_relaxed32(&append->control->append.queue_row_count); /* relaxed: own word */
+    uint32_t topics = shmq_load_relaxed32(&append->control->append.topic_row_count); /* relaxed: own word */
+    const struct shmq_control_config *config = &append->control->config;
+    if (rows > config->queue_row_max || topics > config->topic_row_max ||
+        arena->block_count > config->arena_block_max) {
+        return SHMQ_CORRUPT;
+    }
     for (uint32_t index = 0; index < rows; ++index) {
         struct shmq_queue_row *queue = shmq_control_queue_row(append->control, index);
         struct shmq_row *row = &append->rows[index];
@@ -39,6 +45,10 @@ static inline int shmq_arena_rebuild(struct shmq_append *append, uint8_t *marks)
         }
         if (state != SHMQ_ROW_ACTIVE && state != SHMQ_ROW_READ_ONLY) {
             continue;
+        }
+        if (queue->topic_row >= topics ||
+            shmq_topics_row(append->topics, queue->topic_row)->topic_size > SHMQ_TOPIC_SIZE_MAX) {
+            return SHMQ_CORRUPT;
         }
         uint32_t generation = shmq_load_relaxed32(&queue->generation);
         uint32_t number = shmq_load_relaxed32(&queue->head_block);
@@ -122,6 +132,7 @@ static inline int shmq_turn_redo(struct shmq_append *append, uint64_t now_ns)
     append->store_timestamp = record->header.store_timestamp;
     append->log.log_end = record->header.log_end;
     append->staged_count = 0;
+    append->arena_reserved = 0;
     uint64_t position = record->header.log_begin;
     while (position < record->header.log_end) {
         uint64_t room = append->log.file_size_bytes - position % append->log.file_size_bytes;
@@ -162,6 +173,14 @@ static inline int shmq_turn_redo(struct shmq_append *append, uint64_t now_ns)
                 staged->size = view.total_size;
                 staged->row = index;
                 row->next_queue_offset += 1;
+                if (row->staged_room == 0) {
+                    if (append->arena_reserved >= append->arena.free_count) {
+                        return SHMQ_CORRUPT; /* the turn had made sure of its blocks */
+                    }
+                    append->arena_reserved += 1;
+                    row->staged_room = SHMQ_BLOCK_ENTRIES;
+                }
+                row->staged_room -= 1;
             }
         }
         position += view.total_size;
