@@ -169,20 +169,27 @@ def group(scan: FileScan, topics: TopicNumbers) -> GroupedQueues:
         scan.rows, gap_limit=damaged_bytes // _FRAME_SIZE_MIN if damaged_bytes else 0
     )
     view = memoryview(entries)
-    grouped = [
-        QueueRun(
-            QueueKey(names[topic_number], queue_id),
-            first_queue_offset=first,
-            entry_count=count,
-            hole_count=holes,
-            first_store_timestamp=begun,
-            last_store_timestamp=ended,
-            entries_place=place * ENTRY_SIZE,
-            entries_crc=zlib.crc32(view[place * ENTRY_SIZE : (place + count) * ENTRY_SIZE]),
+    # By name, not in the order in which the names were first seen: a file's bytes follow from its
+    # log file alone, whatever else was scanned before it.
+    named = sorted((QueueKey(names[run[0]], run[1]), *run[2:]) for run in runs)
+    ordered = bytearray()
+    grouped = []
+    for key, first, count, holes, place, begun, ended in named:
+        part = view[place * ENTRY_SIZE : (place + count) * ENTRY_SIZE]
+        grouped.append(
+            QueueRun(
+                key,
+                first_queue_offset=first,
+                entry_count=count,
+                hole_count=holes,
+                first_store_timestamp=begun,
+                last_store_timestamp=ended,
+                entries_place=len(ordered),
+                entries_crc=zlib.crc32(part),
+            )
         )
-        for topic_number, queue_id, first, count, holes, place, begun, ended in runs
-    ]
-    return GroupedQueues(tuple(sorted(grouped)), entries, repeated)
+        ordered += part
+    return GroupedQueues(tuple(grouped), bytes(ordered), repeated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

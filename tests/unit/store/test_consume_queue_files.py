@@ -29,8 +29,8 @@ def _open(store: Path, end: int, *, record_crc_position: int = 0) -> ConsumeQueu
     return open_consume_queues(files, end_position=end, record_crc_position=record_crc_position)
 
 
-def _build(store: Path, file_position: int = 0) -> bytes:
-    topics: TopicNumbers = {}
+def _build(store: Path, file_position: int = 0, topics: TopicNumbers | None = None) -> bytes:
+    topics = {} if topics is None else topics
     scan = scan_log_file(
         LogFiles(store, FILE_SIZE),
         file_position,
@@ -127,6 +127,15 @@ def test_file_has_the_bytes_of_its_table(tmp_path: Path) -> None:
     header += bytes(24) + struct.pack("<I", zlib.crc32(names + directory))
     header += struct.pack("<I", zlib.crc32(header))
     assert _build(tmp_path) == header + names + directory + entries + a_entries
+
+
+def test_bytes_of_a_file_follow_from_its_log_file_alone(tmp_path: Path) -> None:
+    """Recovery scans file after file and numbers topics as they come; who builds one file anew
+    begins with it. fsck compares the two.
+    """
+    Writer(tmp_path).fill(2000)
+    alone = _build(tmp_path, FILE_SIZE)
+    assert _build(tmp_path, FILE_SIZE, {b"topic-2": 0, b"other": 1, b"topic-1": 2}) == alone
 
 
 def test_prepared_and_rolled_back_messages_are_in_no_queue(tmp_path: Path) -> None:
