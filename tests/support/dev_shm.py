@@ -30,13 +30,15 @@ def left_behind(before: frozenset[str], *, strict: bool) -> list[str]:
 
     Args:
         before: what `ours_in_dev_shm` gave before the test.
-        strict: nobody else uses the machine (CI): every new name counts.
+        strict: nobody else uses the machine (CI): every new name counts but what another run's
+            token claims.
 
     May wait up to NEIGHBOUR_GRACE_S for an object of unknown origin to go away.
     """
     new = ours_in_dev_shm() - before
     if strict:
-        return sorted(new)
+        foreign = {name for name in new if _TOKEN.search(name) and RUN_TOKEN not in name}
+        return sorted(new - foreign)
     left = [name for name in new if RUN_TOKEN in name]
     unknown = {name for name in new if not _TOKEN.search(name)}
     deadline = time.monotonic() + NEIGHBOUR_GRACE_S
