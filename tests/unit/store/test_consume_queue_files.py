@@ -113,11 +113,11 @@ def test_file_has_the_bytes_of_its_table(tmp_path: Path) -> None:
     directory = struct.pack(
         "<IIIIQQQqqQ",
         *(0, 1, 0, zlib.crc32(a_entries)),
-        *(0, 1, begin + 48, two.store_timestamp, two.store_timestamp, 0),
+        *(0, 1, begin, two.store_timestamp, two.store_timestamp, 0),
     )
     directory += struct.pack(
         "<IIIIQQQqqQ",
-        *(1, 1, 1, b_crc, 0, 2, begin, one.store_timestamp, four.store_timestamp, 0),
+        *(1, 1, 1, b_crc, 0, 2, begin + 24, one.store_timestamp, four.store_timestamp, 0),
     )
     header = struct.pack(
         "<8sIIQQQQQQQqIIQ",
@@ -126,7 +126,7 @@ def test_file_has_the_bytes_of_its_table(tmp_path: Path) -> None:
     )
     header += bytes(24) + struct.pack("<I", zlib.crc32(names + directory))
     header += struct.pack("<I", zlib.crc32(header))
-    assert _build(tmp_path) == header + names + directory + entries + a_entries
+    assert _build(tmp_path) == header + names + directory + a_entries + entries
 
 
 def test_bytes_of_a_file_follow_from_its_log_file_alone(tmp_path: Path) -> None:
