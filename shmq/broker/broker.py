@@ -205,25 +205,27 @@ class Broker:
 
     def stop(self) -> None:
         """Flush, release everything; also after a `start` that failed half-way."""
-        keep_memory = False
-        if self._server is not None:
-            keep_memory = self._loop.run(
-                self._leave(self._server), timeout_s=_STOP_TIMEOUT_S + _LOOP_TIMEOUT_S
-            )
-        self._loop.stop()
         try:
-            if self._is_store_open:
-                self._is_store_open = False
-                self._stop_store(keep_memory)
+            if self._server is not None:
+                self._loop.run(
+                    self._leave(self._server), timeout_s=_STOP_TIMEOUT_S + _LOOP_TIMEOUT_S
+                )
+        except TimeoutError:
+            _log.error("the event loop hangs; the store is stopped all the same")
         finally:
-            if self._folder is not None:
-                self._folder.close()
+            self._loop.stop()
+            try:
+                if self._is_store_open:
+                    self._is_store_open = False
+                    self._stop_store()
+            finally:
+                if self._folder is not None:
+                    self._folder.close()
 
-    async def _leave(self, server: Server) -> bool:
-        """End everything on the loop; whether the memory shall stay for a successor."""
+    async def _leave(self, server: Server) -> None:
+        """End everything on the loop."""
         was_running, self.phase = self.phase is not Phase.STARTING, Phase.DRAINING
         self._is_leaving = True  # sessions of connections that end now are left to a successor
-        is_attached = was_running and bool(self.sessions.sessions or self.store.sessions.lost)
         if self._registration is not None:
             await self._registration.stop()
         await server.stop(timeout_s=_STOP_TIMEOUT_S)
@@ -232,11 +234,12 @@ class Broker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if was_running:
             self.claims.harvest()
-        if self.config.keep_memory is KeepMemory.ATTACHED:
-            return is_attached
-        return self.config.keep_memory is KeepMemory.ALWAYS
 
-    def _stop_store(self, keep_memory: bool) -> None:
+    def _stop_store(self) -> None:
+        """Flush and close; clients that are attached, or not back yet, need the memory."""
+        keep_memory = self.config.keep_memory is KeepMemory.ALWAYS
+        if self.config.keep_memory is KeepMemory.ATTACHED:
+            keep_memory = bool(self.store.sessions.live or self.store.sessions.lost)
         try:
             self.store.stop(keep_memory=keep_memory)
         except FlushFailedError as error:

@@ -253,3 +253,24 @@ def test_disk_that_refuses_makes_the_broker_a_reader_that_says_so(broker):
             client.send_queues(TOPIC)
         assert client.bodies(where)[0] == b"safe"
         assert re.search("only reads go on", broker.log)
+
+
+@pytest.mark.crash
+def test_start_that_fails_leaves_the_predecessor_s_memory_to_the_next(broker):
+    with BrokerClient(broker, "c") as client:
+        where = client.send_queues(TOPIC)[0]
+        client.send(where, b"one")
+        broker.kill()
+        client.lanes[0].put(where.row, where.generation, b"two")
+        paths = list((broker.store_path / "config").glob("topics.json*"))
+        kept = {path: path.read_bytes() for path in paths}
+        for path in paths:
+            path.write_text("{")
+        broker.process = broker._start()
+        assert broker.process.wait(30) == 2
+        for path, data in kept.items():
+            path.write_bytes(data)
+        broker.restart()
+        client.resume(broker, queues=[where])
+        client.send(where, b"three")
+        assert client.bodies(where) == [b"one", b"two", b"three"]
