@@ -176,6 +176,16 @@ class _Recovery:
         floors = consume_queue_files.load_floors(queues.floors_path)
         self._ends.update(floors)
         end_position = self._walk(logs, queues, trusted_end, record_crc_position)
+        if record_crc_position > end_position:
+            # What is written from now on carries the property: whoever derives it must ask for it.
+            record_crc_position = end_position
+            queues.close()
+            queues = open_consume_queues(
+                self._files,
+                end_position=self._files.file_position(end_position),
+                record_crc_position=record_crc_position,
+                delay_levels_ms=self._delay_levels_ms,
+            )
         self._sync(logs, trusted_end, end_position)
         tails = tuple(
             KeptTail(*tail, found_at=self._now_ms) for tail in self._files.clear_tail(end_position)
@@ -197,7 +207,7 @@ class _Recovery:
             cold_queues=cold,
             queue_ends=self._ends,
             store_timestamp=self._store_timestamp,
-            record_crc_position=min(record_crc_position, end_position),
+            record_crc_position=record_crc_position,
             is_foreign=is_foreign,
             saved_tails=tails,
             scanned_bytes=self._scanned_bytes,

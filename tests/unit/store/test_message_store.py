@@ -34,6 +34,7 @@ from shmq.store import positions
 from shmq.store.message_store import MessageStore
 from shmq.store.queues import QueueHandle
 from shmq.store.sessions import SessionOffer
+from shmq.tools.fsck import fsck
 from tests.support import rocketmq_decoder
 from tests.support.require import require_root
 from tests.support.store_process import ROOT, ClientSide, StoreClient, StoreProcess, wait_until
@@ -186,6 +187,17 @@ def test_stop_flushes_what_was_sent(config: StoreConfig) -> None:
     store.stop()
     frames = list(rocketmq_decoder.decode_commit_log(config.store_path / "commitlog"))
     assert frames[-1].physical_offset + frames[-1].total_size == end
+
+
+def test_store_that_was_in_use_is_clean_to_fsck(config: StoreConfig) -> None:
+    """What its own threads derived says what the log says, every frame asked for its CRC."""
+    for _ in range(2):
+        with MessageStore(config) as store:
+            handle = store.queues.add("orders", 0)
+            _send(store, handle, *[b"x" * 16_000 for _ in range(150)])
+        report = fsck(config.store_path)
+        assert report.findings == []
+        assert report.file_count >= 3
 
 
 def test_damaged_newest_message_takes_no_other_with_it(config: StoreConfig) -> None:
