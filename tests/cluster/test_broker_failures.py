@@ -260,6 +260,7 @@ def test_start_that_fails_leaves_the_predecessor_s_memory_to_the_next(broker):
     with BrokerClient(broker, "c") as client:
         where = client.send_queues(TOPIC)[0]
         client.send(where, b"one")
+        wait_until(lambda: _is_flushed(broker))
         broker.kill()
         client.lanes[0].put(where.row, where.generation, b"two")
         paths = list((broker.store_path / "config").glob("topics.json*"))
@@ -274,3 +275,8 @@ def test_start_that_fails_leaves_the_predecessor_s_memory_to_the_next(broker):
         client.resume(broker, queues=[where])
         client.send(where, b"three")
         assert client.bodies(where) == [b"one", b"two", b"three"]
+
+
+def _is_flushed(broker: BrokerProcess) -> bool:
+    status = broker.status()
+    return bool(status["flushedPosition"] == status["committedPosition"])
