@@ -12,11 +12,12 @@
 
 #include "turn.h"
 
-/* Fills a segment's head and stores the magic last. */
+/* Fills a segment's head and stores the magic last. An adopted segment keeps its magic meanwhile, or a death in
+ * here would leave the next successor memory that it cannot believe: only its owner changes, and a mix of two
+ * owners is as dead as both are. */
 static inline void shmq_segment_init(struct shmq_segment_header *header, const struct shmq_segment_header *values,
                                      uint64_t magic)
 {
-    shmq_store_relaxed(&header->magic, 0); /* relaxed: nobody else has it yet */
     header->layout_version = SHMQ_LAYOUT_VERSION;
     header->kind = values->kind;
     shmq_store_relaxed(&header->size_bytes, shmq_load_relaxed(&values->size_bytes)); /* relaxed: as above */
@@ -346,8 +347,10 @@ static inline void shmq_append_detach(struct shmq_append *append, uint32_t sessi
     for (uint32_t lane = 0; lane < SHMQ_LANE_MAX; ++lane) {
         struct shmq_ring *ring = &append->rings[session * SHMQ_LANE_MAX + lane];
         if (ring->state != SHMQ_RING_FREE) {
+            /* the first reason counts: a session that broke a rule is told so, not that it was closed */
+            uint32_t reason = shmq_load_relaxed32(&ring->slot->ended); /* relaxed: own word */
             /* release: pairs with the acquire in shmq_lane_ended; the tails before it are final */
-            shmq_store_release32(&ring->slot->ended, (uint32_t)-SHMQ_CLOSED);
+            shmq_store_release32(&ring->slot->ended, reason != 0 ? reason : (uint32_t)-SHMQ_CLOSED);
             shmq_fence_full(); /* pairs with the sleeper's fence in shmq_sleep_begin */
             (void)shmq_bell_ring(ring->bell, &ring->lane->sleep_epoch, &ring->answered);
         }
