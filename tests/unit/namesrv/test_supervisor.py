@@ -259,7 +259,9 @@ def test_broker_that_gives_no_good_answer_is_fenced(
 def test_answer_of_another_process_is_no_sign_of_life(runtime: Path) -> None:
     """Something else listens at the broker's socket: the broker itself stays silent."""
     tiny = [*TINY, "--config", "none", "--broker", "a", "--runtime", str(runtime)]
-    with subprocess.Popen(tiny, stdout=subprocess.PIPE, text=True) as other:
+    with contextlib.ExitStack() as after:
+        other = after.enter_context(subprocess.Popen(tiny, stdout=subprocess.PIPE, text=True))
+        after.callback(other.kill)
         assert other.stdout is not None
         while "is up" not in other.stdout.readline():
             pass
@@ -269,9 +271,6 @@ def test_answer_of_another_process_is_no_sign_of_life(runtime: Path) -> None:
             until(lambda: "is served by pid" in str(supervised.status("a")["problem"]))
             until(lambda: has_restarted(supervised))
             assert other.poll() is None
-            os.kill(supervised.pid("a"), signal.SIGKILL)
-            supervised.stop()
-        other.kill()
 
 
 # ---- adopting ------------------------------------------------------------------------------------

@@ -127,6 +127,23 @@ def test_thread_that_waits_long_does_not_keep_others_from_their_answers(
         assert first.result().ext_fields == {"n": 1}
 
 
+def test_reader_that_leaves_hands_its_turn_on(
+    serve: Serve, folder: RuntimeFolder, loop_thread: LoopThread
+) -> None:
+    """The first to wait reads; it gives up, and the second must not sleep on."""
+    waiting = Waiting(loop_thread)
+    serve({WAIT: Processor(handler=waiting, is_concurrent=True)})
+    with Client(folder, NAME, role="x", timeout_s=10) as client, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(client.call, Command(WAIT, {"n": 1}), timeout_s=1)
+        waiting.begun.acquire()
+        second = pool.submit(client.call, Command(WAIT, {"n": 2}), timeout_s=1_000)
+        waiting.begun.acquire()
+        with pytest.raises(RequestTimeoutError):
+            first.result()
+        waiting.go_on()
+        assert second.result().ext_fields == {"n": 2}
+
+
 def test_late_answer_is_dropped_with_its_descriptors(
     serve: Serve, folder: RuntimeFolder, loop_thread: LoopThread
 ) -> None:

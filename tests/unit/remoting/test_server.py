@@ -310,7 +310,7 @@ def test_killed_process_is_gone_at_once_even_if_another_has_its_socket(
 def test_what_a_process_sent_before_it_died_is_handled(
     serve: Serve, folder: RuntimeFolder, loop_thread: LoopThread
 ) -> None:
-    """One-way commands and then the end, all before the server looked."""
+    """One-way commands and then the end, all before the server looked; more than one receive."""
     got: list[object] = []
     is_ended = threading.Event()
 
@@ -334,15 +334,15 @@ def test_what_a_process_sent_before_it_died_is_handled(
         from shmq.remoting.runtime_folder import RuntimeFolder
         sock = RuntimeFolder.open(pathlib.Path(sys.argv[1])).connect(sys.argv[2], timeout_s=10)
         sock.sendall(encode(hello("x")))
-        for n in range(100):
-            sock.sendall(encode(Command(105, {"n": n}, is_oneway=True)))
+        for n in range(7):
+            sock.sendall(encode(Command(105, {"n": n}, bytes(20_000), is_oneway=True)))
         """,
         folder.path,
         NAME,
     )
     looks.set()
     assert is_ended.wait(30)
-    assert got == list(range(100))
+    assert got == list(range(7))
 
 
 def test_callback_on_a_closed_connection_is_called_at_once(
@@ -582,6 +582,32 @@ def test_descriptors_travel_both_ways_and_none_is_left_open(
             os.close(fd)
         settle(loop_thread)
         assert fd_count() == before
+
+
+def test_descriptors_that_never_left_are_closed_with_the_connection(
+    serve: Serve, folder: RuntimeFolder, loop_thread: LoopThread
+) -> None:
+    """The peer asks for them again and again, reads nothing and goes."""
+    given = []
+
+    def give(_connection: Connection, command: Command) -> Command:
+        given.append(pipe_with(b"x"))
+        return response_to(command, fds=given[-1:])
+
+    serve({ECHO: give}, limits=ServerLimits(outstanding_bytes_max=10_000))
+    before = fd_count()
+    with connected(folder) as raw:
+        raw.sock.settimeout(0.2)
+        try:
+            while True:
+                raw.send(Command(ECHO))
+        except TimeoutError:  # the server handles no more of them
+            pass
+        assert fd_count() > before + 10
+    settle(loop_thread)
+    settle(loop_thread)
+    assert fd_count() == before
+    assert len(given) > 10
 
 
 @pytest.mark.parametrize("where", ["wrong request", "too many", "not announced", "refused since"])
