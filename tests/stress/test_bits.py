@@ -376,7 +376,7 @@ def _check_other_file(
         recovered = recover_files(store_path, file_fuzzer.FILE_SIZE)
     except ShmqError as error:
         names = place.name in str(error)
-        assert names, (what, error)
+        assert names, (what, error)  # noqa: PT017 # a flip may raise or not; if it does, it names the file
     else:
         recovered.consume_queues.close()
         assert recovered.end_position == whole.end_position, what
@@ -397,7 +397,7 @@ def _check_config(store_path: Path, place: Path, what: tuple[str, int]) -> None:
         loaded = ConfigFiles(store_path).file(place.name).load()
     except ConfigError as error:
         names = place.name in str(error)
-        assert names, (what, error)
+        assert names, (what, error)  # noqa: PT017 # as above
     else:
         assert loaded.problem is not None, what
 
