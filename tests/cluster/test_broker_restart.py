@@ -212,6 +212,7 @@ def test_broker_that_was_stopped_and_continued_goes_on(broker):
         where = client.send_queues(TOPIC)[0]
         client.send(where, b"one")
         broker.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: _is_stopped(broker.pid))
         sequence = client.lanes[0].put(where.row, where.generation, b"two", keep=True)
         assert client.bodies(where) == [b"one"]  # reads need nobody
         assert client.lanes[0].wait(sequence, 0.05)[0] == core.STATUS["TIMED_OUT"][0]
@@ -235,6 +236,14 @@ def test_what_a_killed_client_published_is_appended(broker):
         where = reader.read_queues(TOPIC)[0]
         wait_until(lambda: reader.reader.visible_max(where.row) == 2000)
         assert reader.bodies(where, count=3000) == [b"%d" % n for n in range(200)] * 10
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether every thread stands still: the signal reaches them one by one."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return all(
+        task.joinpath("stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks
+    )
 
 
 @pytest.mark.crash
