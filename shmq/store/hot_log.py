@@ -100,11 +100,13 @@ class HotLog:
             os.close(fd)
             self._files.delete(file_position)
             raise
+        # Before anything can be appended there: a client that asks for the file meanwhile must get its
+        # memory, not the file, which has nothing yet.
+        self._channel.announce(file_position, hot.segment)
         self._appender.ready(file_position, hot.mapping, hot.number)
         with self._changed:
             self._ready[file_position] = (hot, fd)
             self._changed.notify_all()
-        self._channel.announce(file_position, hot.segment)
         return True
 
     def try_retire_oldest(self) -> bool:

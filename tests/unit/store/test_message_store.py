@@ -593,6 +593,44 @@ def test_too_many_queues_are_refused_and_those_there_go_on(config: StoreConfig) 
         assert _bodies(store, made[-1]) == [b"one"]
 
 
+# ---- the hot log ---------------------------------------------------------------------------------
+
+
+class _Watched:
+    """The appender, looked at when a file is made ready for appends."""
+
+    def __init__(self, store: MessageStore) -> None:
+        self._appender = store._appender
+        self._channel = store.channel
+        self.announced: list[bool] = []
+
+    def ready(self, file_position: int, *rest: object) -> None:
+        self.announced.append(file_position in self._channel._hot)
+        self._appender.ready(file_position, *rest)  # type: ignore[arg-type] # as they came
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._appender, name)
+
+
+def test_clients_get_the_memory_of_a_file_before_anything_is_appended_there(
+    config: StoreConfig,
+) -> None:
+    """One that asked for it in between got the file on disk, where its messages were not yet: it
+    took them for lost.
+    """
+    store = MessageStore(config)
+    store.open()
+    watched = _Watched(store)
+    store._hot_log._appender = watched  # type: ignore[assignment] # it passes everything on
+    store.start()
+    try:
+        _send(store, store.queues.add("orders", 0), *[b"x" * 20_000 for _ in range(200)])
+        assert len(watched.announced) >= 3
+        assert all(watched.announced)
+    finally:
+        store.stop()
+
+
 # ---- sessions ------------------------------------------------------------------------------------
 
 
