@@ -116,9 +116,10 @@ class StoreMemory:
         plan: HotLogPlan,
         *,
         begin_position: int,
-        master_epoch: int = 0,
     ) -> StoreMemory:
-        """Make control, topics and arena for a new generation; listed before they are used.
+        """Make control, topics and arena for a new generation; listed before they are made.
+
+        Nobody adopts them before `declare_whole`: what is in them meanwhile is half a recovery.
 
         Args:
             manifest: from `new_manifest`.
@@ -127,7 +128,6 @@ class StoreMemory:
             config: of the store.
             plan: sizes that fit.
             begin_position: physical_offset of the first byte kept.
-            master_epoch: for the segments' heads.
 
         Raises:
             ShmFullError, LimitError, ShmError: nothing is left behind.
@@ -140,12 +140,17 @@ class StoreMemory:
             ObjectKind.TOPICS: _aligned(core.TOPIC_ROWS_PLACE + _FIRST_ROWS * TOPIC_ROW_SIZE),
             ObjectKind.ARENA: min(_GROW_BLOCKS, block_max) * core.BLOCK_SIZE,
         }
+        for kind, size in sizes.items():
+            memory.manifest = memory.manifest.with_object(
+                memory.store.object(kind, 0), size_bytes=size
+            )
         try:
-            for kind, size in sizes.items():
-                name = memory.store.object(kind, 0)
-                memory._segments[kind] = segment.create(name, size_bytes=size)
-                memory.manifest = memory.manifest.with_object(name, size_bytes=size)
+            # Listed before they are made: whoever comes after a death in here finds them all.
             manifests.save(memory.manifest, path)
+            for kind, size in sizes.items():
+                memory._segments[kind] = segment.create(
+                    memory.store.object(kind, 0), size_bytes=size
+                )
             memory._map(config, plan.session_count, block_max)
             core.init_control(
                 memory.control,
@@ -159,11 +164,16 @@ class StoreMemory:
                 store_host=_host_bytes(config),
                 begin_position=begin_position,
             )
-            memory._write_heads(master_epoch)
         except BaseException:
             memory.drop()
             raise
         return memory
+
+    def declare_whole(self, *, master_epoch: int = 0) -> None:
+        """Recovery has filled the new memory: from now on a successor adopts it. Killed before, it
+        leaves memory without a magic, and its successor starts from the files again.
+        """
+        self._write_heads(master_epoch)
 
     @classmethod
     def adopt(

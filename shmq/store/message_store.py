@@ -380,6 +380,7 @@ class MessageStore:
             )
             self.queues.set_min(handle.row, low)
         self._load_last_file(memory, recovered)
+        memory.declare_whole()
         _log.info(
             "recovered path=%s min_position=%d end_position=%d holes=%d queues=%d",
             config.store_path,
