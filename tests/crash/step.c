@@ -5,10 +5,13 @@
  *     seize TID        trace this thread, which runs on; killed with its process should we die
  *     until ADDRESS    run to this instruction (a function's first one); the work ends with its return
  *     interrupt        stop it where it is; the work ends where it has nothing to do: at a pause, or at epoll_wait
+ *     begin            counts instructions from here
  *     watch PATH SIZE  a shared object, for survey
  *     step COUNT       COUNT instructions: "at N", or "over N" where the work has ended before; N: taken so far
  *     walk COUNT       the same, but on to the end of the vDSO: its clock begins anew when time goes on meanwhile, so
  *                      a thread that stands there now and then would never come out
+ *     calls COUNT      COUNT entries into and exits from system calls, answered as step; the work ends at recvmsg, or with
+ *                      the thread
  *     survey           to the end of the work: "over N" and the numbers of the instructions that changed a watched
  *                      object or were system calls
  *     kill             SIGKILL to the process
@@ -43,6 +46,7 @@
 #define INT3 0xccu
 #define SYSCALL 0x050fu /* as the bytes of an instruction read */
 #define PAUSE 0x90f3u
+#define SYSCALL_STOP 0x80 /* PTRACE_O_TRACESYSGOOD marks such stops with it */
 
 struct watch {
     const uint8_t *memory;
@@ -53,6 +57,8 @@ struct watch {
 static pid_t thread;
 static pid_t process;
 static uint64_t step_count;
+static int has_ended;   /* the thread, by itself */
+static int is_standing; /* rather than running */
 static uint64_t vdso_begin;
 static uint64_t vdso_end;
 static uint64_t return_address; /* 0: the work ends at a pause */
@@ -78,8 +84,7 @@ static int await_stop(int *signal_number)
         return fail("wait for the thread");
     }
     if (!WIFSTOPPED(status)) {
-        printf("error the thread ended by itself at instruction %" PRIu64 ": status 0x%x\n", step_count,
-               (unsigned)status);
+        has_ended = 1;
         return -1;
     }
     *signal_number = WSTOPSIG(status);
@@ -89,15 +94,19 @@ static int await_stop(int *signal_number)
 /* Runs the thread with `request` until it stops for a trap; other signals are its own. */
 static int run(enum __ptrace_request request)
 {
+    int trap = request == PTRACE_SYSCALL ? SIGTRAP | SYSCALL_STOP : SIGTRAP;
     int number = 0;
     do {
         if (ptrace(request, thread, NULL, (void *)(intptr_t)number) != 0) {
             return fail("go on");
         }
         if (await_stop(&number) != 0) {
+            if (has_ended && request != PTRACE_SYSCALL) {
+                printf("error the thread ended by itself at instruction %" PRIu64 "\n", step_count);
+            }
             return -1;
         }
-    } while (number != SIGTRAP);
+    } while (number != trap);
     return 0;
 }
 
@@ -147,10 +156,12 @@ static void take_map(const char *line)
 static int seize(pid_t tid)
 {
     vdso_begin = vdso_end = 0;
+    has_ended = 0;
+    is_standing = 0;
     if (read_proc(tid, "status", take_status) != 0 || read_proc(tid, "maps", take_map) != 0) {
         return -1;
     }
-    if (ptrace(PTRACE_SEIZE, tid, NULL, (void *)PTRACE_O_EXITKILL) != 0) {
+    if (ptrace(PTRACE_SEIZE, tid, NULL, (void *)(PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD)) != 0) {
         return fail("seize the thread");
     }
     thread = tid;
@@ -160,15 +171,23 @@ static int seize(pid_t tid)
     return 0;
 }
 
+/* Lets it stand still, if it does not yet. */
+static int hold(void)
+{
+    int number;
+    if (!is_standing &&
+        (ptrace(PTRACE_INTERRUPT, thread, NULL, NULL) != 0 || await_stop(&number) != 0)) {
+        return fail("interrupt the thread");
+    }
+    is_standing = 1;
+    return 0;
+}
+
 static int until(uint64_t address)
 {
     uint64_t text;
     struct user_regs_struct registers;
-    int number;
-    if (ptrace(PTRACE_INTERRUPT, thread, NULL, NULL) != 0 || await_stop(&number) != 0) {
-        return fail("interrupt the thread");
-    }
-    if (read_word(address, &text) != 0) {
+    if (hold() != 0 || read_word(address, &text) != 0) {
         return -1;
     }
     if (ptrace(PTRACE_POKETEXT, thread, (void *)address, (void *)((text & ~UINT64_C(0xff)) | INT3)) != 0) {
@@ -198,9 +217,8 @@ static int until(uint64_t address)
 
 static int interrupt(void)
 {
-    int number;
-    if (ptrace(PTRACE_INTERRUPT, thread, NULL, NULL) != 0 || await_stop(&number) != 0) {
-        return fail("interrupt the thread");
+    if (hold() != 0) {
+        return -1;
     }
     return_address = 0;
     printf("ok\n");
@@ -285,6 +303,30 @@ static int step_many(uint64_t count, int is_walking)
     return 0;
 }
 
+static int call_many(uint64_t count)
+{
+    struct user_regs_struct registers;
+    int is_over = 0;
+    for (uint64_t i = 0; i < count && !is_over; ++i) {
+        if (run(PTRACE_SYSCALL) != 0) {
+            if (!has_ended) {
+                return -1;
+            }
+            is_over = 1;
+            break;
+        }
+        if (get_registers(&registers) != 0) {
+            return -1;
+        }
+        int is_waiting = registers.orig_rax == SYS_recvmsg;
+        is_over = is_waiting && step_count != 0; /* it came out of one when it began */
+        step_count += !is_waiting;
+        i -= is_waiting && !is_over;
+    }
+    printf("%s %" PRIu64 "\n", is_over ? "over" : "at", step_count);
+    return 0;
+}
+
 static int survey(void)
 {
     size_t room = 1u << 20;
@@ -325,6 +367,10 @@ static int let_go(int is_stopped)
 static int kill_process(void)
 {
     int status;
+    if (has_ended) {
+        printf("ok\n");
+        return 0;
+    }
     if (kill(process, SIGKILL) != 0) {
         return fail("kill the process");
     }
@@ -352,8 +398,13 @@ int main(void)
             (void)watch(path, size);
         } else if (sscanf(line, "step %" SCNu64, &number) == 1) {
             (void)step_many(number, 0);
+        } else if (sscanf(line, "calls %" SCNu64, &number) == 1) {
+            (void)call_many(number);
         } else if (sscanf(line, "walk %" SCNu64, &number) == 1) {
             (void)step_many(number, 1);
+        } else if (strcmp(line, "begin\n") == 0) {
+            step_count = 0;
+            printf("ok\n");
         } else if (strcmp(line, "interrupt\n") == 0) {
             (void)interrupt();
         } else if (strcmp(line, "survey\n") == 0) {

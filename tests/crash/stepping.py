@@ -74,6 +74,11 @@ class Stepper:
         """Wait until the thread stands at the planted function's first instruction."""
         assert self._answer() == ["hit"]
 
+    def begin(self) -> None:
+        """Count instructions from here."""
+        self._ask("begin")
+        self._answer()
+
     def interrupt(self) -> None:
         """Stop it where it is; its work ends where it sleeps for events."""
         self._ask("interrupt")
@@ -85,12 +90,18 @@ class Stepper:
         self._answer()
 
     def step(self, count: int) -> tuple[int, bool]:
-        """So many instructions; (how many were taken since `seize`, whether the work is over)."""
+        """So many instructions; (how many were taken so far, whether the work is over)."""
         return self._go_on("step", count)
 
     def walk(self, count: int) -> tuple[int, bool]:
         """As `step`, but never standing in the vDSO, whose clock begins anew while time goes on."""
         return self._go_on("walk", count)
+
+    def calls(self, count: int) -> tuple[int, bool]:
+        """So many entries into and exits from system calls; the work is over when the thread waits
+        for a packet.
+        """
+        return self._go_on("calls", count)
 
     def _go_on(self, verb: str, count: int) -> tuple[int, bool]:
         self._ask(f"{verb} {count}")
