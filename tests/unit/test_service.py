@@ -8,41 +8,29 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 
 from shmq import service
 from tests.support.repository import ROOT
 
 
-class Recorder:
-    """A service that notes its steps and may fail in one."""
+def _live(*options: str) -> dict[str, Any]:
+    """A recording service lives in a process of its own: the stop signals are the whole process's.
 
-    def __init__(self, *, fails_in: str = "", stop_after_start: int | None = None) -> None:
-        self.steps: list[str] = []
-        self.is_well = True
-        self._fails_in = fails_in
-        self._signal = stop_after_start
-
-    def _step(self, name: str) -> None:
-        self.steps.append(name)
-        if name == self._fails_in:
-            raise RuntimeError(name)
-
-    def start(self) -> None:
-        self._step("start")
-        if self._signal is not None:
-            os.kill(os.getpid(), self._signal)
-
-    def is_healthy(self) -> bool:
-        self.steps.append("health")
-        return self.is_well
-
-    def drain(self, timeout_s: float) -> None:
-        self._step(f"drain {timeout_s}")
-
-    def stop(self) -> None:
-        self._step("stop")
+    A signal sent to the tests' own process might be taken by a thread that another test left.
+    """
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.unit.recording_service", *options],
+        stdout=subprocess.PIPE,
+        check=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    lived: dict[str, Any] = orjson.loads(child.stdout)
+    return lived
 
 
 @pytest.fixture
@@ -68,9 +56,9 @@ def _heard(systemd: socket.socket) -> list[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_drains_and_stops(systemd: socket.socket, number: signal.Signals) -> None:
-    recorder = Recorder(stop_after_start=number)
-    service.run(recorder, name="x", drain_timeout_s=2.5)
-    assert recorder.steps == ["start", "drain 2.5", "stop"]
+    lived = _live("--signal-after-start", str(int(number)), "--drain-timeout", "2.5")
+    assert lived["steps"] == ["start", "drain 2.5", "stop"]
+    assert lived["error"] == ""
     assert _heard(systemd) == [
         "STATUS=x: starting",
         "READY=1\nSTATUS=x: running",
@@ -80,56 +68,32 @@ def test_signal_drains_and_stops(systemd: socket.socket, number: signal.Signals)
 
 
 def test_failing_start_is_stopped_and_told() -> None:
-    recorder = Recorder(fails_in="start")
-    with pytest.raises(RuntimeError, match="start"):
-        service.run(recorder, name="x")
-    assert recorder.steps == ["start", "stop"]
+    lived = _live("--fails-in", "start")
+    assert lived["error"] == "start"
+    assert lived["steps"] == ["start", "stop"]
 
 
 def test_failing_drain_is_stopped_and_told() -> None:
-    recorder = Recorder(fails_in="drain 30.0", stop_after_start=signal.SIGTERM)
-    with pytest.raises(RuntimeError, match="drain"):
-        service.run(recorder, name="x")
-    assert recorder.steps[-1] == "stop"
+    lived = _live("--fails-in", "drain 30.0", "--signal-after-start", "15")
+    assert lived["error"] == "drain 30.0"
+    assert lived["steps"][-1] == "stop"
 
 
 def test_signal_mask_is_as_before_and_no_signal_is_left_over() -> None:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-    class Twice(Recorder):
-        def drain(self, timeout_s: float) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    service.run(Twice(stop_after_start=signal.SIGTERM), name="x")
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
-    assert not signal.sigpending() & service.STOP_SIGNALS
+    lived = _live("--signal-after-start", "15", "--signal-while-draining", "15")
+    assert lived["steps"] == ["start", "drain 30.0", "stop"]
+    assert lived["is_mask_restored"]
+    assert lived["pending"] == []
 
 
 def test_watchdog_is_fed_while_healthy_and_starved_while_not(
     systemd: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
-    recorder = Recorder()
-
-    def stop_when_starved() -> None:
-        heard = b""
-        while b"WATCHDOG=1" not in heard:
-            heard = systemd.recv(4096)
-        recorder.is_well = False
-        asked = recorder.steps.count("health")
-        while recorder.steps.count("health") < asked + 3:
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    # Started with the signals blocked, as a daemon's threads are: the main thread takes them.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, service.STOP_SIGNALS)
-    thread = threading.Thread(target=stop_when_starved)
-    thread.start()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    service.run(recorder, name="x")
-    thread.join()
-    late = [text for text in _heard(systemd) if "WATCHDOG" in text]
-    assert len(late) <= 1, "one beat may have been on its way"
+    lived = _live("--healthy-looks", "3", "--signal-at-look", "6")
+    assert lived["steps"].count("health") >= 6
+    beats = [text for text in _heard(systemd) if text == "WATCHDOG=1"]
+    assert len(beats) == 3
 
 
 @pytest.mark.parametrize(
