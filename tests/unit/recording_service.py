@@ -35,7 +35,7 @@ class RecordingService:
         looks = self.steps.count("health")
         if looks == self._options.signal_at_look:
             _send(signal.SIGTERM)
-        return looks <= self._options.healthy_looks
+        return bool(looks <= self._options.healthy_looks)
 
     def drain(self, timeout_s: float) -> None:
         self._step(f"drain {timeout_s}")
