@@ -100,8 +100,8 @@ class HotLog:
             os.close(fd)
             self._files.delete(file_position)
             raise
-        # Before anything can be appended there: a client that asks for the file meanwhile must get its
-        # memory, not the file, which has nothing yet.
+        # Before anything can be appended there: a client that asks for the file meanwhile must get
+        # its memory, not the file, which has nothing yet.
         self._channel.announce(file_position, hot.segment)
         self._appender.ready(file_position, hot.mapping, hot.number)
         with self._changed:
