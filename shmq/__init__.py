@@ -15,6 +15,7 @@ if sysconfig.get_config_var("Py_GIL_DISABLED"):
     raise ImportError("shmq needs a Python with the GIL; this one is free-threaded")
 
 if TYPE_CHECKING:
+    from shmq.client.admin import Admin
     from shmq.client.consumer import Consumer
     from shmq.client.instance import Client, connect
     from shmq.client.local import local
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from shmq.subscription import ConsumeFromWhere, MessageModel
 
 __all__ = [
+    "Admin",
     "Client",
     "ConsumeFromWhere",
     "Consumer",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Admin": "shmq.client.admin",
     "Client": "shmq.client.instance",
     "ConsumeFromWhere": "shmq.subscription",
     "Consumer": "shmq.client.consumer",

@@ -34,6 +34,7 @@ __all__ = [
     "NamesrvConfig",
     "StoreConfig",
     "WaitingPolicy",
+    "default_namesrv_folder",
     "default_runtime_folder",
     "load",
     "load_broker_tables",
@@ -365,6 +366,15 @@ def default_runtime_folder(environ: Mapping[str, str] = os.environ) -> Path:
     if environ.get("XDG_RUNTIME_DIR"):
         return Path(environ["XDG_RUNTIME_DIR"], "shmq")
     return Path(f"/tmp/shmq-{os.geteuid()}")
+
+
+def default_namesrv_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The runtime folder in which a client looks for NameServers if nobody names one:
+    SHMQ_NAMESRV, else where servers are by default.
+    """
+    if environ.get("SHMQ_NAMESRV"):
+        return Path(environ["SHMQ_NAMESRV"])
+    return default_runtime_folder(environ)
 
 
 class _Role(Protocol):

@@ -23,7 +23,7 @@ from shmq.client.consumer import Consumer
 from shmq.client.producer import Producer
 from shmq.client.route_cache import RouteCache
 from shmq.clock import SYSTEM_CLOCK
-from shmq.config import WaitingPolicy
+from shmq.config import WaitingPolicy, default_namesrv_folder
 from shmq.core import core
 from shmq.errors import ClosedError, ForkError, ServiceNotAvailableError, ShmqError
 from shmq.remoting.codes import RequestCode
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from shmq.remoting.command import Command
 
-__all__ = ["Client", "connect", "default_folder"]
+__all__ = ["Client", "connect"]
 
 _log = logging.getLogger("shmq.client")
 
@@ -49,18 +49,6 @@ _POLICIES = {
     WaitingPolicy.ADAPTIVE: core.WAIT_ADAPTIVE,
     WaitingPolicy.BUSY_SPIN: core.WAIT_BUSY_SPIN,
 }
-
-
-def default_folder() -> Path:
-    """Where a cluster's sockets are looked for: SHMQ_NAMESRV, else the folder of the
-    environment.
-    """
-    for name in ("SHMQ_NAMESRV", "RUNTIME_DIRECTORY"):
-        if os.environ.get(name):
-            return Path(os.environ[name].split(":")[0])
-    if os.environ.get("XDG_RUNTIME_DIR"):
-        return Path(os.environ["XDG_RUNTIME_DIR"], "shmq")
-    return Path(f"/tmp/shmq-{os.geteuid()}")
 
 
 def connect(
@@ -95,7 +83,7 @@ class Client:
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """As `connect`; `on_close` is called once, last thing."""
-        self._folder = RuntimeFolder.open(Path(namesrv) if namesrv else default_folder())
+        self._folder = RuntimeFolder.open(Path(namesrv) if namesrv else default_namesrv_folder())
         self._policy = _POLICIES[WaitingPolicy(policy)]
         self._on_close = on_close
         self._pid = os.getpid()

@@ -18,6 +18,7 @@ from shmq.remoting.namesrv_requests import cluster_info, cluster_of, route_info,
 
 if TYPE_CHECKING:
     from shmq.remoting.command import Command
+    from shmq.remoting.namesrv_requests import ClusterInfo
     from shmq.remoting.runtime_folder import RuntimeFolder
     from shmq.topic import TopicRouteData
 
@@ -62,13 +63,20 @@ class RouteCache:
             self._routes[topic] = now_ns, found
             return found
 
+    def cluster(self) -> ClusterInfo:
+        """All clusters and brokers.
+
+        Raises:
+            ServiceNotAvailableError: no NameServer answers.
+        """
+        with self._lock:
+            return cluster_of(self._ask(cluster_info()))
+
     def brokers(self) -> dict[str, str]:
         """Masters by broker_name, and the names of their sockets."""
-        with self._lock:
-            info = cluster_of(self._ask(cluster_info()))
         return {
             name: data.broker_addrs[min(data.broker_addrs)]
-            for name, data in info.brokers.items()
+            for name, data in self.cluster().brokers.items()
             if data.broker_addrs
         }
 

@@ -44,7 +44,7 @@ class DeriveService:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the file at hand; what is left is derived when the store is opened again."""
+        """Derive what waits, and end; what cannot be is derived when the store is opened again."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -79,7 +79,7 @@ class DeriveService:
         while True:  # until stop()
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stopping)
-                if self._stopping:
+                if not self._waiting:
                     return
                 file_position = self._waiting[0]
             try:
@@ -88,7 +88,8 @@ class DeriveService:
             except ShmqError as error:
                 _log.error("file not derived, trying again: %s", error)
                 with self._changed:
-                    self._changed.wait_for(lambda: self._stopping, _RETRY_S)
+                    if self._changed.wait_for(lambda: self._stopping, _RETRY_S):
+                        return
                 continue
             with self._changed:
                 self._waiting.popleft()

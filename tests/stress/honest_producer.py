@@ -31,6 +31,7 @@ def _send_until_told(client: ClientSide, talk: Talk, options: dict[str, Any]) ->
             assert sent >= 0, sent
             number += 1
         assert lane.drain(TIMEOUT_S) == _OK
+    talk.hear()  # left unread it would break the connection before our answer is read
     talk.say(sent=number)
 
 

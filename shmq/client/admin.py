@@ -1,0 +1,527 @@
+"""Admin: what people and tools ask a cluster, and have it do, beside sending and receiving.
+
+What lives here: `Admin`, RocketMQ's MQAdmin in shmq's words. It talks to NameServers and brokers
+over their sockets only: no session, no shared memory. Which process: any of the cluster's group.
+Writes: what a verb says, at the brokers. May fail: ServiceNotAvailableError where nobody answers,
+and whatever a broker refuses; a change that several brokers share is made one broker at a time, in
+order of names, and stops at the first that refuses.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import orjson
+
+from shmq.client.route_cache import RouteCache
+from shmq.config import default_namesrv_folder
+from shmq.errors import (
+    ShmqError,
+    SubscriptionGroupNotExistError,
+    TopicNotExistError,
+)
+from shmq.remoting.client import Client as Connection
+from shmq.remoting.codes import RequestCode
+from shmq.remoting.command import Command
+from shmq.remoting.namesrv_requests import supervisor_status
+from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
+from shmq.subscription import SubscriptionGroupConfig, check_group
+from shmq.topic import Permission, TopicConfig, check_topic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from types import TracebackType
+
+    from shmq.remoting.command import Scalar
+    from shmq.remoting.namesrv_requests import ClusterInfo
+
+__all__ = ["Admin", "BrokerState", "GroupMember", "QueueLag", "QueueStats"]
+
+_TIMEOUT_S = 5.0
+
+
+class BrokerState(NamedTuple):
+    """One broker that the NameServers know, and what it says of itself."""
+
+    cluster_name: str
+    """Its cluster."""
+    broker_name: str
+    """The name that master and slaves share."""
+    broker_id: int
+    """0 is the master."""
+    phase: str
+    """STARTING, RUNNING or DRAINING; SILENT if it did not answer."""
+    problem: str
+    """What is wrong with it; empty if nothing is."""
+    pid: int
+    """Its process; 0 if it did not answer."""
+    session_count: int
+    """Clients that have shared memory of it."""
+    committed_position: int
+    """Bytes of its CommitLog so far."""
+    flush_behind_bytes: int
+    """How much of that is not on disk yet."""
+
+
+class QueueStats(NamedTuple):
+    """One queue of a topic."""
+
+    broker_name: str
+    """The broker."""
+    queue_id: int
+    """The queue, from 0."""
+    min_offset: int
+    """First queue_offset kept."""
+    max_offset: int
+    """The next queue_offset to be assigned."""
+    last_update_ms: int
+    """Store time of its newest message, ms since 1970; 0: none."""
+
+
+class QueueLag(NamedTuple):
+    """One queue as a group has consumed it."""
+
+    topic: str
+    """The topic."""
+    broker_name: str
+    """The broker."""
+    queue_id: int
+    """The queue, from 0."""
+    broker_offset: int
+    """The next queue_offset that a message becomes visible at."""
+    consumer_offset: int
+    """The queue_offset that the group consumes next; -1: none stored."""
+    lag: int
+    """Messages in between."""
+    client_id: str
+    """Who has it now; empty if nobody has."""
+    last_consumed_ms: int
+    """Store time of the message consumed last, ms since 1970; 0: none."""
+
+
+class GroupMember(NamedTuple):
+    """A member of a group, as one broker sees it."""
+
+    client_id: str
+    """The client's id; the same on all brokers."""
+    broker_names: tuple[str, ...]
+    """Brokers that it heartbeats to."""
+
+
+class Admin:
+    """Asks and changes one cluster. A context manager; one thread at a time.
+
+    Example:
+        with shmq.Admin() as admin:
+            admin.create_topic("orders", queues=4)
+    """
+
+    def __init__(self, namesrv: str | Path | None = None) -> None:
+        """Connect to nobody yet.
+
+        Args:
+            namesrv: the runtime folder; None: SHMQ_NAMESRV, else the default runtime folder.
+
+        Raises:
+            ServiceNotAvailableError: there is no such folder; nothing runs there.
+        """
+        self._folder = RuntimeFolder.open(Path(namesrv or default_namesrv_folder()))
+        self._routes = RouteCache(self._folder)
+        self._connections: dict[str, Connection] = {}
+
+    def close(self) -> None:
+        """Leave everybody."""
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
+        self._routes.close()
+        self._folder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ---- brokers ---------------------------------------------------------------------------------
+
+    def cluster(self) -> ClusterInfo:
+        """All clusters and brokers that a NameServer knows."""
+        return self._routes.cluster()
+
+    def brokers(self) -> list[BrokerState]:
+        """All brokers that a NameServer knows, masters and slaves, and how they are."""
+        info = self.cluster()
+        states = []
+        for data in sorted(info.brokers.values(), key=lambda data: data.broker_name):
+            for broker_id, socket_name in sorted(data.broker_addrs.items()):
+                states.append(self._state(data.cluster, data.broker_name, broker_id, socket_name))
+        return states
+
+    def _state(
+        self, cluster_name: str, broker_name: str, broker_id: int, socket_name: str
+    ) -> BrokerState:
+        try:
+            answer = self._call(socket_name, Command(RequestCode.GET_BROKER_STATUS))
+        except ShmqError as error:
+            return BrokerState(
+                cluster_name, broker_name, broker_id, "SILENT", str(error), 0, 0, 0, 0
+            )
+        said = answer.fields()
+        committed = said.number("committedPosition")
+        return BrokerState(
+            cluster_name,
+            broker_name,
+            broker_id,
+            said.text("phase"),
+            str(answer.ext_fields.get("problem") or ""),
+            said.number("pid"),
+            said.number("sessionCount"),
+            committed,
+            committed - said.number("flushedPosition"),
+        )
+
+    def namesrvs(self) -> list[str]:
+        """Names of the sockets of NameServers that answer."""
+        found = []
+        for name in self._folder.socket_names("namesrv"):
+            try:
+                self._call(name, supervisor_status())
+            except ShmqError:
+                continue
+            found.append(name)
+        return found
+
+    def supervised(self) -> list[dict[str, Any]]:
+        """What supervising NameServers say of the brokers they start: name, phase, pid,
+        restartCount, isAdopted, problem.
+        """
+        return [
+            ward
+            for name in self.namesrvs()
+            for ward in _rows(self._call(name, supervisor_status()), "brokers")
+        ]
+
+    def runtime_info(self, broker_name: str) -> dict[str, str]:
+        """What a master tells of itself, as RocketMQ's brokerStatus.
+
+        Raises:
+            ServiceNotAvailableError: it is not there.
+        """
+        answer = self._ask(broker_name, RequestCode.GET_BROKER_RUNTIME_INFO)
+        table: dict[str, str] = orjson.loads(answer.body)["table"]
+        return table
+
+    # ---- topics ----------------------------------------------------------------------------------
+
+    def topics(self) -> dict[str, dict[str, TopicConfig]]:
+        """All topics: for each name its configuration by broker_name."""
+        found: dict[str, dict[str, TopicConfig]] = {}
+        for name in self._masters():
+            table = self._table(name, RequestCode.GET_ALL_TOPIC_CONFIG, "topicConfigTable")
+            for topic, config in table:
+                found.setdefault(topic, {})[name] = TopicConfig.from_dict(config)
+        return dict(sorted(found.items()))
+
+    def topic(self, topic: str) -> dict[str, TopicConfig]:
+        """A topic's configuration by broker_name.
+
+        Raises:
+            TopicNotExistError: no broker has it.
+        """
+        found = {}
+        for name in self._masters():
+            try:
+                answer = self._ask(name, RequestCode.GET_TOPIC_CONFIG, {"topic": topic})
+            except TopicNotExistError:
+                continue
+            found[name] = TopicConfig.from_dict(answer.json())
+        if not found:
+            raise TopicNotExistError(
+                f"topic {topic}: no broker has it", hint="see what there is: shmq topic list"
+            )
+        return found
+
+    def create_topic(
+        self,
+        topic: str,
+        *,
+        queues: int | None = None,
+        read_queues: int | None = None,
+        write_queues: int | None = None,
+        perm: Permission | None = None,
+        order: bool | None = None,
+        attributes: Mapping[str, str | None] | None = None,
+        brokers: Iterable[str] | None = None,
+        force: bool = False,
+    ) -> dict[str, TopicConfig]:
+        """Create or change a topic; what is None stays as it is, or is the broker's default.
+
+        To shrink a topic take write queues first, let the groups drain, then read queues.
+
+        Args:
+            topic: the topic.
+            queues: queues on each broker, for reading and writing.
+            read_queues: queues that are read; None: as `queues`.
+            write_queues: queues that are written; None: as `queues`.
+            perm: what the topic allows.
+            order: whether its routes stay fixed while a broker is down.
+            attributes: RocketMQ's and ours ("flush.disk.type"); None as a value takes one away.
+            brokers: names of masters; None: those that have it, or all if none has.
+            force: drop queues although they are not drained.
+
+        Returns:
+            The configuration by broker_name.
+
+        Raises:
+            IllegalTopicError: the name.
+            ConfigError: queues that are not drained would be dropped.
+            ServiceNotAvailableError: a broker is away; those before it have changed.
+        """
+        check_topic(topic)
+        if brokers is None:
+            try:
+                names = list(self.topic(topic))
+            except TopicNotExistError:
+                names = self._masters()
+        else:
+            names = list(brokers)
+        fields: dict[str, Scalar] = {"topic": topic, "isForce": force}
+        if read_queues is not None or queues is not None:
+            fields["readQueueNums"] = read_queues or queues or 0
+        if write_queues is not None or queues is not None:
+            fields["writeQueueNums"] = queues or 0 if write_queues is None else write_queues
+        if perm is not None:
+            fields["perm"] = int(perm)
+        if order is not None:
+            fields["order"] = order
+        if attributes:
+            fields["attributes"] = ",".join(
+                f"-{key}" if value is None else f"+{key}={value}"
+                for key, value in attributes.items()
+            )
+        return {
+            name: TopicConfig.from_dict(
+                self._ask(name, RequestCode.UPDATE_AND_CREATE_TOPIC, fields).json()
+            )
+            for name in sorted(names)
+        }
+
+    def delete_topic(self, topic: str, *, brokers: Iterable[str] | None = None) -> list[str]:
+        """Delete a topic and its messages; the names of the brokers that had it.
+
+        Raises:
+            TopicNotExistError: no broker has it.
+            IllegalTopicError: it is one of the system's.
+        """
+        names = sorted(self.topic(topic) if brokers is None else brokers)
+        for name in names:
+            self._ask(name, RequestCode.DELETE_TOPIC_IN_BROKER, {"topic": topic})
+        return names
+
+    def topic_stats(self, topic: str) -> list[QueueStats]:
+        """The queues of a topic and what is in them.
+
+        Raises:
+            TopicNotExistError: no broker has it.
+        """
+        rows = []
+        for name in self.topic(topic):
+            answer = self._ask(name, RequestCode.GET_TOPIC_STATS_INFO, {"topic": topic})
+            rows += [
+                QueueStats(
+                    name,
+                    queue["queueId"],
+                    queue["minOffset"],
+                    queue["maxOffset"],
+                    queue["lastUpdateTimestamp"],
+                )
+                for queue in _rows(answer, "queues")
+            ]
+        return rows
+
+    # ---- groups ----------------------------------------------------------------------------------
+
+    def groups(self) -> dict[str, dict[str, SubscriptionGroupConfig]]:
+        """All consumer groups: for each name its configuration by broker_name."""
+        found: dict[str, dict[str, SubscriptionGroupConfig]] = {}
+        for name in self._masters():
+            table = self._table(
+                name, RequestCode.GET_ALL_SUBSCRIPTIONGROUP_CONFIG, "subscriptionGroupTable"
+            )
+            for group, config in table:
+                found.setdefault(group, {})[name] = SubscriptionGroupConfig.from_dict(config)
+        return dict(sorted(found.items()))
+
+    def create_group(
+        self, config: SubscriptionGroupConfig, *, brokers: Iterable[str] | None = None
+    ) -> list[str]:
+        """Create or replace a group on brokers (None: all masters); their names."""
+        check_group(config.group_name)
+        names = sorted(self._masters() if brokers is None else brokers)
+        body = orjson.dumps(config.to_dict())
+        for name in names:
+            self._ask(name, RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, None, body)
+        return names
+
+    def delete_group(self, group: str, *, forget_offsets: bool = False) -> list[str]:
+        """Delete a group and its retry topic; the names of the brokers that had it.
+
+        Raises:
+            SubscriptionGroupNotExistError: no broker has it.
+        """
+        names = sorted(self.groups().get(group, ()))
+        if not names:
+            raise _no_group(group)
+        fields: dict[str, Scalar] = {"groupName": group, "cleanOffset": forget_offsets}
+        for name in names:
+            self._ask(name, RequestCode.DELETE_SUBSCRIPTIONGROUP, fields)
+        return names
+
+    def lag(self, group: str, *, topic: str | None = None) -> list[QueueLag]:
+        """How far a group is in each queue that it consumes.
+
+        Raises:
+            SubscriptionGroupNotExistError: no broker has it.
+        """
+        rows: list[QueueLag] = []
+        fields: dict[str, Scalar] = {"consumerGroup": group}
+        if topic is not None:
+            fields["topic"] = topic
+        is_known = False
+        for name in self._masters():
+            try:
+                answer = self._ask(name, RequestCode.GET_CONSUME_STATS, fields)
+            except SubscriptionGroupNotExistError:
+                continue
+            is_known = True
+            rows += [
+                QueueLag(
+                    queue["topic"],
+                    queue["brokerName"],
+                    queue["queueId"],
+                    queue["brokerOffset"],
+                    queue["consumerOffset"],
+                    queue["lag"],
+                    queue["clientId"] or "",
+                    queue["lastTimestamp"],
+                )
+                for queue in _rows(answer, "queues")
+            ]
+        if not is_known:
+            raise _no_group(group)
+        return sorted(rows)
+
+    def members(self, group: str) -> list[GroupMember]:
+        """Who is in a group now; nobody, if it sleeps."""
+        brokers: dict[str, list[str]] = {}
+        for name in self._masters():
+            answer = self._ask(
+                name, RequestCode.GET_CONSUMER_LIST_BY_GROUP, {"consumerGroup": group}
+            )
+            for client_id in orjson.loads(answer.body)["consumerIdList"]:
+                brokers.setdefault(client_id, []).append(name)
+        return [
+            GroupMember(client_id, tuple(names)) for client_id, names in sorted(brokers.items())
+        ]
+
+    def reset_offset(
+        self,
+        group: str,
+        topic: str,
+        *,
+        whence: str,
+        timestamp: int = 0,
+        queue_offset: int = 0,
+        queue_id: int = -1,
+        brokers: Iterable[str] | None = None,
+    ) -> list[tuple[str, int, int]]:
+        """Have a group go on elsewhere; its members are told at once.
+
+        Args:
+            group: the group.
+            topic: the topic.
+            whence: "first", "last", "timestamp" or "offset".
+            timestamp: ms since 1970: the first message stored at or after it.
+            queue_offset: for "offset".
+            queue_id: -1: all queues.
+            brokers: names of masters; None: all that have the topic.
+
+        Returns:
+            (broker_name, queue_id, queue_offset) of each queue.
+
+        Raises:
+            TopicNotExistError, SubscriptionGroupNotExistError, OffsetIllegalError.
+        """
+        fields: dict[str, Scalar] = {
+            "group": group,
+            "topic": topic,
+            "queueId": queue_id,
+            "whence": whence,
+        }
+        if whence == "timestamp":
+            fields["timestamp"] = timestamp
+        if whence == "offset":
+            fields["offset"] = queue_offset
+        done = []
+        for name in sorted(self.topic(topic) if brokers is None else brokers):
+            answer = self._ask(name, RequestCode.INVOKE_BROKER_TO_RESET_OFFSET, fields)
+            done += [
+                (name, queue["queueId"], queue["offset"]) for queue in _rows(answer, "offsetTable")
+            ]
+        return done
+
+    # ---- asking ----------------------------------------------------------------------------------
+
+    def _masters(self) -> list[str]:
+        return sorted(
+            name for name, data in self.cluster().brokers.items() if 0 in data.broker_addrs
+        )
+
+    def _ask(
+        self,
+        broker_name: str,
+        code: RequestCode,
+        fields: Mapping[str, Scalar] | None = None,
+        body: bytes = b"",
+    ) -> Command:
+        """Ask a master."""
+        return self._call(
+            broker_socket_name(broker_name, 0), Command(code, dict(fields or {}), body)
+        )
+
+    def _table(
+        self, broker_name: str, code: RequestCode, key: str
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The entries of a table that comes in pages."""
+        after, is_last = "", False
+        while not is_last:
+            answer = self._ask(broker_name, code, {"after": after})
+            table: dict[str, dict[str, Any]] = orjson.loads(answer.body)[key]
+            yield from table.items()
+            after = max(table, default=after)
+            is_last = answer.fields().flag("isLast", True) or not table
+
+    def _call(self, socket_name: str, command: Command) -> Command:
+        connection = self._connections.get(socket_name)
+        if connection is None or connection.is_closed:
+            connection = Connection(self._folder, socket_name, role="admin", timeout_s=_TIMEOUT_S)
+            self._connections[socket_name] = connection
+        return connection.call(command, timeout_s=_TIMEOUT_S)
+
+
+def _rows(answer: Command, key: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = orjson.loads(answer.body)[key]
+    return rows
+
+
+def _no_group(group: str) -> SubscriptionGroupNotExistError:
+    return SubscriptionGroupNotExistError(
+        f"group {group}: no broker has it", hint="see what there is: shmq group list"
+    )

@@ -1,0 +1,66 @@
+"""`shmq broker`: list brokers, show what one says of itself."""
+
+from __future__ import annotations
+
+import click
+
+from shmq.client.admin import Admin
+from shmq.tools.cli.output import (
+    bytes_text,
+    cluster_option,
+    echo_json,
+    echo_table,
+    json_option,
+    named,
+)
+
+__all__ = ["broker"]
+
+
+@click.group()
+def broker() -> None:
+    """Brokers: processes that own a store and its shared memory."""
+
+
+@broker.command("list")
+@json_option
+@cluster_option
+def list_(namesrv: str | None, is_json: bool) -> None:
+    """List brokers and how they are."""
+    with Admin(namesrv) as admin:
+        states = admin.brokers()
+    if is_json:
+        echo_json({"brokers": [named(state) for state in states]})
+        return
+    echo_table(
+        ("BROKER", "ID", "PHASE", "PID", "SESSIONS", "LOG", "NOT ON DISK", "PROBLEM"),
+        (
+            (
+                state.broker_name,
+                state.broker_id,
+                state.phase,
+                state.pid or "",
+                state.session_count,
+                bytes_text(state.committed_position),
+                bytes_text(state.flush_behind_bytes),
+                state.problem,
+            )
+            for state in states
+        ),
+    )
+
+
+@broker.command()
+@click.argument("name", metavar="BROKER")
+@json_option
+@cluster_option
+def show(namesrv: str | None, name: str, is_json: bool) -> None:
+    """Show what a broker says of itself."""
+    with Admin(namesrv) as admin:
+        info = admin.runtime_info(name)
+    if is_json:
+        echo_json(info)
+        return
+    width = max(len(key) for key in info)
+    for key, value in info.items():
+        click.echo(f"{key.ljust(width)}  {value or '-'}")

@@ -1,0 +1,185 @@
+"""`shmq group`: list consumer groups, show their lag and members, reset them."""
+
+from __future__ import annotations
+
+import click
+
+from shmq.client.admin import Admin
+from shmq.clock import SYSTEM_CLOCK
+from shmq.subscription import SubscriptionGroupConfig, is_system_group
+from shmq.tools.cli.output import (
+    TIME_WANTED,
+    cluster_option,
+    confirm,
+    echo_json,
+    echo_table,
+    json_option,
+    named,
+    parse_time_ms,
+    time_text,
+)
+
+__all__ = ["group"]
+
+
+@click.group()
+def group() -> None:
+    """Consumer groups: members share a topic's queues; the group's offsets say how far it is."""
+
+
+@group.command("list")
+@click.option("--all", "with_system", is_flag=True, help="Groups of the system too.")
+@json_option
+@cluster_option
+def list_(namesrv: str | None, is_json: bool, with_system: bool) -> None:
+    """List groups with their members and lag."""
+    with Admin(namesrv) as admin:
+        names = [name for name in admin.groups() if with_system or not is_system_group(name)]
+        rows = []
+        for name in names:
+            queues = admin.lag(name)
+            topics = " ".join(sorted({queue.topic for queue in queues}))
+            lag_sum = sum(queue.lag for queue in queues)
+            rows.append((name, len(admin.members(name)), lag_sum, topics))
+    if is_json:
+        keys = ("group", "members", "lag", "topics")
+        echo_json({"groups": [dict(zip(keys, (*r[:3], r[3].split()), strict=True)) for r in rows]})
+        return
+    echo_table(("GROUP", "MEMBERS", "LAG", "TOPICS"), rows)
+
+
+@group.command()
+@click.argument("name", metavar="GROUP")
+@click.option("-t", "--topic", help="Only this topic.")
+@json_option
+@cluster_option
+def lag(namesrv: str | None, name: str, topic: str | None, is_json: bool) -> None:
+    """Show how far a group is in each queue, and who has it."""
+    with Admin(namesrv) as admin:
+        rows = admin.lag(name, topic=topic)
+    if is_json:
+        echo_json({"group": name, "queues": [named(row) for row in rows]})
+        return
+    echo_table(
+        ("TOPIC", "BROKER", "QUEUE", "MAX", "CONSUMED", "LAG", "LAST CONSUMED (UTC)", "MEMBER"),
+        (
+            (
+                row.topic,
+                row.broker_name,
+                row.queue_id,
+                row.broker_offset,
+                "" if row.consumer_offset < 0 else row.consumer_offset,
+                row.lag,
+                time_text(row.last_consumed_ms),
+                row.client_id,
+            )
+            for row in rows
+        ),
+    )
+
+
+@group.command()
+@click.argument("name", metavar="GROUP")
+@json_option
+@cluster_option
+def members(namesrv: str | None, name: str, is_json: bool) -> None:
+    """Show who is in a group now."""
+    with Admin(namesrv) as admin:
+        found = admin.members(name)
+    if is_json:
+        echo_json({"group": name, "members": [named(row) for row in found]})
+        return
+    echo_table(
+        ("CLIENT", "BROKERS"), ((row.client_id, " ".join(row.broker_names)) for row in found)
+    )
+
+
+@group.command()
+@click.argument("name", metavar="GROUP")
+@click.option("-t", "--topic", required=True)
+@click.option(
+    "--to",
+    "place",
+    required=True,
+    metavar="first|last|@TIME|OFFSET",
+    help=f"Where it goes on. Times: {TIME_WANTED}.",
+)
+@click.option("-q", "--queue", "queue_id", type=click.IntRange(0), help="Only this queue.")
+@click.option("-b", "--broker", "brokers", multiple=True, help="Only there; repeatable.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@cluster_option
+def reset(
+    namesrv: str | None,
+    name: str,
+    topic: str,
+    place: str,
+    queue_id: int | None,
+    brokers: tuple[str, ...],
+    yes: bool,
+    is_json: bool,
+) -> None:
+    """Have a group go on elsewhere in a topic; living members are told at once."""
+    whence, timestamp, queue_offset = _whence(place)
+    with Admin(namesrv) as admin:
+        admin.topic(topic)
+        confirm(f"reset group {name} in {topic} to {place}", yes)
+        done = admin.reset_offset(
+            name,
+            topic,
+            whence=whence,
+            timestamp=timestamp,
+            queue_offset=queue_offset,
+            queue_id=-1 if queue_id is None else queue_id,
+            brokers=brokers or None,
+        )
+    if is_json:
+        keys = ("brokerName", "queueId", "consumerOffset")
+        echo_json({"group": name, "queues": [dict(zip(keys, row, strict=True)) for row in done]})
+        return
+    echo_table(("BROKER", "QUEUE", "NEXT"), done)
+
+
+def _whence(place: str) -> tuple[str, int, int]:
+    """(whence, timestamp in ms, queue_offset)."""
+    if place in {"first", "last"}:
+        return place, 0, 0
+    if place.startswith("@"):
+        return "timestamp", parse_time_ms(place, now_ms=SYSTEM_CLOCK.wall_ms()), 0
+    if place.isdecimal():
+        return "offset", 0, int(place)
+    raise click.UsageError(f"--to {place}: wanted first, last, an offset, or {TIME_WANTED}")
+
+
+@group.command()
+@click.argument("name", metavar="GROUP")
+@click.option(
+    "--retries",
+    type=click.IntRange(0),
+    default=16,
+    show_default=True,
+    help="Deliveries after the first before a message is a dead letter.",
+)
+@click.option("--enable/--disable", default=True, help="Whether its members get messages.")
+@cluster_option
+def create(namesrv: str | None, name: str, retries: int, enable: bool) -> None:
+    """Create or replace a group on all brokers."""
+    config = SubscriptionGroupConfig(
+        group_name=name, retry_max_times=retries, consume_enable=enable
+    )
+    with Admin(namesrv) as admin:
+        done = admin.create_group(config)
+    click.echo(f"{name}: on {', '.join(done)}")
+
+
+@group.command()
+@click.argument("name", metavar="GROUP")
+@click.option("--forget-offsets", is_flag=True, help="Also how far it was.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@cluster_option
+def delete(namesrv: str | None, name: str, forget_offsets: bool, yes: bool) -> None:
+    """Delete a group and its retry topic; its dead letters stay."""
+    with Admin(namesrv) as admin:
+        confirm(f"delete group {name}", yes)
+        done = admin.delete_group(name, forget_offsets=forget_offsets)
+    click.echo(f"{name}: deleted on {', '.join(done)}")
