@@ -63,7 +63,8 @@ class HotLog:
             self._ready[file_position] = (hot, fd)
             self._changed.notify_all()
         self._channel.leave_behind(file_position)
-        self._channel.announce(file_position, hot.segment)
+        self._channel.offer(file_position, hot.segment)
+        self._channel.announce(file_position)
 
     def set_complete(self, end_position: int) -> None:
         """Files below `end_position` are complete and synced (recovery)."""
@@ -100,10 +101,12 @@ class HotLog:
             os.close(fd)
             self._files.delete(file_position)
             raise
-        # Before anything can be appended there: a client that asks for the file meanwhile must get
-        # its memory, not the file, which has nothing yet.
-        self._channel.announce(file_position, hot.segment)
+        # Offered before anything can be appended there: a client that asks for the file meanwhile
+        # must get its memory, not the file, which has nothing yet. Announced once a successor would
+        # find the segment in its slot: other memory it makes anew, whatever clients have mapped.
+        self._channel.offer(file_position, hot.segment)
         self._appender.ready(file_position, hot.mapping, hot.number)
+        self._channel.announce(file_position)
         with self._changed:
             self._ready[file_position] = (hot, fd)
             self._changed.notify_all()

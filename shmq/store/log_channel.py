@@ -77,6 +77,7 @@ class LogChannel:
         self._on_drop = on_drop
         self._clients: dict[int, _Client] = {}
         self._hot: dict[int, Segment] = {}
+        self._announced: set[int] = set()
         self._left_behind: set[int] = set()
         self._retiring: int | None = None
         self._lock = threading.RLock()
@@ -114,7 +115,7 @@ class LogChannel:
         client = _Client(session, ours)
         with self._lock:
             self._clients[session] = client
-            for file_position in sorted(self._hot):
+            for file_position in sorted(self._announced):
                 self._send(client, HOT, file_position)
             self._selector.register(ours, selectors.EVENT_READ, client)
         self._wake()
@@ -139,10 +140,17 @@ class LogChannel:
 
     # ---- the log ---------------------------------------------------------------------------------
 
-    def announce(self, file_position: int, segment: Segment) -> None:
-        """Tell all clients that the file at `file_position` lies in `segment` now."""
+    def offer(self, file_position: int, segment: Segment) -> None:
+        """Let whoever asks for the file at `file_position` get `segment`."""
         with self._lock:
             self._hot[file_position] = segment
+
+    def announce(self, file_position: int) -> None:
+        """Tell all clients that the file at `file_position` lies in the segment offered. They keep
+        it over this broker's death, so a successor must find the same segment for that file.
+        """
+        with self._lock:
+            self._announced.add(file_position)
             for client in tuple(self._clients.values()):
                 self._send(client, HOT, file_position)
         self._wake()
@@ -159,6 +167,7 @@ class LogChannel:
         with self._lock:
             self._retiring = file_position
             del self._hot[file_position]
+            self._announced.discard(file_position)
             for client in tuple(self._clients.values()):
                 client.unanswered.add(file_position)
                 self._send(client, RETIRED, file_position)

@@ -11,7 +11,7 @@ import pytest
 from shmq.shm.incarnation import boot_id
 from shmq.shm.names import ObjectKind, StoreName, new_generation
 from shmq.shm.segment import Segment, create, unlink
-from shmq.store.log_channel import HOT, PACKET, RETIRED, LogChannel
+from shmq.store.log_channel import FILE, HOT, PACKET, RETIRED, LogChannel
 from shmq.store.log_files import LogFiles
 
 FILE_SIZE = 65536
@@ -33,6 +33,9 @@ class Client:
             os.close(int.from_bytes(data[:4], "little"))
         kind, _, file_position, _, _ = PACKET.unpack(packet)
         return kind, file_position
+
+    def ask(self, file_position: int) -> None:
+        self.socket.send(PACKET.pack(FILE, 0, file_position, FILE_SIZE, 0))
 
     def answer(self, file_position: int) -> None:
         self.socket.send(PACKET.pack(RETIRED, 0, file_position, FILE_SIZE, 0))
@@ -67,6 +70,11 @@ def channel(tmp_path: Path) -> Iterator[LogChannel]:
     channel.stop()
 
 
+def _offer(channel: LogChannel, segments: list[Segment], number: int) -> None:
+    channel.offer(number * FILE_SIZE, segments[number])
+    channel.announce(number * FILE_SIZE)
+
+
 class Retiring(threading.Thread):
     """Retires the first file; `result` says whether its memory may be used again."""
 
@@ -84,7 +92,7 @@ class Retiring(threading.Thread):
 def test_memory_is_used_again_once_every_client_has_left_it(
     channel: LogChannel, segments: list[Segment]
 ) -> None:
-    channel.announce(0, segments[0])
+    _offer(channel, segments, 0)
     clients = [Client(channel, session) for session in range(2)]
     for client in clients:
         assert client.receive() == (HOT, 0)
@@ -101,7 +109,7 @@ def test_memory_is_used_again_once_every_client_has_left_it(
 def test_memory_of_a_client_that_does_not_answer_is_not_used_again(
     channel: LogChannel, segments: list[Segment]
 ) -> None:
-    channel.announce(0, segments[0])
+    _offer(channel, segments, 0)
     client = Client(channel, 0)
     assert channel.retire(0, NEVER_S) is False
     assert channel.unanswered_bytes() == FILE_SIZE
@@ -111,7 +119,7 @@ def test_memory_of_a_client_that_does_not_answer_is_not_used_again(
 def test_client_that_leaves_while_it_is_asked_may_still_look_at_the_memory(
     channel: LogChannel, segments: list[Segment]
 ) -> None:
-    channel.announce(0, segments[0])
+    _offer(channel, segments, 0)
     client = Client(channel, 0)
     assert client.receive() == (HOT, 0)
     retiring = Retiring(channel)
@@ -125,10 +133,10 @@ def test_client_that_left_before_may_still_look_at_what_was_hot_then(
     channel: LogChannel, segments: list[Segment]
 ) -> None:
     for n in range(2):
-        channel.announce(n * FILE_SIZE, segments[n])
+        _offer(channel, segments, n)
     client = Client(channel, 7)
     channel.remove(7)
-    channel.announce(2 * FILE_SIZE, segments[2])
+    _offer(channel, segments, 2)
     assert [channel.retire(n * FILE_SIZE, SOON_S) for n in range(3)] == [False, False, True]
     client.socket.close()
 
@@ -138,5 +146,23 @@ def test_clients_of_a_dead_predecessor_may_still_look_at_adopted_memory(
 ) -> None:
     channel.leave_behind(0)
     for n in range(2):
-        channel.announce(n * FILE_SIZE, segments[n])
+        _offer(channel, segments, n)
     assert [channel.retire(n * FILE_SIZE, SOON_S) for n in range(2)] == [False, True]
+
+
+def test_memory_that_is_not_announced_yet_goes_to_those_only_who_ask_for_it(
+    channel: LogChannel, segments: list[Segment]
+) -> None:
+    """A client keeps what it has mapped: were the broker to die now, its successor would make that
+    file's memory anew.
+    """
+    _offer(channel, segments, 0)
+    channel.offer(FILE_SIZE, segments[1])
+    client, other = Client(channel, 0), Client(channel, 1)
+    assert [client.receive(), other.receive()] == [(HOT, 0)] * 2
+    client.ask(FILE_SIZE)
+    assert client.receive() == (HOT, FILE_SIZE)
+    _offer(channel, segments, 2)
+    assert [client.receive(), other.receive()] == [(HOT, 2 * FILE_SIZE)] * 2
+    for each in (client, other):
+        each.socket.close()
