@@ -39,6 +39,7 @@ _OK = core.STATUS["OK"][0]
 _FULL = core.STATUS["FULL"][0]
 _TIMED_OUT = core.STATUS["TIMED_OUT"][0]
 _EMPTY = core.STATUS["EMPTY"][0]
+_CLOSED = core.STATUS["CLOSED"][0]
 _OFFSET_TOO_SMALL = core.STATUS["OFFSET_TOO_SMALL"][0]
 TAIL_PLACE = core.LANES_PLACE + field_place("lane", "tail")
 """Where the tail of a client's first ring lies in its ingress memory."""
@@ -180,6 +181,8 @@ class _Consuming(_Loop):
                 if status == _OFFSET_TOO_SMALL:  # it lags: what is not in memory is not read here
                     self._jump(index, row)
                     continue
+                if status in (_CLOSED, _TIMED_OUT):  # a file is wanted, and nobody lives to give it
+                    return
                 assert status in (_OK, _EMPTY), f"read: status {status}"
                 for message in messages:
                     self._check(index, message)
