@@ -25,6 +25,9 @@ __all__ = ["local"]
 
 _START_TIMEOUT_S = 60.0
 _LOG = "cluster.log"
+_ROCKETMQ_PORTS = range(10_911, 65_000, 10)
+"""Nothing listens there: the address is in every message id, and is where a real RocketMQ broker
+that takes a store over will listen. A port of its own for each, with room for those beside it."""
 
 
 def local(folder: str | Path | None = None, *, brokers: int = 1) -> Client:
@@ -41,7 +44,10 @@ def local(folder: str | Path | None = None, *, brokers: int = 1) -> Client:
     root = Path(tempfile.mkdtemp(prefix="shmq-")) if folder is None else Path(folder).absolute()
     root.mkdir(parents=True, exist_ok=True)
     names = [f"broker-{chr(ord('a') + index)}" for index in range(brokers)]
-    tables = [f'[broker."{name}"]\nstore_path = "{root / name}"\n' for name in names]
+    tables = [
+        f'[broker."{name}"]\nstore_path = "{root / name}"\nlisten_port = {port}\n'
+        for name, port in zip(names, _ROCKETMQ_PORTS, strict=False)
+    ]
     (root / "cluster.toml").write_text("\n".join(tables), encoding="utf-8")
     guard = subprocess.Popen(
         [

@@ -1,11 +1,11 @@
 """The demo: lines of files through a whole cluster, with a broker killed in the middle.
 
-Run by `bin/demo [--keep FOLDER] [FILE...]`. It starts a NameServer and two brokers (both masters,
-the topic spread over both) in a temporary folder, sends every line of the files from two producer
-processes, keyed by file, and receives them in two members of one group; one broker gets SIGKILL in
-the middle and its supervisor restarts it. Then digests per file are compared, and a paced phase
-measures the latency. Prints; the last line sums up. Exit code 0 if nothing was lost or out of
-order.
+Run by `bin/demo [--keep FOLDER] [--lines N] [FILE...]`. It starts a NameServer and two brokers
+(both masters, the topic spread over both) in a temporary folder, sends every line of the files from
+two producer processes, keyed by file, and receives them in two members of one group; one broker
+gets SIGKILL in the middle and its supervisor restarts it. Then digests per file are compared, and a
+paced phase measures the latency. Prints; the last line sums up. Exit code 0 if nothing was lost or
+out of order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import shmq
 from shmq.clock import SYSTEM_CLOCK
@@ -66,12 +66,12 @@ def _line_digest(line: bytes | memoryview) -> bytes:
     return hashlib.blake2b(line, digest_size=16).digest()
 
 
-def _jobs(paths: Sequence[Path]) -> list[tuple[int, Path]]:
+def _jobs(paths: Sequence[Path], line_count_min: int) -> list[tuple[int, Path]]:
     """(file number, path) for each file, all repeated until there are lines enough."""
     lines = sum(len(path.read_bytes().splitlines()) for path in paths)
     if lines == 0:
         raise SystemExit("demo: the files have no lines; name others, or none for the repository's")
-    repeats = -(-LINE_COUNT_MIN // lines)
+    repeats = -(-line_count_min // lines)
     return list(enumerate(path for _ in range(repeats) for path in paths))
 
 
@@ -93,7 +93,9 @@ def _produce(folder: str, jobs: Sequence[tuple[int, Path]]) -> None:
             key = f"{path.name}-{number}"
             for line_number, line in enumerate(path.read_bytes().splitlines()):
                 body = HEAD.pack(number, line_number) + line
-                producer.send_oneway(TOPIC, body, key=key, timeout=SEND_TIMEOUT_S)
+                producer.send_oneway(
+                    TOPIC, body, key=key, keys=f"{key}:{line_number}", timeout=SEND_TIMEOUT_S
+                )
         producer.drain(SEND_TIMEOUT_S)
 
 
@@ -162,13 +164,13 @@ def _read_spool(spools: Sequence[Path]) -> dict[int, _FileReport]:
     return reports
 
 
-def _run(root: Path, files: Sequence[Path]) -> int:
+def _run(root: Path, files: Sequence[Path], line_count_min: int) -> int:
     # Copies: a file that somebody writes to meanwhile would not be what was sent.
     copies = root / "files"
     copies.mkdir()
     for index, path in enumerate(files):
         shutil.copyfile(path, copies / f"{index:04}-{path.name}")
-    jobs = _jobs(sorted(copies.iterdir()))
+    jobs = _jobs(sorted(copies.iterdir()), line_count_min)
     sent = sum(len(path.read_bytes().splitlines()) for _, path in jobs)
     print(f"demo: {len(files)} files, {sent} lines; starting a NameServer and two brokers")
     with shmq.local(root, brokers=2) as client:
@@ -189,8 +191,6 @@ def _run(root: Path, files: Sequence[Path]) -> int:
                 raise SystemExit(f"demo: a producer ended with {producer.returncode}")
         stop.touch()
         for consumer in consumers:
-            assert consumer.stdout is not None
-            consumer.stdout.read()
             consumer.wait()
         elapsed = _now_s() - begin - IDLE_S
         reports = _read_spool(spools)
@@ -207,18 +207,35 @@ def _run(root: Path, files: Sequence[Path]) -> int:
 
 def _watch(client: shmq.Client, consumers: Sequence[subprocess.Popen[str]], sent: int) -> str:
     """Follow the consumers' counts; kill one broker when a third has come."""
-    outputs: list[IO[str]] = [c.stdout for c in consumers if c.stdout is not None]
-    counts = [0] * len(outputs)
-    while sum(counts) < sent // 3:
-        for index, output in enumerate(outputs):
-            line = output.readline()
-            if not line:
+    counts = [0] * len(consumers)
+    changed = threading.Condition()
+    followers = [
+        threading.Thread(target=_follow, args=(consumer, counts, index, changed), daemon=True)
+        for index, consumer in enumerate(consumers)
+    ]
+    for follower in followers:
+        follower.start()
+    with changed:
+        # A consumer that has nothing to do says nothing: each is heard by a thread of its own.
+        while sum(counts) < sent // 3:
+            if not all(follower.is_alive() for follower in followers):
                 raise SystemExit("demo: a consumer ended early")
-            counts[index] = int(line)
+            changed.wait(1.0)
     name = "broker-a"
     os.kill(client.link(name).connection.identity.pid, signal.SIGKILL)
     print(f"demo: {sum(counts)} lines received; {name} gets SIGKILL now")
     return name
+
+
+def _follow(
+    consumer: subprocess.Popen[str], counts: list[int], index: int, changed: threading.Condition
+) -> None:
+    """Read how far a consumer has come, until it ends."""
+    assert consumer.stdout is not None
+    for line in consumer.stdout:
+        with changed:
+            counts[index] = int(line)
+            changed.notify()
 
 
 def _paced(client: shmq.Client, folder: str) -> list[int]:
@@ -267,6 +284,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo, or one of its child processes; the exit code."""
     parser = argparse.ArgumentParser(prog="bin/demo", description="shmq at work.")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the stores there")
+    parser.add_argument(
+        "--lines",
+        type=int,
+        default=LINE_COUNT_MIN,
+        metavar="N",
+        help=f"repeat the files until there are as many lines; {LINE_COUNT_MIN} unless said",
+    )
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("files", nargs="*", metavar="FILE", help="whose lines are sent")
     options = parser.parse_args(arguments)
@@ -287,9 +311,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 64
     if options.keep is None:
         with tempfile.TemporaryDirectory(prefix="shmq-demo-") as folder:
-            return _run(Path(folder), files)
+            return _run(Path(folder), files, options.lines)
     options.keep.mkdir(parents=True, exist_ok=True)
-    code = _run(options.keep.absolute(), files)
+    code = _run(options.keep.absolute(), files, options.lines)
     for rest in options.keep.iterdir():
         if rest.name in {"run", "stop", "files", "cluster.toml"} or rest.name.startswith(
             ("jobs-", "consumer-")
