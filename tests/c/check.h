@@ -38,6 +38,7 @@
     do {                                                                                           \
         test();                                                                                    \
         printf("ok %s\n", #test);                                                                  \
+        fflush(stdout); /* a sanitizer ends the process without it */                              \
     } while (0)
 
 /* A small generator (xorshift64*), so that a printed seed replays a run on any machine. */

@@ -406,9 +406,9 @@ static inline void shmq_append_ready(struct shmq_append *append, uint64_t file_p
     uint32_t index = shmq_commit_log_slot(&append->log, file_position);
     struct shmq_hot_slot *slot = shmq_control_hot_slot(append->control, index);
     uint64_t generation = shmq_load_relaxed(&slot->generation) | 1u; /* relaxed: own word */
-    /* relaxed + fence: who sees the new position sees the odd generation (shmq_hot_slot_seen) */
+    /* relaxed + fence: who sees the new position sees the odd generation */
     shmq_store_relaxed(&slot->generation, generation);
-    shmq_fence_release(); /* pairs with the acquire fence of the reader of hot slots */
+    shmq_fence_release(); /* pairs with the acquire fence of who reads hot slots (tests/model/relacy, "remap") */
     /* relaxed: visible by the release of the even generation */
     shmq_store_relaxed(&slot->file_position, file_position);
     shmq_store_relaxed(&slot->object_number, object_number);
