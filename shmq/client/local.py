@@ -9,6 +9,7 @@ end. May fail: ServiceNotAvailableError if the cluster does not come up.
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -19,23 +20,28 @@ from pathlib import Path
 
 from shmq.client.instance import Client
 from shmq.clock import SYSTEM_CLOCK
-from shmq.errors import ServiceNotAvailableError, ShmqError
+from shmq.errors import OwnerError, ServiceNotAvailableError, ShmqError
+from shmq.remoting.runtime_folder import RuntimeFolder
 
-__all__ = ["local"]
+__all__ = ["LOG", "local"]
 
 _START_TIMEOUT_S = 60.0
-_LOG = "cluster.log"
+LOG = "cluster.log"
+"""Where in its folder a private cluster logs."""
 _ROCKETMQ_PORTS = range(10_911, 65_000, 10)
 """Nothing listens there: the address is in every message id, and is where a real RocketMQ broker
 that takes a store over will listen. A port of its own for each, with room for those beside it."""
 
 
-def local(folder: str | Path | None = None, *, brokers: int = 1) -> Client:
+def local(
+    folder: str | Path | None = None, *, brokers: int = 1, runtime: str | Path | None = None
+) -> Client:
     """A Client with a private NameServer and broker, child processes that end with it.
 
     Args:
         folder: where the store is kept and found again; None: a temporary one, removed.
         brokers: how many masters.
+        runtime: the runtime folder, for other programs to connect to; None: `run` in the folder.
 
     Raises:
         ServiceNotAvailableError: they did not come up.
@@ -43,18 +49,21 @@ def local(folder: str | Path | None = None, *, brokers: int = 1) -> Client:
     is_temporary = folder is None
     root = Path(tempfile.mkdtemp(prefix="shmq-")) if folder is None else Path(folder).absolute()
     root.mkdir(parents=True, exist_ok=True)
+    run = root / "run" if runtime is None else Path(runtime).absolute()
     names = [f"broker-{chr(ord('a') + index)}" for index in range(brokers)]
     tables = [
         f'[broker."{name}"]\nstore_path = "{root / name}"\nlisten_port = {port}\n'
         for name, port in zip(names, _ROCKETMQ_PORTS, strict=False)
     ]
     (root / "cluster.toml").write_text("\n".join(tables), encoding="utf-8")
+    _check_free(run)
     guard = subprocess.Popen(
         [
             sys.executable,
             "-m",
             "shmq.client.local",
             str(root),
+            str(run),
             "remove" if is_temporary else "keep",
         ],
         stdin=subprocess.PIPE,
@@ -72,7 +81,7 @@ def local(folder: str | Path | None = None, *, brokers: int = 1) -> Client:
     waiting = threading.Event()
     while SYSTEM_CLOCK.monotonic_ns() < deadline_ns and guard.poll() is None:
         try:
-            client = client or Client(root / "run", on_close=end)
+            client = client or Client(run, on_close=end)
             if len(client.routes.brokers()) == brokers:
                 for name in names:
                     client.link(name)
@@ -80,12 +89,30 @@ def local(folder: str | Path | None = None, *, brokers: int = 1) -> Client:
         except (ShmqError, OSError):
             pass
         waiting.wait(0.01)
-    said = _last_words(root / _LOG)
+    said = _last_words(root / LOG)
     if client is not None:
         client.close()
     else:
         end()
     raise ServiceNotAvailableError(f"start a private cluster in {root}: it did not come up{said}")
+
+
+def _check_free(run: Path) -> None:
+    """Refuse a runtime folder that a living NameServer has."""
+    if not run.exists():
+        return
+    with RuntimeFolder.open(run) as folder:
+        for name in folder.socket_names("namesrv"):
+            try:
+                sock = folder.try_connect(name)
+            except ServiceNotAvailableError:
+                continue  # left of one that was killed
+            if sock is not None:  # None: it is there, and busy
+                sock.close()
+            raise OwnerError(
+                f"start a cluster in the runtime folder {run}: {name} serves one there already",
+                hint="use that one, stop it, or name another runtime folder",
+            )
 
 
 def _last_words(log: Path) -> str:
@@ -97,26 +124,21 @@ def _last_words(log: Path) -> str:
     return f" in {_START_TIMEOUT_S} s; its last words: {lines[-1]}" if lines else ""
 
 
-def _guard(root: Path, is_temporary: bool) -> int:
-    """Start the NameServer, wait for the end of standard input, stop it."""
-    (root / "run").mkdir(mode=0o750, exist_ok=True)
-    with open(root / _LOG, "ab") as log:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "shmq.namesrv",
-                "--runtime",
-                str(root / "run"),
-                "--cluster",
-                str(root / "cluster.toml"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stderr=log,
-        )
+def _guard(root: Path, run: Path, *, is_temporary: bool) -> int:
+    """Keep a NameServer running until standard input ends, then stop it and its brokers."""
+    run.mkdir(mode=0o750, exist_ok=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while os.read(0, 4096):
-        pass
+    process = _start_namesrv(root, run)
+    while True:
+        pidfd = os.pidfd_open(process.pid)
+        poll = select.poll()
+        poll.register(0, select.POLLIN | select.POLLHUP)
+        poll.register(pidfd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll()}
+        os.close(pidfd)
+        if 0 in ready or process.wait() >= 0:  # one that ended by itself would do so again
+            break
+        process = _start_namesrv(root, run)  # killed: this one adopts the brokers
     process.terminate()
     process.wait()
     if is_temporary:
@@ -124,5 +146,22 @@ def _guard(root: Path, is_temporary: bool) -> int:
     return process.returncode
 
 
+def _start_namesrv(root: Path, run: Path) -> subprocess.Popen[bytes]:
+    with open(root / LOG, "ab") as log:
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "shmq.namesrv",
+                "--runtime",
+                str(run),
+                "--cluster",
+                str(root / "cluster.toml"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+        )
+
+
 if __name__ == "__main__":
-    sys.exit(_guard(Path(sys.argv[1]), sys.argv[2] == "remove"))
+    sys.exit(_guard(Path(sys.argv[1]), Path(sys.argv[2]), is_temporary=sys.argv[3] == "remove"))

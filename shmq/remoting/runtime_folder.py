@@ -368,7 +368,7 @@ def _unreachable(what: str, error: OSError) -> ShmqError:
     if isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
         return ServiceNotAvailableError(
             f"{what}: {error.strerror}; nothing listens there",
-            hint="start it (bin/shmq-namesrv), or name its runtime folder",
+            hint="start a cluster (shmq dev, shmq-namesrv), or name its runtime folder",
         )
     if isinstance(error, PermissionError):
         groups = sorted({os.getegid(), *os.getgroups()})
