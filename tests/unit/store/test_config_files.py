@@ -22,8 +22,8 @@ from shmq.store.config_files import (
 from shmq.store.consume_queue_files import QueueKey
 from shmq.subscription import SubscriptionGroupConfig
 from shmq.topic import TopicConfig
+from tests.support.mounts import small_file_system
 from tests.support.scale import scaled
-from tests.unit.store.mounts import small_file_system
 
 # As fastjson writes it: tabs, and integer keys without quotes.
 FASTJSON_OFFSETS = """{

@@ -7,8 +7,8 @@ import pytest
 
 from shmq.errors import DiskFullError, StoreCorruptError, StoreError
 from shmq.store.log_files import LogFiles, find_file_size
+from tests.support.mounts import make_readonly, make_writable, small_file_system
 from tests.support.repository import ROOT
-from tests.unit.store.mounts import make_readonly, make_writable, small_file_system
 from tests.unit.store.stores import FILE_SIZE, Writer, commit_log_bytes
 
 

@@ -17,7 +17,7 @@ from shmq.store.quarantine import Quarantine
 from shmq.store.recovery import QueueRange, RecoveredLog, recover_files
 from tests.support import rocketmq_decoder
 from tests.support.clock import SteppedClock
-from tests.unit.store.mounts import small_file_system
+from tests.support.mounts import small_file_system
 from tests.unit.store.stores import (
     BASE_MS,
     FILE_SIZE,

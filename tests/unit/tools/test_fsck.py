@@ -24,9 +24,9 @@ from shmq.tools.fsck import fsck, main
 from shmq.tools.fsck_findings import Loss, LostMessage
 from shmq.tools.fsck_repair import LOST_PROPERTY, lost_records
 from tests.support import rocketmq_decoder
+from tests.support.mounts import small_file_system
 from tests.support.repository import ROOT
 from tests.support.scale import scaled
-from tests.unit.store.mounts import small_file_system
 from tests.unit.store.stores import BASE_MS, FILE_SIZE, Record, Writer, all_bytes, commit_log_bytes
 from tests.unit.store.test_recovery import _say_flushed
 

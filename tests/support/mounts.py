@@ -1,0 +1,100 @@
+"""Small file systems for tests that fill a disk, find it read-only or cut its power: root only,
+else skipped.
+"""
+
+import contextlib
+import fcntl
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.require import require_or_skip, require_program, require_root
+
+_EXT4_IOC_SHUTDOWN = 0x8004587D
+_NO_LOG_FLUSH = 2
+
+
+@contextlib.contextmanager
+def small_file_system(folder: Path, *, size: int) -> Iterator[Path]:
+    """A tmpfs of `size` bytes at `folder`, unmounted behind the test however it ends."""
+    require_root()
+    mount = require_program("mount", "mount")
+    folder.mkdir()
+    command = [mount, "-t", "tmpfs", "-o", f"size={size}", "shmq-test", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        require_or_skip(f"cannot mount a tmpfs here: {result.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def make_readonly(folder: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+
+
+def make_writable(folder: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+
+
+class Ext4OnLoop:
+    """An ext4 file system in a file, whose power can be cut. A context manager.
+
+    Attributes:
+        folder: where it is mounted.
+    """
+
+    def __init__(self, image: Path, folder: Path, *, size: int) -> None:
+        """Make and mount it; skips the test where the machine cannot.
+
+        Args:
+            image: the file to make.
+            folder: to be made.
+            size: bytes of the file system.
+        """
+        require_root()
+        self.folder = folder
+        self._image = image
+        mkfs = require_program("mkfs.ext4", "e2fsprogs")
+        require_program("losetup", "mount")
+        with image.open("wb") as file:
+            file.truncate(size)
+        subprocess.run([mkfs, "-q", "-F", str(image)], check=True)
+        folder.mkdir()
+        self._is_mounted = False
+        self._mount()
+
+    def _mount(self) -> None:
+        command = ["mount", "-t", "ext4", "-o", "loop", str(self._image), str(self.folder)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            require_or_skip(f"cannot mount ext4 on a loop device: {result.stderr.strip()}")
+        self._is_mounted = True
+
+    def cut_power(self) -> None:
+        """From now on nothing reaches the disk any more; every write and sync fails."""
+        fd = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, _EXT4_IOC_SHUTDOWN, _NO_LOG_FLUSH.to_bytes(4, "little"))
+        except OSError as error:
+            require_or_skip(f"the kernel does not shut ext4 down: {error}")
+        finally:
+            os.close(fd)
+
+    def boot(self) -> None:
+        """Mount again what has reached the disk. Nobody may have a file of it open or mapped."""
+        self._unmount()
+        self._mount()
+
+    def _unmount(self) -> None:
+        subprocess.run(["umount", str(self.folder)], check=True)
+        self._is_mounted = False
+
+    def __enter__(self) -> "Ext4OnLoop":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_mounted:
+            subprocess.run(["umount", "-l", str(self.folder)], check=True)
