@@ -8,6 +8,7 @@ line of JSON.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import random
@@ -15,6 +16,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from shmq.core import core
@@ -37,6 +39,7 @@ from shmq.store.positions import Positions
 from shmq.store.quarantine import Quarantine
 from shmq.store.recovery import recover_files
 from shmq.subscription import SubscriptionGroupConfig
+from shmq.tools import inspect
 from shmq.tools.fsck import fsck
 from shmq.topic import TopicConfig
 from tests.unit.store.stores import Writer
@@ -179,14 +182,25 @@ def repair(store_path: Path) -> None:
         recover(store_path)
 
 
+def show(store_path: Path) -> None:
+    """The store and the file that was written last, as a person looks at them; a problem is an
+    exit code.
+    """
+    files = (path for path in store_path.rglob("*") if path.is_file())
+    damaged = max(files, key=lambda path: path.stat().st_mtime_ns)
+    for path in (store_path, damaged):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            assert inspect.main([str(path), "--count", "1000"]) in (0, 1)
+
+
 READERS: dict[str, tuple[Callable[[Path], None], ...]] = {
-    "commitlog/*": (recover, check, repair),
-    "shmq/positions": (read_positions, recover, check),
-    "shmq/manifest*": (read_manifest, check),
-    "shmq/quarantine.json": (read_quarantine, recover, check),
-    "shmq/queue_floors.json": (read_floors, recover),
-    "shmq/consumequeue/*.cq": (read_consume_queues, recover, check),
-    "config/*": (read_config, check),
+    "commitlog/*": (recover, check, repair, show),
+    "shmq/positions": (read_positions, recover, check, show),
+    "shmq/manifest*": (read_manifest, check, show),
+    "shmq/quarantine.json": (read_quarantine, recover, check, show),
+    "shmq/queue_floors.json": (read_floors, recover, check, show),
+    "shmq/consumequeue/*.cq": (read_consume_queues, recover, check, show),
+    "config/*": (read_config, check, show),
 }
 
 

@@ -9,7 +9,9 @@ What is exempt, and why:
     RocketMQ leaves there what was there before;
   - of a reader that checks what it reads from a file whose derived file holds: the name of the
     `__CRC32#` property itself, because records that RocketMQ wrote have none. Recovery and fsck,
-    which know from where on there must be one, find it.
+    which know from where on there must be one, find it;
+  - copies under shmq/quarantine/: they are kept for a person, nothing reads them;
+  - lock, abort and broker.conf: nobody reads what they say.
 """
 
 from __future__ import annotations
