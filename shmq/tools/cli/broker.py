@@ -25,7 +25,7 @@ def broker() -> None:
 @broker.command("list")
 @json_option
 @cluster_option
-def list_(namesrv: str | None, is_json: bool) -> None:
+def _list(namesrv: str | None, is_json: bool) -> None:
     """List brokers and how they are."""
     with Admin(namesrv) as admin:
         states = admin.brokers()
@@ -50,11 +50,11 @@ def list_(namesrv: str | None, is_json: bool) -> None:
     )
 
 
-@broker.command()
+@broker.command("show")
 @click.argument("name", metavar="BROKER")
 @json_option
 @cluster_option
-def show(namesrv: str | None, name: str, is_json: bool) -> None:
+def _show(namesrv: str | None, name: str, is_json: bool) -> None:
     """Show what a broker says of itself."""
     with Admin(namesrv) as admin:
         info = admin.runtime_info(name)

@@ -18,7 +18,7 @@ def cluster() -> None:
 @cluster.command("list")
 @json_option
 @cluster_option
-def list_(namesrv: str | None, is_json: bool) -> None:
+def _list(namesrv: str | None, is_json: bool) -> None:
     """List clusters, NameServers, brokers and what their supervisor says of them."""
     with Admin(namesrv) as admin:
         names = admin.namesrvs()

@@ -31,7 +31,7 @@ def group() -> None:
 @click.option("--all", "with_system", is_flag=True, help="Groups of the system too.")
 @json_option
 @cluster_option
-def list_(namesrv: str | None, is_json: bool, with_system: bool) -> None:
+def _list(namesrv: str | None, is_json: bool, with_system: bool) -> None:
     """List groups with their members and lag."""
     with Admin(namesrv) as admin:
         names = [name for name in admin.groups() if with_system or not is_system_group(name)]
@@ -48,12 +48,12 @@ def list_(namesrv: str | None, is_json: bool, with_system: bool) -> None:
     echo_table(("GROUP", "MEMBERS", "LAG", "TOPICS"), rows)
 
 
-@group.command()
+@group.command("lag")
 @click.argument("name", metavar="GROUP")
 @click.option("-t", "--topic", help="Only this topic.")
 @json_option
 @cluster_option
-def lag(namesrv: str | None, name: str, topic: str | None, is_json: bool) -> None:
+def _lag(namesrv: str | None, name: str, topic: str | None, is_json: bool) -> None:
     """Show how far a group is in each queue, and who has it."""
     with Admin(namesrv) as admin:
         rows = admin.lag(name, topic=topic)
@@ -78,11 +78,11 @@ def lag(namesrv: str | None, name: str, topic: str | None, is_json: bool) -> Non
     )
 
 
-@group.command()
+@group.command("members")
 @click.argument("name", metavar="GROUP")
 @json_option
 @cluster_option
-def members(namesrv: str | None, name: str, is_json: bool) -> None:
+def _members(namesrv: str | None, name: str, is_json: bool) -> None:
     """Show who is in a group now."""
     with Admin(namesrv) as admin:
         found = admin.members(name)
@@ -94,7 +94,7 @@ def members(namesrv: str | None, name: str, is_json: bool) -> None:
     )
 
 
-@group.command()
+@group.command("reset")
 @click.argument("name", metavar="GROUP")
 @click.option("-t", "--topic", required=True)
 @click.option(
@@ -109,7 +109,7 @@ def members(namesrv: str | None, name: str, is_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @cluster_option
-def reset(
+def _reset(
     namesrv: str | None,
     name: str,
     topic: str,
@@ -151,7 +151,7 @@ def _whence(place: str) -> tuple[str, int, int]:
     raise click.UsageError(f"--to {place}: wanted first, last, an offset, or {TIME_WANTED}")
 
 
-@group.command()
+@group.command("create")
 @click.argument("name", metavar="GROUP")
 @click.option(
     "--retries",
@@ -162,7 +162,7 @@ def _whence(place: str) -> tuple[str, int, int]:
 )
 @click.option("--enable/--disable", default=True, help="Whether its members get messages.")
 @cluster_option
-def create(namesrv: str | None, name: str, retries: int, enable: bool) -> None:
+def _create(namesrv: str | None, name: str, retries: int, enable: bool) -> None:
     """Create or replace a group on all brokers."""
     config = SubscriptionGroupConfig(
         group_name=name, retry_max_times=retries, consume_enable=enable
@@ -172,12 +172,12 @@ def create(namesrv: str | None, name: str, retries: int, enable: bool) -> None:
     click.echo(f"{name}: on {', '.join(done)}")
 
 
-@group.command()
+@group.command("delete")
 @click.argument("name", metavar="GROUP")
 @click.option("--forget-offsets", is_flag=True, help="Also how far it was.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @cluster_option
-def delete(namesrv: str | None, name: str, forget_offsets: bool, yes: bool) -> None:
+def _delete(namesrv: str | None, name: str, forget_offsets: bool, yes: bool) -> None:
     """Delete a group and its retry topic; its dead letters stay."""
     with Admin(namesrv) as admin:
         confirm(f"delete group {name}", yes)

@@ -37,7 +37,7 @@ def shm() -> None:
 @shm.command("ls")
 @json_option
 @cluster_option
-def ls(namesrv: str | None, is_json: bool) -> None:
+def _ls(namesrv: str | None, is_json: bool) -> None:
     """List the memory of each store, and who wants it."""
     findings = reap(_mark_folders(namesrv), [], dry_run=True)
     stores: defaultdict[str, list[Finding]] = defaultdict(list)
@@ -57,7 +57,7 @@ def ls(namesrv: str | None, is_json: bool) -> None:
     )
 
 
-@shm.command()
+@shm.command("clean")
 @click.option(
     "--store",
     "stores",
@@ -78,7 +78,7 @@ def ls(namesrv: str | None, is_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @cluster_option
-def clean(
+def _clean(
     namesrv: str | None,
     stores: tuple[Path, ...],
     forgotten: tuple[str, ...],

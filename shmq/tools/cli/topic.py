@@ -40,7 +40,7 @@ def topic() -> None:
 @click.option("--all", "with_system", is_flag=True, help="Topics of the system too.")
 @json_option
 @cluster_option
-def list_(namesrv: str | None, is_json: bool, with_system: bool) -> None:
+def _list(namesrv: str | None, is_json: bool, with_system: bool) -> None:
     """List topics."""
     with Admin(namesrv) as admin:
         found = {
@@ -59,11 +59,11 @@ def list_(namesrv: str | None, is_json: bool, with_system: bool) -> None:
     echo_table(("TOPIC", "QUEUES", "PERM", "BROKERS"), rows)
 
 
-@topic.command()
+@topic.command("show")
 @click.argument("name", metavar="TOPIC")
 @json_option
 @cluster_option
-def show(namesrv: str | None, name: str, is_json: bool) -> None:
+def _show(namesrv: str | None, name: str, is_json: bool) -> None:
     """Show a topic's configuration, its queues and what is in them."""
     with Admin(namesrv) as admin:
         configs = admin.topic(name)
@@ -116,21 +116,21 @@ def _changes(function: click.decorators.FC) -> click.decorators.FC:
     return function
 
 
-@topic.command()
+@topic.command("create")
 @click.argument("name", metavar="TOPIC")
 @click.option("-q", "--queues", type=click.IntRange(1), default=8, show_default=True)
 @_changes
-def create(name: str, **options: Any) -> None:
+def _create(name: str, **options: Any) -> None:
     """Create a topic, on all brokers unless some are named."""
     _change(name, force=False, **options)
 
 
-@topic.command()
+@topic.command("update")
 @click.argument("name", metavar="TOPIC")
 @click.option("-q", "--queues", type=click.IntRange(1))
 @click.option("--force", is_flag=True, help="Drop queues although a group has not drained them.")
 @_changes
-def update(name: str, **options: Any) -> None:
+def _update(name: str, **options: Any) -> None:
     """Change a topic; what is not named stays.
 
     To shrink one: fewer --write-queues first, then, once its groups have drained the rest, fewer
@@ -181,12 +181,12 @@ def _change(
         )
 
 
-@topic.command()
+@topic.command("delete")
 @click.argument("name", metavar="TOPIC")
 @click.option("-b", "--broker", "brokers", multiple=True, help="Only there; repeatable.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @cluster_option
-def delete(namesrv: str | None, name: str, brokers: tuple[str, ...], yes: bool) -> None:
+def _delete(namesrv: str | None, name: str, brokers: tuple[str, ...], yes: bool) -> None:
     """Delete a topic with all its messages."""
     with Admin(namesrv) as admin:
         admin.topic(name)
