@@ -379,11 +379,11 @@ class BrokerLink:
             raise error
         return _int(answer.ext_fields["queueOffset"]), answer.body
 
-    def grant_chunk(self) -> None:
-        """Get memory for large bodies, once per session."""
+    def grant_chunk(self) -> bool:
+        """Get memory for large bodies, once per session; False if there is some already."""
         with self._lock:
             if self._chunk is not None:
-                return
+                return False
             answer = self.call(RequestCode.GRANT_CHUNK, fd_count_max=1)
             (fd,) = answer.take_fds()
             size = os.fstat(fd).st_size
@@ -392,6 +392,7 @@ class BrokerLink:
             self._chunk = core.ChunkMemory(self.control, memory, session=self._session)
             for lane in self.lanes:
                 lane.attach_chunk(self._chunk)
+            return True
 
 
 def _int(value: object) -> int:

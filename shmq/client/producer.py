@@ -43,6 +43,8 @@ _OK = core.STATUS["OK"][0]
 _TIMED_OUT = core.STATUS["TIMED_OUT"][0]
 _STALE = frozenset(core.STATUS[name][0] for name in ("NO_TOPIC", "NOT_GRANTED", "NOT_WRITABLE"))
 _CLOSED = core.STATUS["CLOSED"][0]
+_TOO_LARGE = core.STATUS["TOO_LARGE"][0]
+"""Also of a body that needs chunk memory where the session has none yet."""
 _NAMES = {value: name for name, (value, _) in core.STATUS.items()}
 _STORED = {
     core.STATUS["FLUSH_DISK_TIMEOUT"][0]: SendStatus.FLUSH_DISK_TIMEOUT,
@@ -152,8 +154,7 @@ class Producer:
                     properties = {**(properties or {}), "UNIQ_KEY": message_id}
                 self._wait_for_session(link, generation_of_link, deadline_ns)
                 continue
-            if status == core.STATUS["FULL"][0]:
-                link.grant_chunk()
+            if status == _TOO_LARGE and link.grant_chunk():
                 continue
             raise _refusal(status, topic, message_queue, message_id, timeout)
         raise SendTimeoutError(
@@ -192,9 +193,10 @@ class Producer:
         """
         chosen = self._choose(topic, key, None)
         lane = self._lane(chosen.link)
-        sequence = lane.put(
-            chosen.row, chosen.generation, body, tag, keys, properties, 0, True, timeout
-        )
+        record = (chosen.row, chosen.generation, body, tag, keys, properties, 0, True, timeout)
+        sequence = lane.put(*record)
+        if sequence == _TOO_LARGE and chosen.link.grant_chunk():
+            sequence = lane.put(*record)
         if sequence < 0:
             raise _refusal(sequence, topic, chosen.message_queue, None, timeout)
 
@@ -217,6 +219,11 @@ class Producer:
         status, _, count = lane.put_many(
             chosen.row, chosen.generation, bodies, tag, None, None, 0, True, timeout
         )
+        if status == _TOO_LARGE and chosen.link.grant_chunk():
+            status, _, more = lane.put_many(
+                chosen.row, chosen.generation, bodies[count:], tag, None, None, 0, True, timeout
+            )
+            count += more
         if status != _OK:
             raise _refusal(status, topic, chosen.message_queue, None, timeout)
         if lane.drain(timeout) != _OK:

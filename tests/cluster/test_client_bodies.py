@@ -1,0 +1,37 @@
+"""Bodies of all sizes through a real client and broker: the memory for large ones comes by itself."""
+
+from pathlib import Path
+
+import pytest
+
+import shmq
+from shmq.errors import MessageTooLargeError
+from tests.support.broker_process import BrokerProcess
+
+from .namesrv_process import NamesrvProcess
+
+TIMEOUT_S = 30.0
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("way", ["send", "send_oneway", "send_many"])
+def test_a_body_that_no_ring_holds_is_sent(tmp_path: Path, cluster_name: str, way: str) -> None:
+    runtime = tmp_path / "run"
+    bodies = [b"small", b"x" * 1_000_000, b"small again", b"y" * (4 << 20)]
+    with (
+        NamesrvProcess(runtime),
+        BrokerProcess(tmp_path, cluster_name, runtime=runtime),
+        shmq.connect(runtime) as client,
+    ):
+        producer = client.producer()
+        if way == "send_many":
+            assert producer.send_many("bodies", bodies, key="one", timeout=TIMEOUT_S) == len(bodies)
+        else:
+            for body in bodies:
+                getattr(producer, way)("bodies", body, key="one", timeout=TIMEOUT_S)
+            producer.drain(TIMEOUT_S)
+        with pytest.raises(MessageTooLargeError):
+            producer.send("bodies", b"z" * ((4 << 20) + 1), timeout=TIMEOUT_S)
+        with client.consumer("bodies", "readers") as consumer:
+            came = [consumer.try_next(TIMEOUT_S) for _ in bodies]
+            assert [bytes(m.body) for m in came if m is not None] == bodies
