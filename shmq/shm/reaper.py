@@ -1,7 +1,7 @@
 """The reaper: removes shared memory that nobody will come back for, and nothing else.
 
-What lives here: `reap`, for whoever cleans a machine (NameServer at start and each minute,
-`shmq shm clean`), and `sweep`, for the broker that knows exactly what of its own it wants.
+What lives here: `reap`, for whoever cleans a machine (`shmq shm clean`), and `sweep`, for the
+broker that knows exactly what of its own it wants.
 
 An object is removed only if every one of these holds, asked in this order:
 
