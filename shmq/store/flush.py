@@ -39,10 +39,11 @@ class FlushService:
         hot_log: HotLog,
         *,
         interval_s: float,
+        unflushed_bytes_max: int,
         on_failed: Callable[[FlushFailedError], None],
         on_file_complete: Callable[[int], None],
     ) -> None:
-        self._flusher = core.Flusher(appender, interval=interval_s)
+        self._flusher = core.Flusher(appender, interval=interval_s, bytes_max=unflushed_bytes_max)
         self._hot_log = hot_log
         self._on_failed = on_failed
         self._on_file_complete = on_file_complete

@@ -481,6 +481,11 @@ class MessageStore:
             self._appender,
             self._hot_log,
             interval_s=config.flush_interval_ms / 1000,
+            unflushed_bytes_max=(
+                segment_count * self.file_size_bytes // 4
+                if config.unflushed_bytes_max is None
+                else config.unflushed_bytes_max
+            ),
             on_failed=self._fail,
             on_file_complete=lambda file_position: self._derive.put(file_position),
         )

@@ -87,7 +87,9 @@ static void after_turn(struct shmq_appender *self)
     }
     /* relaxed: the fence in shmq_turn_publish, or the one above, orders it behind the commit */
     uint32_t state = shmq_load_relaxed32(&self->flusher_state);
-    if (state == SHMQ_FLUSHER_IDLE || (state == SHMQ_FLUSHER_NAPS && sync_wanted)) {
+    if (state == SHMQ_FLUSHER_IDLE ||
+        (state == SHMQ_FLUSHER_NAPS &&
+         (sync_wanted || append->log.log_end - append->flushed_seen > self->unflushed_max))) {
         /* release: pairs with the acquire in flusher_sleep */
         shmq_store_release32(&self->flusher_bell, shmq_load_relaxed32(&self->flusher_bell) + 1);
         shmq_futex_wake(&self->flusher_bell);

@@ -47,6 +47,7 @@ struct shmq_appender {
     shmq_word32 flusher_state;
     shmq_word32 flusher_bell; /* futex word of the flusher */
     shmq_word32 sync_wanted; /* 1 while somebody waits for the disk */
+    uint64_t unflushed_max;  /* the flusher gathers no larger group */
     uint64_t hot_asked;      /* ready_end for which SHMQ_EVENT_HOT was raised */
     int arena_asked;
     int closed;

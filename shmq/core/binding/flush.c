@@ -2,8 +2,9 @@
  *
  * It writes with pwrite and fdatasync, never through a map: a writable map of a file stalls the appends
  * for as long as the kernel writes it back (docs/decisions). One call of run() serves one file; opening the
- * next is Python's. Whatever was committed while one fdatasync ran is the group of the next. An error is
- * returned, never retried: after a failed fdatasync the kernel may have thrown the pages away. */
+ * next is Python's. Whatever was committed while one fdatasync ran is the group of the next; while nobody waits
+ * for the disk, groups are gathered for an interval, up to a size. An error is returned, never retried: after a
+ * failed fdatasync the kernel may have thrown the pages away. */
 #include "append.h"
 
 #include <errno.h>
@@ -23,12 +24,13 @@ struct shmq_flusher {
 
 static PyObject *flusher_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"appender", "interval", NULL};
+    static char *names[] = {"appender", "interval", "bytes_max", NULL};
     PyObject *appender;
     double interval = 0.01;
+    unsigned long long bytes_max = UINT64_MAX;
     struct shmq_module *module = shmq_module_of_type(type);
-    if (module == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$d:Flusher", names,
-                                                       module->appender_type, &appender, &interval)) {
+    if (module == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$dK:Flusher", names,
+                                                       module->appender_type, &appender, &interval, &bytes_max)) {
         return NULL;
     }
     if (!(interval >= 0.0 && interval <= 60.0)) {
@@ -38,6 +40,7 @@ static PyObject *flusher_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     struct shmq_flusher *self = (struct shmq_flusher *)type->tp_alloc(type, 0);
     if (self != NULL) {
         self->appender = Py_NewRef(appender);
+        ((struct shmq_appender *)appender)->unflushed_max = bytes_max;
         self->interval_ns = (uint64_t)(interval * 1e9);
         self->fork_count = shmq_fork_count;
     }
@@ -52,7 +55,14 @@ static void flusher_dealloc(struct shmq_flusher *self)
     Py_DECREF(type);
 }
 
-/* Sleeps until a commit (idle) or until somebody waits for the disk (nap), at most timeout_ns. */
+/* Does nobody wait for what is not flushed, and is it not too much? */
+static int flusher_has_time(const struct shmq_appender *appender, uint64_t unflushed)
+{
+    /* acquire: pairs with the release in after_turn */
+    return shmq_load_acquire32(&appender->sync_wanted) == 0 && unflushed <= appender->unflushed_max;
+}
+
+/* Sleeps until a commit (idle) or until there is no time left (nap), at most timeout_ns. */
 static void flusher_sleep(struct shmq_flusher *self, struct shmq_appender *appender, uint64_t flushed,
                           uint32_t state, uint64_t timeout_ns)
 {
@@ -62,9 +72,8 @@ static void flusher_sleep(struct shmq_flusher *self, struct shmq_appender *appen
     shmq_fence_full(); /* pairs with the fence in shmq_turn_publish and after_turn */
     struct shmq_control *control = appender->append.control;
     /* acquire: pairs with the release of committed_position in shmq_turn_publish */
-    int work = state == SHMQ_FLUSHER_IDLE
-                   ? shmq_load_acquire(&control->append.committed_position) != flushed
-                   : shmq_load_acquire32(&appender->sync_wanted) != 0; /* acquire: pairs with after_turn */
+    uint64_t unflushed = shmq_load_acquire(&control->append.committed_position) - flushed;
+    int work = state == SHMQ_FLUSHER_IDLE ? unflushed != 0 : !flusher_has_time(appender, unflushed);
     /* acquire: pairs with the release in flusher_stop */
     if (!work && shmq_load_acquire32(&self->stop) == 0) {
         shmq_futex_wait(&appender->flusher_bell, seen, timeout_ns);
@@ -123,8 +132,7 @@ static void flusher_file(struct shmq_flusher *self, struct shmq_appender *append
             continue;
         }
         uint64_t interval_ns = shmq_load_relaxed(&self->interval_ns); /* relaxed: a setting */
-        /* acquire: pairs with the release in after_turn */
-        if (!stopping && interval_ns != 0 && end != file_end && shmq_load_acquire32(&appender->sync_wanted) == 0) {
+        if (!stopping && interval_ns != 0 && end != file_end && flusher_has_time(appender, committed - flushed)) {
             uint64_t now_ns = shmq_clock_ns(CLOCK_MONOTONIC);
             if (group_since_ns == 0) {
                 group_since_ns = now_ns;
@@ -245,7 +253,8 @@ static PyType_Slot flusher_slots[] = {
     {Py_tp_new, (void *)(uintptr_t)flusher_new},
     {Py_tp_dealloc, (void *)(uintptr_t)flusher_dealloc},
     {Py_tp_methods, flusher_methods},
-    {Py_tp_doc, "Flusher(appender, *, interval=0.01): the flusher of one store."},
+    {Py_tp_doc, "Flusher(appender, *, interval=0.01, bytes_max=...): the flusher of one store. It gathers for "
+                "`interval` seconds while nobody waits for the disk, but no more than `bytes_max`."},
     {0, NULL},
 };
 
