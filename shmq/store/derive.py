@@ -1,9 +1,10 @@
 """What is derived from complete CommitLog files, made behind the flusher's back.
 
 What lives here: `DeriveService`: one thread that turns each completed file into its ConsumeQueue
-file, and the reads of those files. A file leaves hot memory only when this has been done. Which
-process: the broker. Writes: `shmq/consumequeue/`. May fail: DiskFullError, StoreError: it is tried
-again each second, and hot memory stays in use until it has worked.
+file, and the reads of those files. A file leaves hot memory only when this has been done; as long
+as there is memory enough it is done in a lull of the appends, for it costs more processor time than
+they do. Which process: the broker. Writes: `shmq/consumequeue/`. May fail: DiskFullError,
+StoreError: it is tried again each second, and hot memory stays in use until it has worked.
 """
 
 from __future__ import annotations
@@ -25,14 +26,36 @@ __all__ = ["DeriveService"]
 _log = logging.getLogger("shmq.store")
 
 _RETRY_S = 1.0
+_LULL_STEP_S = 0.02
+_LULL_STEP_BYTES = 1 << 20
+"""Fewer bytes appended during a step are a lull: 50 MB/s leave most of a core."""
+_LULL_STEPS = 50
+"""A lull is waited for during this many steps; then the file is derived all the same."""
 
 
 class DeriveService:
     """Derives complete files in order. Threads may share it."""
 
-    def __init__(self, files: ConsumeQueueFiles, *, on_derived: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        files: ConsumeQueueFiles,
+        *,
+        on_derived: Callable[[int], None],
+        log_end: Callable[[], int],
+        waiting_max: int,
+    ) -> None:
+        """Nothing happens yet.
+
+        Args:
+            files: where to.
+            on_derived: called with the position of each file that is done, in the service's thread.
+            log_end: the physical_offset behind the last message appended.
+            waiting_max: files that may wait for a lull; with more, none is waited for.
+        """
         self._files = files
         self._on_derived = on_derived
+        self._log_end = log_end
+        self._waiting_max = waiting_max
         self._waiting: deque[int] = deque()
         self._lock = threading.Lock()
         self._changed = threading.Condition()
@@ -44,7 +67,7 @@ class DeriveService:
         self._thread.start()
 
     def stop(self) -> None:
-        """Derive what waits, and end; what cannot be is derived when the store is opened again."""
+        """End after the file at hand; what is left is derived when the store is opened again."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -79,21 +102,31 @@ class DeriveService:
         while True:  # until stop()
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stopping)
-                if not self._waiting:
+                if self._stopping:
                     return
                 file_position = self._waiting[0]
+            self._wait_for_lull()
             try:
                 with self._lock:
                     self._files.add(file_position)
             except ShmqError as error:
                 _log.error("file not derived, trying again: %s", error)
                 with self._changed:
-                    if self._changed.wait_for(lambda: self._stopping, _RETRY_S):
-                        return
+                    self._changed.wait_for(lambda: self._stopping, _RETRY_S)
                 continue
             with self._changed:
                 self._waiting.popleft()
             self._on_derived(file_position)
+
+    def _wait_for_lull(self) -> None:
+        with self._changed:
+            for _ in range(_LULL_STEPS):
+                if self._stopping or len(self._waiting) > self._waiting_max:
+                    return
+                before = self._log_end()
+                self._changed.wait(_LULL_STEP_S)
+                if self._log_end() - before < _LULL_STEP_BYTES:
+                    return
 
     def close(self) -> None:
         """Close the files; the thread has ended."""

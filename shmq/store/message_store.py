@@ -491,7 +491,12 @@ class MessageStore:
         )
 
     def _derive_from(self, files: ConsumeQueueFiles, undo: contextlib.ExitStack) -> None:
-        self._derive = DeriveService(files, on_derived=self._hot_log.set_derived)
+        self._derive = DeriveService(
+            files,
+            on_derived=self._hot_log.set_derived,
+            log_end=lambda: self.positions.committed_position,
+            waiting_max=self._segment_count // 4,
+        )
         undo.callback(self._derive.close)
         for file_position in files.file_positions:
             self._hot_log.set_derived(file_position)
