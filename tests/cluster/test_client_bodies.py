@@ -1,4 +1,4 @@
-"""Bodies of all sizes through a real client and broker: the memory for large ones comes by itself."""
+"""Bodies of all sizes through a real client and broker: memory for large ones comes by itself."""
 
 from pathlib import Path
 
