@@ -1,10 +1,12 @@
 """Shows what is in a segment or a file: `python -m shmq.tools.inspect TARGET [options]`.
 
-TARGET is the name of a shared memory object (`/shmq...`, as in /dev/shm), a file of a store, or a
-store's folder. Every field has its name, its value and its meaning, from the same tables that the
-core was compiled with. Reads only: it may be used while the broker runs.
+TARGET is the name of a shared memory object (`/shmq...`, as in /dev/shm), the `/proc/PID/fd/N` of a
+ring or a consumer page, a file of a store, or a store's folder. Every field has its name, its value
+and its meaning, from the same tables that the core was compiled with. Reads only: it may be used
+while the broker runs.
 
-Exit codes: 0 shown, 1 it does not hold or is not there (what holds is shown first), 64 usage.
+Exit codes: 0 shown (a damaged frame as well: its title says so; to check a store is fsck's task),
+1 it does not hold or is not there (what holds is shown first), 64 usage.
 
 What lives here: the command line and what is printed; inspect_segment.py and inspect_files.py know
 the formats. A process of its own.
@@ -33,7 +35,7 @@ from shmq.tools.inspect_files import (
     frame_section,
     walk_frames,
 )
-from shmq.tools.inspect_segment import Part, SegmentReader, parts
+from shmq.tools.inspect_segment import Part, SegmentReader, is_memfd, parts
 
 __all__ = ["inspect", "main"]
 
@@ -97,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help="/shmq... (a name in /dev/shm), a file, or a store's folder",
+        help="/shmq... (as in /dev/shm), a ring's /proc/PID/fd/N, a file, or a store's folder",
     )
     parser.add_argument(
         "--at",
@@ -143,7 +145,7 @@ def inspect(
     """Yield what a segment, a file or a store holds.
 
     Args:
-        target: a name in /dev/shm or a path.
+        target: a name in /dev/shm, a process's fd of a ring, or a path.
         window: which frames, entries or rows of a long one.
         position: only the frame at this physical_offset.
         struct: only this struct of a segment.
@@ -157,6 +159,8 @@ def inspect(
         yield from _hot_sections(name, window, position)
     elif name is not None:
         yield from _segment_sections(name, window, struct, is_showing_unused)
+    elif is_memfd(target):
+        yield from _segment_sections(target, window, struct, is_showing_unused)
     elif position is not None:
         yield _frame_in_files(Path(target), position)
     else:
@@ -169,7 +173,7 @@ def inspect(
 
 
 def _segment_sections(
-    name: ObjectName, window: Window, struct: str | None, is_showing_unused: bool
+    name: ObjectName | str, window: Window, struct: str | None, is_showing_unused: bool
 ) -> Iterator[Section]:
     if struct is not None and struct not in core.LAYOUT:
         raise StoreError(f"inspect {name}: no struct {struct}; wanted {', '.join(core.LAYOUT)}")

@@ -1,8 +1,9 @@
 """What a live segment holds, field by field, from the tables that the core was compiled with.
 
-What lives here: which structs lie where in each kind of segment. Reads the object's bytes through a
-read-only fd, so it works while the broker runs: a word may be newer than the one before it, and no
-word is half of two.
+What lives here: which structs lie where in each kind of segment: named objects, and the memory that
+a client and its broker share through fds (rings, consumer pages, chunk memory), which a process has
+as /proc/PID/fd/N. Reads the object's bytes through a read-only fd, so it works while the broker
+runs: a word may be newer than the one before it, and no word is half of two.
 
 Which process: inspect. What may fail: ShmError for an object that is not there or not ours to read.
 """
@@ -18,9 +19,26 @@ from shmq.errors import OwnerError, ShmError
 from shmq.shm.names import ObjectKind, ObjectName
 from shmq.shm.segment import SHM_FOLDER
 
-__all__ = ["Part", "SegmentReader", "parts"]
+__all__ = ["Part", "SegmentReader", "is_memfd", "parts"]
 
 _ROW_CHUNK = 256
+# A service's ring is an ingress ring in a named object.
+_KINDS = {
+    ObjectKind.CONTROL: core.KIND_CONTROL,
+    ObjectKind.TOPICS: core.KIND_TOPICS,
+    ObjectKind.ARENA: core.KIND_ARENA,
+    ObjectKind.COMPLETION: core.KIND_COMPLETION,
+    ObjectKind.SERVICE: core.KIND_INGRESS,
+    ObjectKind.HOT: core.KIND_HOT,
+}
+
+
+def is_memfd(target: str) -> bool:
+    """Whether this is the /proc/PID/fd/N of memory without a name."""
+    try:
+        return os.readlink(target).startswith("/memfd:")
+    except OSError:
+        return False
 
 
 class Part(NamedTuple):
@@ -42,18 +60,20 @@ class SegmentReader:
     """The bytes of one object, read through a read-only fd. A context manager.
 
     Args:
-        name: of the object.
+        name: of the object, or the path of a memfd (see is_memfd).
 
     Raises:
         ShmError: it is not there.
         OwnerError: this user may not read it.
     """
 
-    def __init__(self, name: ObjectName) -> None:
+    def __init__(self, name: ObjectName | str) -> None:
         self.name = name
-        path = f"{SHM_FOLDER}{name}"
+        is_named = isinstance(name, ObjectName)
+        path = f"{SHM_FOLDER}{name}" if is_named else str(name)
+        links = os.O_NOFOLLOW if is_named else 0
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._fd = os.open(path, os.O_RDONLY | links | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError as error:
             raise ShmError(f"inspect {name}: no such object in {SHM_FOLDER}") from error
         except PermissionError as error:
@@ -65,6 +85,17 @@ class SegmentReader:
         if not stat.S_ISREG(status.st_mode):
             os.close(self._fd)
             raise ShmError(f"inspect {name}: not a shared memory object")
+
+    @property
+    def kind(self) -> int:
+        """core.KIND_*: as its name says; memory without a name says it itself.
+
+        Raises:
+            ShmError: it is too small to.
+        """
+        if isinstance(self.name, ObjectName):
+            return _KINDS[self.name.kind]
+        return _number(self.struct("segment_header", 0, "segment_header"), "kind")
 
     def read(self, place: int, size: int) -> bytes:
         """Return bytes of the object; fewer at its end."""
@@ -113,20 +144,28 @@ def parts(reader: SegmentReader) -> Iterator[Part]:
         ShmError: the object is too small for what it should be.
     """
     yield reader.struct("segment_header", 0, "segment_header")
-    match reader.name.kind:
-        case ObjectKind.CONTROL:
+    match reader.kind:
+        case core.KIND_CONTROL:
             yield from _control(reader)
-        case ObjectKind.TOPICS:
+        case core.KIND_TOPICS:
             rows = (reader.size_bytes - core.TOPIC_ROWS_PLACE) // struct_size("topic_row")
             yield from reader.array("topic_row", core.TOPIC_ROWS_PLACE, max(0, rows))
-        case ObjectKind.ARENA:
+        case core.KIND_ARENA:
             yield from _arena(reader)
-        case ObjectKind.COMPLETION:
+        case core.KIND_COMPLETION:
             yield from _completion(reader)
-        case ObjectKind.SERVICE:
+        case core.KIND_INGRESS:
             yield from reader.array("lane", core.LANES_PLACE, core.LANE_MAX)
-        case ObjectKind.HOT:
+        case core.KIND_CONSUMER:
+            yield from reader.array("sleeper", core.SLEEPERS_PLACE, core.CONSUMER_BELL_MAX)
+            claims = (reader.size_bytes - core.CLAIMS_PLACE) // struct_size("claim")
+            yield from reader.array("claim", core.CLAIMS_PLACE, max(0, claims))
+        case core.KIND_CHUNK:
+            return  # behind its head bodies, as their producers cut it up
+        case core.KIND_HOT:
             raise ShmError(f"inspect {reader.name}: a hot segment holds frames, no structs")
+        case other:
+            raise ShmError(f"inspect {reader.name}: kind {other}, wanted memory of shmq's")
 
 
 def _number(part: Part, field: str) -> int:

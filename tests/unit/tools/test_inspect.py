@@ -254,6 +254,30 @@ def test_live_segments_are_shown_while_the_broker_writes(
     assert code == 0
 
 
+def test_rings_and_pages_of_a_client_are_shown(
+    live: StoreClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They have no name; whoever may look at the process finds them among its fds."""
+    code, shown = _inspect(capsys, f"/proc/self/fd/{live.fds['ingress']}")
+    assert code == 0, shown["problem"]
+    sections = {section["title"]: _fields(section) for section in shown["sections"]}
+    assert sections["segment_header"]["magic"] == "shmqingr"
+    assert sections["lane 0"]["tail"] > 0
+    code, shown = _inspect(capsys, f"/proc/self/fd/{live.fds['consumer']}", "--all")
+    assert code == 0, shown["problem"]
+    structs = {section["title"].split()[0] for section in shown["sections"]}
+    assert structs == {"segment_header", "sleeper", "claim"}
+    foreign = os.memfd_create("foreign")
+    try:
+        for size in (0, 4096):
+            os.truncate(foreign, size)
+            code, shown = _inspect(capsys, f"/proc/self/fd/{foreign}")
+            assert code == 1
+            assert f"/proc/self/fd/{foreign}" in shown["problem"]
+    finally:
+        os.close(foreign)
+
+
 def test_every_field_of_layout_has_its_meaning(
     live: StoreClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
