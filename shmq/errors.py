@@ -161,7 +161,7 @@ class StoreCorruptError(StoreError):
 
 
 class DiskFullError(StoreError):
-    """The file system has no room for the next CommitLog file."""
+    """The file system has no room, or refuses: the next CommitLog file cannot be made."""
 
 
 class FlushFailedError(StoreError):
@@ -318,7 +318,8 @@ TABLE: tuple[ErrorRow, ...] = (
     ErrorRow(StoreCorruptError, 9203, "STORE_CORRUPT", _FINAL, _STAY,
              "copy the store away, then run: python -m shmq.tools.fsck --repair"),
     ErrorRow(DiskFullError, 9204, "DISK_FULL", _AGAIN, _STAY,
-             "free space on the store's file system; sending goes on by itself"),
+             "free space on the store's file system, or see the broker's log; sending goes on by "
+             "itself"),
     ErrorRow(FlushFailedError, 9205, "FLUSH_FAILED", _FINAL, _ROUTE,
              "the disk may be failing: check it, then restart the broker"),
     ErrorRow(CorruptMessageError, 9206, "CORRUPT_MESSAGE", _FINAL, _STAY,

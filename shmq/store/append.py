@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from shmq.core import core
-from shmq.errors import DiskFullError, ShmError, ShmFullError, ShmqError
+from shmq.errors import ShmError, ShmFullError, ShmqError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +49,7 @@ class AppendService:
         memory: StoreMemory,
         *,
         files_ahead: int,
+        derive_failure: Callable[[], ShmqError | None],
         on_session_ended: Callable[[], None],
         on_tick: Callable[[], None],
     ) -> None:
@@ -56,6 +57,7 @@ class AppendService:
         self._hot_log = hot_log
         self._memory = memory
         self._files_ahead = files_ahead
+        self._derive_failure = derive_failure
         self._on_session_ended = on_session_ended
         self._on_tick = on_tick
         self._refused = 0
@@ -88,12 +90,11 @@ class AppendService:
                     self._make_blocks()
                 if not self._prepare_ahead():
                     timeout_s = _RETRY_S
+                    if (failure := self._derive_failure()) is not None:
+                        raise failure  # nobody frees the memory that is waited for
                 self._refuse(0)
-            except (DiskFullError, ShmFullError) as error:
-                self._refuse(_DISK_FULL if isinstance(error, DiskFullError) else _LOG_FULL, error)
-                timeout_s = _REFUSED_RETRY_S
             except ShmqError as error:
-                self._refuse(_LOG_FULL, error)
+                self._refuse(_LOG_FULL if isinstance(error, ShmFullError) else _DISK_FULL, error)
                 timeout_s = _REFUSED_RETRY_S
             if events & core.EVENT_SESSION:
                 self._on_session_ended()

@@ -34,7 +34,11 @@ _LULL_STEPS = 50
 
 
 class DeriveService:
-    """Derives complete files in order. Threads may share it."""
+    """Derives complete files in order. Threads may share it.
+
+    Attributes:
+        failure: why the next file could not be derived at the last attempt; None where it could.
+    """
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class DeriveService:
         self._lock = threading.Lock()
         self._changed = threading.Condition()
         self._stopping = False
+        self.failure: ShmqError | None = None
         self._thread = threading.Thread(target=self._run, name="shmq-derive", daemon=True)
 
     def start(self) -> None:
@@ -110,10 +115,13 @@ class DeriveService:
                 with self._lock:
                     self._files.add(file_position)
             except ShmqError as error:
-                _log.error("file not derived, trying again: %s", error)
+                if self.failure is None:
+                    _log.error("file not derived, trying again: %s", error)
+                self.failure = error
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopping, _RETRY_S)
                 continue
+            self.failure = None
             with self._changed:
                 self._waiting.popleft()
             self._on_derived(file_position)

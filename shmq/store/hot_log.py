@@ -106,10 +106,10 @@ class HotLog:
         # find the segment in its slot: other memory it makes anew, whatever clients have mapped.
         self._channel.offer(file_position, hot.segment)
         self._appender.ready(file_position, hot.mapping, hot.number)
-        self._channel.announce(file_position)
         with self._changed:
             self._ready[file_position] = (hot, fd)
             self._changed.notify_all()
+        self._channel.announce(file_position)
         return True
 
     def try_retire_oldest(self) -> bool:

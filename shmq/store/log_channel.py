@@ -30,7 +30,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shmq.errors import StoreError
+from shmq.errors import ShmqError, StoreCorruptError
 from shmq.shm import segment as segments
 
 if TYPE_CHECKING:
@@ -261,7 +261,13 @@ class LogChannel:
     def _send_pending(self, client: _Client) -> None:
         while client.pending:
             kind, file_position = client.pending[0]
-            fd, kind = self._open(kind, file_position)
+            try:
+                fd, kind = self._open(kind, file_position)
+            except (ShmqError, OSError) as error:
+                # Not GONE, which it would believe: it asks again, or keeps what it has mapped.
+                _log.warning("not sent session=%d kind=%d: %s", client.session, kind, error)
+                client.pending.popleft()
+                continue
             packet = PACKET.pack(kind, 0, file_position, self._file_size_bytes, 0)
             ancillary = (
                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
@@ -281,17 +287,19 @@ class LogChannel:
     def _open(self, kind: int, file_position: int) -> tuple[int, int]:
         """The fd that goes with a packet and the kind it has become: a HOT of a segment that has
         retired meanwhile is a FILE, and a FILE that is not kept any more is GONE.
+        ShmqError, OSError: it is kept, but no fd is to be had now.
         """
         if kind == HOT or (kind == FILE and file_position in self._hot):
             segment = self._hot.get(file_position)
             if segment is not None:
                 return segments.open_readonly(segment), HOT
             kind = FILE
-        if file_position % self._file_size_bytes != 0:
+        is_place = file_position % self._file_size_bytes == 0
+        if not is_place or not self._files.path(file_position).exists():
             return -1, GONE
         try:
             return self._files.open(file_position, readonly=True), kind
-        except (StoreError, OSError):
+        except StoreCorruptError:
             return -1, GONE
 
     def _drop(self, client: _Client, reason: str) -> None:

@@ -474,6 +474,7 @@ class MessageStore:
             self._hot_log,
             memory,
             files_ahead=min(ahead, segment_count - 1),
+            derive_failure=lambda: self._derive.failure,
             on_session_ended=self._end_sessions,
             on_tick=self._tick,
         )

@@ -484,6 +484,9 @@ static PyObject *appender_adopt(struct shmq_appender *self, PyObject *ignored)
     if (status == SHMQ_OK) {
         status = shmq_turn_redo(&self->append, shmq_clock_ns(CLOCK_MONOTONIC));
     }
+    /* release: pairs with the acquire of clients that ask why they wait; what held the predecessor up is not known
+     * to hold us up */
+    shmq_store_release32(&self->append.control->append.store_status, 0);
     role_give(self);
     Py_END_ALLOW_THREADS
     return PyLong_FromLong(status);
@@ -745,10 +748,18 @@ static PyObject *appender_set_status(struct shmq_appender *self, PyObject *argum
     Py_BEGIN_ALLOW_THREADS
     role_take(self);
     struct shmq_append *append = &self->append;
-    /* release: pairs with the acquire of clients that ask why they wait */
-    shmq_store_release32(&append->control->append.store_status, (uint32_t)status);
+    if (append->blocked != (uint32_t)-SHMQ_FLUSH_FAILED) { /* for good, whatever else comes and goes */
+        /* release: pairs with the acquire of clients that ask why they wait */
+        shmq_store_release32(&append->control->append.store_status, (uint32_t)status);
+    }
     if (status == (uint32_t)-SHMQ_FLUSH_FAILED) {
         append->blocked = (uint32_t)status;
+        shmq_fence_full(); /* pairs with the sleepers' fences in shmq_sleep_begin */
+        for (uint32_t i = 0; i < append->ring_limit; ++i) {
+            if (append->rings[i].state == SHMQ_RING_LIVE) {
+                shmq_ring_wake(&append->rings[i], 1, 1); /* they wait for what does not come any more */
+            }
+        }
     }
     role_give(self);
     Py_END_ALLOW_THREADS

@@ -397,13 +397,23 @@ static int lane_done_is_over(void *what)
     return done->status != SHMQ_EMPTY || shmq_load_acquire32(done->changes) != done->changes_seen;
 }
 
+/* True once the disk has refused: no completion comes any more. A successor may still append what was sent. */
+static int lane_store_failed(const struct shmq_lane_object *self)
+{
+    int store_status;
+    return lane_no_room(self, &store_status) == SHMQ_FLUSH_FAILED;
+}
+
 /* The completion of `sequence` in *out: OK; TIMED_OUT: its fate is not known yet; CLOSED: the session has ended and
- * it will never be; CORRUPT; 1 with an exception. */
+ * it will never be; FLUSH_FAILED: nor will it here, the disk has refused; CORRUPT; 1 with an exception. */
 static int lane_wait_done(struct shmq_lane_object *self, uint64_t sequence, struct shmq_wait *wait,
                           struct shmq_completion *out)
 {
     int status = lane_completion(&self->writer, sequence, out);
     while (status == SHMQ_EMPTY) { /* bounded by the deadline */
+        if (lane_store_failed(self)) {
+            return SHMQ_FLUSH_FAILED;
+        }
         if (wait->timeout_ns == 0 || shmq_clock_ns(CLOCK_MONOTONIC) >= shmq_wait_deadline(wait)) {
             return SHMQ_TIMED_OUT;
         }
@@ -583,6 +593,9 @@ static PyObject *lane_drain(struct shmq_lane_object *self, PyObject *const *args
         }
         if (ended != 0) {
             return PyLong_FromLong(SHMQ_CLOSED);
+        }
+        if (lane_store_failed(self)) {
+            return PyLong_FromLong(SHMQ_FLUSH_FAILED);
         }
         if (wait.timeout_ns == 0 || shmq_clock_ns(CLOCK_MONOTONIC) >= shmq_wait_deadline(&wait)) {
             return PyLong_FromLong(SHMQ_TIMED_OUT);

@@ -859,9 +859,25 @@ def test_store_that_has_failed_for_good_does_not_let_producers_wait() -> None:
             pass
         thread, outcome = in_thread(lambda: lane.put(*queue, b"x", timeout=None))
         store.appender.set_status(-STATUS["FLUSH_FAILED"])
+        store.appender.set_status(0)  # a full disk has come and gone
         assert lane.put(*queue, b"x", timeout=None) == STATUS["FLUSH_FAILED"]
         thread.join()
         assert outcome == [STATUS["FLUSH_FAILED"]]
+        assert lane.drain(None) == STATUS["FLUSH_FAILED"]
+
+
+def test_store_that_fails_for_good_answers_those_who_wait_for_the_disk() -> None:
+    with StoreInThread() as store:
+        lane, queue = store.lane, store.queue
+        store.appender.set_queue(queue[0], core.ROW_ACTIVE, core.ROW_FLUSH)
+        done = lane.put(*queue, b"not waiting", wait=False, keep=True)
+        first = lane.put(*queue, b"waiting", keep=True)
+        thread, outcome = in_thread(lambda: lane.wait(first, timeout=None))
+        store.appender.set_status(-STATUS["FLUSH_FAILED"])
+        thread.join()
+        assert outcome[0][0] == STATUS["FLUSH_FAILED"]
+        assert lane.wait(done, timeout=None)[0] == OK
+        assert lane.send(*queue, b"x", timeout=None)[0] == STATUS["FLUSH_FAILED"]
 
 
 def test_completion_waits_for_the_level_of_its_queue_unless_told_not_to() -> None:

@@ -18,7 +18,7 @@
     S(FENCED, -8, "a newer epoch, generation or incarnation owns this")                            \
     S(CLOSED, -9, "the handle or the session has ended")                                           \
     S(LOG_FULL, -10, "the hot log is full: the disk is slower than the producers")                 \
-    S(DISK_FULL, -11, "no room for the next CommitLog file")                                       \
+    S(DISK_FULL, -11, "the next CommitLog file cannot be made: the disk is full or refuses")       \
     S(FLUSH_FAILED, -12, "the disk refused a write for good: this store takes no more messages")   \
     S(NO_TOPIC, -13, "the queue's topic does not exist any more")                                  \
     S(NOT_GRANTED, -14, "this session holds no grant for that queue or property")                  \
