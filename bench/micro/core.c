@@ -1,0 +1,178 @@
+/* core.c: the stages of one message in C, each alone and the first two side by side.
+ *
+ *   core stages SIZE COUNT   producer, append role and reader take turns in one thread: prints ns of each
+ *   core pipe SIZE COUNT     a producer thread and an append thread, until the last message is appended
+ *
+ * Memory was touched before, as a broker's is; nothing sleeps, nothing is flushed. */
+#define _GNU_SOURCE
+#include "store_fixture.h"
+
+#include <pthread.h>
+
+#define FILE_SIZE (64u << 20)
+#define FILES 5u
+#define BLOCKS 12288u
+#define RING_SIZE (256u << 10)
+#define COMPLETIONS 1024u
+#define CHUNK_SIZE (8u << 20)
+#define READ_BATCH 64u
+
+static const char properties[] = "UNIQ_KEY\0010123456789ABCDEF0123456789ABCDEF\002";
+
+static struct fixture *f;
+static struct shmq_lane_writer w;
+static uint32_t row, generation, size;
+static uint64_t count;
+static uint8_t *body;
+static struct shmq_record record;
+static uint64_t chunk_slots, sent;
+
+static double now_ns(void)
+{
+    return (double)shmq_clock_ns(CLOCK_MONOTONIC);
+}
+
+/* 0 if there is no room now. */
+static int put(void)
+{
+    if (record.kind == SHMQ_RECORD_LARGE) {
+        if (w.sequence - w.completion_read >= chunk_slots) {
+            return 0;
+        }
+        record.chunk_place = sent % chunk_slots * size;
+        memcpy(f->chunk[0] + SHMQ_CHUNK_DATA_PLACE + record.chunk_place, body, size);
+    }
+    int64_t sequence = fixture_put_record(&w, &record, body, properties);
+    sent += sequence >= 0;
+    return sequence >= 0;
+}
+
+static void *append(void *ignored)
+{
+    (void)ignored;
+    struct shmq_ladder ladder = {.policy = SHMQ_WAIT_ADAPTIVE};
+    for (uint64_t taken = 0; taken < count;) {
+        uint32_t now = shmq_turn_run(&f->append, 1700000000000, 1);
+        taken += now;
+        if (f->append.blocked != 0) {
+            abort();
+        }
+        if (now != 0 || !shmq_ladder_climb(&ladder)) {
+            ladder.step = 0;
+        }
+    }
+    return NULL;
+}
+
+static void stages(void)
+{
+    double put_ns = 0;
+    double append_ns = 0;
+    for (uint64_t done = 0; done < count;) {
+        double begin_ns = now_ns();
+        uint64_t filled = 0;
+        while (done + filled < count && put()) {
+            ++filled;
+        }
+        (void)shmq_lane_publish(&w);
+        double filled_ns = now_ns();
+        for (uint64_t taken = 0; taken < filled;) {
+            taken += shmq_turn_run(&f->append, 1700000000000, 1);
+            if (f->append.blocked != 0) {
+                abort();
+            }
+        }
+        append_ns += now_ns() - filled_ns;
+        put_ns += filled_ns - begin_ns;
+        shmq_lane_release(&w, w.sequence);
+        done += filled;
+    }
+    struct shmq_cursor cursor = {0};
+    struct shmq_found found[READ_BATCH];
+    uint64_t sum = 0;
+    double begin_ns = now_ns();
+    for (uint64_t next = 0; next < count;) {
+        int got = shmq_consume_queue_read(f->arena, f->append.arena.block_count,
+                                          shmq_control_queue_row(f->control, row), row, generation, next, READ_BATCH,
+                                          &cursor, found);
+        if (got <= 0) {
+            abort();
+        }
+        for (int i = 0; i < got; ++i) {
+            struct shmq_message_view view;
+            const uint8_t *frame = shmq_commit_log_at(&f->append.log, found[i].physical_offset);
+            if (shmq_message_parse(frame, found[i].size, &view) != SHMQ_OK || view.body_size != size) {
+                abort();
+            }
+            sum += view.body[0];
+        }
+        next += (uint64_t)got;
+    }
+    double read_ns = now_ns() - begin_ns;
+    double messages = (double)count;
+    printf("{\"put\": %.2f, \"append\": %.2f, \"read\": %.2f, \"sum\": %llu}\n", put_ns / messages,
+           append_ns / messages, read_ns / messages, (unsigned long long)sum);
+}
+
+static void pipe_through(void)
+{
+    pthread_t thread;
+    struct shmq_ladder ladder = {.policy = SHMQ_WAIT_ADAPTIVE};
+    double begin_ns = now_ns();
+    if (pthread_create(&thread, NULL, append, NULL) != 0) {
+        abort();
+    }
+    for (uint64_t done = 0; done < count;) {
+        if (put()) {
+            ++done;
+            if (done % 16 == 0 || done == count || size >= 4096) {
+                (void)shmq_lane_publish(&w);
+            }
+        } else {
+            (void)shmq_lane_publish(&w);
+            shmq_lane_release(&w, w.sequence);
+            if (!shmq_ladder_climb(&ladder)) {
+                ladder.step = 0;
+            }
+            continue;
+        }
+        ladder.step = 0;
+    }
+    pthread_join(thread, NULL);
+    printf("{\"pipe\": %.2f}\n", (now_ns() - begin_ns) / (double)count);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 4) {
+        return 2;
+    }
+    size = (uint32_t)strtoul(argv[2], NULL, 10);
+    count = strtoull(argv[3], NULL, 10);
+    f = fixture_open(FILE_SIZE, FILES, BLOCKS);
+    fixture_queue(f, "core", 0, 0, &row, &generation);
+    fixture_attach(f, 0, 1, RING_SIZE, COMPLETIONS);
+    record = fixture_record(row, generation, size, sizeof properties - 1, 0);
+    if (record.size > shmq_record_size_max(RING_SIZE)) {
+        fixture_chunk(f, 0, CHUNK_SIZE + SHMQ_CHUNK_DATA_PLACE);
+        record.kind = SHMQ_RECORD_LARGE;
+        record.size = shmq_record_size(0, sizeof properties - 1);
+        chunk_slots = CHUNK_SIZE / size;
+    }
+    fixture_writer(f, 0, 0, &w);
+    body = fixture_private_memory(size);
+    memset(body, 'x', size);
+    for (uint32_t i = 0; i < FILES; ++i) {
+        memset(f->hot[i], 0, FILE_SIZE);
+    }
+    for (uint32_t block = 1; block < BLOCKS; ++block) {
+        f->arena[(size_t)block * SHMQ_BLOCK_SIZE + SHMQ_BLOCK_SIZE - 1] = 0;
+    }
+    if (strcmp(argv[1], "pipe") == 0) {
+        pipe_through();
+    } else {
+        stages();
+    }
+    fixture_close(f);
+    return 0;
+}
