@@ -38,7 +38,12 @@ _FILLER_TOPIC = b"SHMQ_LOST"
 _FILLER_SIZE_MAX = 1 << 20
 _ROLLBACK = 0xC  # sysFlag of a rolled back transaction: in no queue, in no index
 _HOST = bytes([127, 0, 0, 1]) + (10911).to_bytes(4, "big")
+"""Where there is no record behind the hole to take the broker's address from."""
+_SYS_FLAG_PLACE = 36
+_STORE_HOST_PLACE = 64
+_HOST_V6_FLAGS = 0x30
 _BLANK_SIZE = 8
+_RECORD_MAGICS = (b"\xda\xa3\x20\xa7", b"\xda\xa3\x20\xab")
 _FIXED_SIZE = 91  # of a V1 record, IPv4 hosts, with nothing in it (message.h)
 _TOPIC_SIZE_V1_MAX = 127
 
@@ -115,6 +120,7 @@ class _Repair:
         records = lost_records(
             loss,
             file_end=file_position + self._files.file_size_bytes,
+            host=self._host_behind(loss),
             store_timestamp=self._check.hole_timestamps[loss.position] or self._now_ms,
         )
         if records is None:
@@ -136,6 +142,24 @@ class _Repair:
         )
         self._check.hole_findings[loss.position].is_repaired = True
         return replace(loss, kept_as=kept.file_name)
+
+    def _host_behind(self, loss: Loss) -> bytes:
+        """The store host of the record behind a hole: the address is part of message ids."""
+        position = loss.position + loss.size
+        if position >= self._check.report.end_position:
+            return _HOST
+        file_position = self._files.file_position(position)
+        fd = self._files.open(file_position, readonly=True)
+        try:
+            head = os.pread(fd, _FIXED_SIZE, position - file_position)
+        finally:
+            os.close(fd)
+        if len(head) < _FIXED_SIZE or head[4:8] not in _RECORD_MAGICS:
+            return _HOST
+        sys_flag = int.from_bytes(head[_SYS_FLAG_PLACE : _SYS_FLAG_PLACE + 4], "big")
+        if sys_flag & _HOST_V6_FLAGS:
+            return _HOST
+        return head[_STORE_HOST_PLACE : _STORE_HOST_PLACE + len(_HOST)]
 
     # ---- lists, positions, derived files ---------------------------------------------------------
 
@@ -240,12 +264,15 @@ class _Repair:
                 finding.is_repaired = True
 
 
-def lost_records(loss: Loss, *, file_end: int, store_timestamp: int) -> bytes | None:
+def lost_records(
+    loss: Loss, *, file_end: int, store_timestamp: int, host: bytes = _HOST
+) -> bytes | None:
     """Return bytes that fill a hole exactly and hold where they lie; None if none can.
 
     Args:
         loss: the hole and the messages that were in it.
         file_end: physical_offset behind its file: a hole that reaches there ends in a BLANK frame.
+        host: address of the broker as a record has it.
         store_timestamp: for the records, ms since 1970.
     """
     ends_file = loss.position + loss.size == file_end
@@ -255,7 +282,7 @@ def lost_records(loss: Loss, *, file_end: int, store_timestamp: int) -> bytes | 
     if not ends_file and not _fill_up(parts, room - sum(part.size for part in parts)):
         return None
     for part in parts:
-        data += part.encode(loss.position + len(data), store_timestamp)
+        data += part.encode(loss.position + len(data), store_timestamp, host)
     if ends_file:
         rest = loss.size - len(data)
         data += rest.to_bytes(4, "big") + b"\xcb\xd4\x31\x94" + bytes(rest - _BLANK_SIZE)
@@ -285,7 +312,7 @@ class _Part:
         fixed = _FIXED_SIZE + (len(self.topic) > _TOPIC_SIZE_V1_MAX) + core.CRC_PROPERTY_SIZE
         return fixed + len(self.topic) + len(self._properties) + self.body_size
 
-    def encode(self, position: int, store_timestamp: int) -> bytes:
+    def encode(self, position: int, store_timestamp: int, host: bytes) -> bytes:
         """Return the record for this place."""
         text = f"shmq: lost to damage on disk ({self.reason})".encode()
         return core.encode_frame(
@@ -296,8 +323,8 @@ class _Part:
             store_timestamp=store_timestamp,
             sys_flag=self.sys_flag,
             born_timestamp=store_timestamp,
-            born_host=_HOST,
-            store_host=_HOST,
+            born_host=host,
+            store_host=host,
             body=text[: self.body_size].ljust(self.body_size),
             properties=self._properties,
         )
