@@ -16,6 +16,7 @@ from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
 from shmq.errors import (
     ClosedError,
+    IllegalTopicError,
     OutcomeUnknownError,
     SendTimeoutError,
     ServiceNotAvailableError,
@@ -88,6 +89,7 @@ class Producer:
         self._thread_count = 0
         self._executor: ThreadPoolExecutor | None = None
         self._last: dict[str, list[_Queue]] = {}
+        self._is_closed = False
         self.resent_count = 0
         """Sends put again under the same message id because a broker had lost its memory: each is
         a possible duplicate."""
@@ -126,8 +128,10 @@ class Producer:
             SendTimeoutError: nothing was sent in time.
             OutcomeUnknownError: sent, and its broker has not said what became of it.
         """
-        if not isinstance(topic, str):
+        if isinstance(topic, core.Message):
             topic, body = topic.topic, topic
+        elif body is None:
+            body = b""
         deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(timeout * 1e9)
         for attempt in range(_ATTEMPT_MAX):
             chosen = self._choose(topic, key, queue)
@@ -136,7 +140,7 @@ class Producer:
             left_s = timeout if attempt == 0 else _left_s(deadline_ns)
             try:
                 status, _, queue_offset, _, _, message_id = self._lane(link).send(
-                    row, generation, body or b"", tag, keys, properties, flag, True, left_s
+                    row, generation, body, tag, keys, properties, flag, True, left_s
                 )
             except ClosedError:
                 status, message_id, queue_offset = _CLOSED, None, -1
@@ -278,7 +282,11 @@ class Producer:
             known = self._targets.get(topic)
             if known is not None:
                 return known
+            if self._is_closed:
+                raise ClosedError(f"send to {topic}: this producer is closed")
             self._client.check("send")
+            if not isinstance(topic, str):
+                raise IllegalTopicError(f"topic {topic!r}: wanted a str, or a Message in its place")
             check_sendable_topic(topic)
             target = _Target(self._find(topic))
             self._targets[topic] = target
@@ -347,7 +355,10 @@ class Producer:
             self._targets.clear()
 
     def close(self) -> None:
-        """Wait for nothing; the client's session drains what was put."""
+        """Send no more. Waits for nothing; the client's session drains what was put."""
+        with self._lock:
+            self._is_closed = True
+            self._targets.clear()
         if self._executor is not None:
             self._executor.shutdown()
 

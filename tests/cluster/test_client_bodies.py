@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import shmq
-from shmq.errors import MessageTooLargeError
+from shmq.errors import BodyTypeError, ClosedError, IllegalTopicError, MessageTooLargeError
 from tests.support.broker_process import BrokerProcess
 
 from .namesrv_process import NamesrvProcess
@@ -35,3 +36,31 @@ def test_a_body_that_no_ring_holds_is_sent(tmp_path: Path, cluster_name: str, wa
         with client.consumer("bodies", "readers") as consumer:
             came = [consumer.try_next(TIMEOUT_S) for _ in bodies]
             assert [bytes(m.body) for m in came if m is not None] == bodies
+
+
+@pytest.mark.cluster
+def test_what_is_no_message_is_refused_and_every_buffer_is_one(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    runtime = tmp_path / "run"
+    with (
+        NamesrvProcess(runtime),
+        BrokerProcess(tmp_path, cluster_name, runtime=runtime),
+        shmq.connect(runtime) as client,
+    ):
+        producer = client.producer()
+        for body in (0, [], False):
+            with pytest.raises(BodyTypeError):
+                producer.send("bodies", body, timeout=TIMEOUT_S)  # type: ignore[arg-type]
+        for topic in (5, None):
+            with pytest.raises(IllegalTopicError):
+                producer.send(topic, b"body", timeout=TIMEOUT_S)  # type: ignore[arg-type]
+        for body in (b"", np.arange(3, dtype="<u2")):
+            producer.send("bodies", body, key="one", timeout=TIMEOUT_S)  # type: ignore[arg-type]
+        producer.close()
+        for send in (producer.send, producer.send_oneway):
+            with pytest.raises(ClosedError):
+                send("bodies", b"after the end")
+        with client.consumer("bodies", "readers") as consumer:
+            came = [consumer.try_next(TIMEOUT_S) for _ in range(2)]
+            assert [bytes(m.body) for m in came if m is not None] == [b"", b"\0\0\1\0\2\0"]
