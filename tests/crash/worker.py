@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import zlib
 from collections import deque
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -215,6 +216,27 @@ class _Consuming(_Loop):
         }
 
 
+class _Hoarding(_Consuming):
+    """Keeps a view of every message it reads."""
+
+    def __init__(self, client: ClientSide, counter: memoryview, *, queues: list[list[int]]) -> None:
+        super().__init__(client, counter, queues=queues)
+        self._kept: list[tuple[memoryview, int]] = []
+
+    def _check(self, index: int, message: core.Message) -> None:
+        super()._check(index, message)
+        self._kept.append((message.body, zlib.crc32(message.body)))
+
+    def report(self) -> dict[str, Any]:
+        spoiled = sum(zlib.crc32(view) != crc for view, crc in self._kept)
+        return {
+            **super().report(),
+            "kept": len(self._kept),
+            "spoiled": spoiled,
+            "reading": self.client.reader.read(*self._queues[0], self._next[0], 1)[0],
+        }
+
+
 class _Worker:
     def __init__(self) -> None:
         self.client: ClientSide
@@ -271,6 +293,10 @@ class _Worker:
 
     def consume(self, _fds: dict[str, int], **options: Any) -> None:
         self._loop = _Consuming(self.client, self._counter, **options)
+        self._loop.start()
+
+    def hoard(self, _fds: dict[str, int], **options: Any) -> None:
+        self._loop = _Hoarding(self.client, self._counter, **options)
         self._loop.start()
 
     def failure(self, _fds: dict[str, int]) -> str | None:
