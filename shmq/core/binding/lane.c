@@ -1130,7 +1130,8 @@ static PyMethodDef lane_methods[] = {
     METHOD("loan", shmq_lane_loan, METH_FASTCALL | METH_KEYWORDS,
            "loan(row, generation, nbytes, ...) -> Loan, or a negative status: room for a body in the ring."),
     METHOD("wait", lane_wait, METH_FASTCALL | METH_KEYWORDS,
-           "wait(sequence, timeout=3.0) -> (status, queue_offset, physical_offset, size)."),
+           "wait(sequence, timeout=3.0) -> (status, queue_offset, physical_offset, size). FLUSH_FAILED: the disk has "
+           "refused; a successor of the store may still append it."),
     METHOD("wait_many", lane_wait_many, METH_FASTCALL | METH_KEYWORDS,
            "wait_many(first_sequence, count, timeout=3.0) -> list of what wait() gives; shorter if time ran out."),
     METHOD("take", lane_take, METH_O, "take(sequence): what wait() gives, or None if it is not done yet."),
