@@ -11,6 +11,7 @@ out of order.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import shutil
@@ -89,6 +90,8 @@ def _default_files() -> list[Path]:
 
 def _produce(folder: str, jobs: Sequence[tuple[int, Path]]) -> None:
     with shmq.connect(folder) as client, client.producer("demo-producer") as producer:
+        producer.queues(TOPIC)
+        print("attached", flush=True)
         for number, path in jobs:
             key = f"{path.name}-{number}"
             for line_number, line in enumerate(path.read_bytes().splitlines()):
@@ -173,18 +176,25 @@ def _run(root: Path, files: Sequence[Path], line_count_min: int) -> int:
     jobs = _jobs(sorted(copies.iterdir()), line_count_min)
     sent = sum(len(path.read_bytes().splitlines()) for _, path in jobs)
     print(f"demo: {len(files)} files, {sent} lines; starting a NameServer and two brokers")
-    with shmq.local(root, brokers=2) as client:
+    with contextlib.ExitStack() as cluster:
+        client = cluster.enter_context(shmq.local(root, brokers=2))
         for topic in (TOPIC, LATENCY_TOPIC):
             client.create_topic(topic, queues=QUEUES)
         folder = str(root / "run")
         stop = root / "stop"
         spools = [root / "consumer-0", root / "consumer-1"]
         consumers = [_child("consume", folder, str(spool), str(stop)) for spool in spools]
+        for consumer in consumers:
+            cluster.callback(consumer.kill)  # whatever happens; one that has ended is past it
         begin = _now_s()
         lists = [root / "jobs-0", root / "jobs-1"]
         for index, path in enumerate(lists):
             path.write_text("\n".join(f"{n} {p}" for n, p in jobs[index::2]), encoding="utf-8")
         producers = [_child("produce", folder, str(path)) for path in lists]
+        for producer in producers:
+            cluster.callback(producer.kill)
+            assert producer.stdout is not None
+            producer.stdout.readline()  # a broker killed before would be unknown to it
         killed = _watch(client, consumers, sent)
         for producer in producers:
             if producer.wait() != 0:
