@@ -125,12 +125,11 @@ class Consumer:
             queue, message = self._last
             queue.settle(message.queue_offset)
             self._last = None
-        if not self._ready and not self._fetch(timeout):
-            self._report()
-            return None
-        self._last = self._ready.popleft()
         if not self._ready:
-            self._report()
+            self._report()  # before the wait: the message that ends it is not held up, nor is this
+            if not self._fetch(timeout):
+                return None
+        self._last = self._ready.popleft()
         return self._last[1]
 
     def receive(self, max_count: int = 32, *, timeout: float = 1.0) -> list[core.Message]:
@@ -140,11 +139,10 @@ class Consumer:
         for queue, message in self._received:
             queue.settle(message.queue_offset)
         self._received = []
+        self._report()
         if len(self._ready) < max_count and not self._fetch(timeout, max_count):
-            self._report()
             return []
         count = min(max_count, len(self._ready))
-        self._report()
         self._received = [self._ready.popleft() for _ in range(count)]
         return [message for _, message in self._received]
 
