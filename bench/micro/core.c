@@ -2,12 +2,14 @@
  *
  *   core stages SIZE COUNT   producer, append role and reader take turns in one thread: prints ns of each
  *   core pipe SIZE COUNT     a producer thread and an append thread, until the last message is appended
+ *   core wake 0 COUNT        a futex wakes a thread on an idle core, each millisecond: prints the median
  *
  * Memory was touched before, as a broker's is; nothing sleeps, nothing is flushed. */
 #define _GNU_SOURCE
 #include "store_fixture.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 #define FILE_SIZE (64u << 20)
 #define FILES 5u
@@ -142,6 +144,60 @@ static void pipe_through(void)
     printf("{\"pipe\": %.2f}\n", (now_ns() - begin_ns) / (double)count);
 }
 
+/* ---- wake-ups ------------------------------------------------------------------------------------------------- */
+
+static shmq_word32 word;
+static shmq_word64 woken_at_ns;
+static double *latencies_ns;
+
+static void pin(int core)
+{
+    cpu_set_t cores;
+    CPU_ZERO(&cores);
+    CPU_SET(core, &cores);
+    (void)sched_setaffinity(0, sizeof cores, &cores);
+}
+
+static void *sleeper(void *ignored)
+{
+    (void)ignored;
+    pin(1);
+    for (uint32_t seen = 0; seen < count; ++seen) {
+        while (shmq_load_acquire32(&word) == seen) { /* acquire: pairs with the release in wake_up */
+            shmq_futex_wait(&word, seen, 1000000000u);
+        }
+        latencies_ns[seen] = now_ns() - (double)shmq_load_relaxed(&woken_at_ns); /* relaxed: before the word */
+    }
+    return NULL;
+}
+
+static int compare(const void *a, const void *b)
+{
+    double difference = *(const double *)a - *(const double *)b;
+    return (difference > 0) - (difference < 0);
+}
+
+static void wake_up(void)
+{
+    pthread_t thread;
+    latencies_ns = fixture_private_memory(count * sizeof *latencies_ns);
+    if (pthread_create(&thread, NULL, sleeper, NULL) != 0) {
+        abort();
+    }
+    pin(0);
+    struct timespec pause = {0, 1000000};
+    for (uint32_t i = 0; i < count; ++i) {
+        (void)nanosleep(&pause, NULL);
+        shmq_store_relaxed(&woken_at_ns, shmq_clock_ns(CLOCK_MONOTONIC)); /* relaxed: the word releases it */
+        shmq_store_release32(&word, i + 1);                              /* release: pairs with sleeper */
+        shmq_futex_wake(&word);
+    }
+    pthread_join(thread, NULL);
+    qsort(latencies_ns, count, sizeof *latencies_ns, compare);
+    printf("{\"wake\": %.0f}\n", latencies_ns[count / 2]);
+    free(latencies_ns);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 4) {
@@ -149,6 +205,10 @@ int main(int argc, char **argv)
     }
     size = (uint32_t)strtoul(argv[2], NULL, 10);
     count = strtoull(argv[3], NULL, 10);
+    if (strcmp(argv[1], "wake") == 0) {
+        wake_up();
+        return 0;
+    }
     f = fixture_open(FILE_SIZE, FILES, BLOCKS);
     fixture_queue(f, "core", 0, 0, &row, &generation);
     fixture_attach(f, 0, 1, RING_SIZE, COMPLETIONS);

@@ -56,8 +56,11 @@ def row_core(options: argparse.Namespace) -> dict[str, Figure]:
                         bound,
                         foreign_cpu_max=share,
                     )
-    return {
+        waken, share = undisturbed(lambda _: run("wake", 0, 1000)["wake"], options.runs)
+    ordered = {
         f"{label} {name}": figures[f"{label} {name}"]
         for label, _ in STAGES.values()
         for name in SIZES
     }
+    bound = "an idle core, and the hypervisor below it"
+    return {**ordered, "c wake-up, p50": figure(waken, "ns", bound, foreign_cpu_max=share)}
