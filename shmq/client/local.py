@@ -60,6 +60,7 @@ def local(
     guard = subprocess.Popen(
         [
             sys.executable,
+            "-P",
             "-m",
             "shmq.client.local",
             str(root),
@@ -151,6 +152,7 @@ def _start_namesrv(root: Path, run: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [
                 sys.executable,
+                "-P",
                 "-m",
                 "shmq.namesrv",
                 "--runtime",

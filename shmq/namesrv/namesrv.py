@@ -70,7 +70,7 @@ def load_cluster(
     Raises:
         ConfigError: it cannot be used; two tables name the same broker.
     """
-    start = tuple(command or (sys.executable, "-m", "shmq.broker"))
+    start = tuple(command or (sys.executable, "-P", "-m", "shmq.broker"))
     brokers: dict[str, SupervisedBroker] = {}
     for name, table in load_broker_tables(file).items():
         broker_name = table.get("broker_name", table.get("brokerName", name))

@@ -44,7 +44,10 @@ HEAD = struct.Struct("<II")
 RECORD = struct.Struct("<II16s")
 SUFFIXES = {".py", ".pyi", ".md", ".c", ".h", ".toml", ".txt", ".hex"}
 SEND_TIMEOUT_S = 30.0
-IDLE_S = 2.0
+IDLE_S = 1.0
+"""All lines came, and for so long no more: nothing comes twice any more."""
+STUCK_S = 30.0
+"""Nothing came for so long: something is lost, or hangs."""
 
 
 @dataclass
@@ -103,15 +106,14 @@ def _produce(folder: str, jobs: Sequence[tuple[int, Path]]) -> None:
 
 
 def _consume(folder: str, spool: Path, stop: Path) -> None:
-    """Receive until nothing comes any more and `stop` is there; note each line in `spool`."""
+    """Receive until `stop` is there; note each line in `spool`."""
     received = 0
     with (
         shmq.connect(folder) as client,
         client.consumer(TOPIC, "demo-group") as consumer,
         open(spool, "wb") as notes,
     ):
-        idle_since = _now_s()
-        while True:
+        while not stop.exists():
             messages = consumer.receive(256, timeout=0.2)
             for message in messages:
                 body = message.body
@@ -119,10 +121,7 @@ def _consume(folder: str, spool: Path, stop: Path) -> None:
                 notes.write(RECORD.pack(number, line_number, _line_digest(body[HEAD.size :])))
             if messages:
                 received += len(messages)
-                idle_since = _now_s()
                 print(received, flush=True)
-            elif stop.exists() and _now_s() - idle_since > IDLE_S:
-                return
 
 
 def _pace(folder: str) -> None:
@@ -142,7 +141,7 @@ def _pace(folder: str) -> None:
 
 def _child(role: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "shmq.tools.demo", "--role", role, *arguments],
+        [sys.executable, "-P", "-m", "shmq.tools.demo", "--role", role, *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -195,14 +194,18 @@ def _run(root: Path, files: Sequence[Path], line_count_min: int) -> int:
             cluster.callback(producer.kill)
             assert producer.stdout is not None
             producer.stdout.readline()  # a broker killed before would be unknown to it
-        killed = _watch(client, consumers, sent)
+        progress = _Progress(consumers)
+        progress.wait_for(sent // 3)
+        killed = _kill_broker(client, progress.count)
         for producer in producers:
             if producer.wait() != 0:
                 raise SystemExit(f"demo: a producer ended with {producer.returncode}")
+        progress.wait_for(sent)
+        elapsed = _now_s() - begin
+        progress.wait_for_silence()
         stop.touch()
         for consumer in consumers:
             consumer.wait()
-        elapsed = _now_s() - begin - IDLE_S
         reports = _read_spool(spools)
         latencies = _paced(client, folder)
     received, lost, out_of_order, doubled, wrong = _compare(jobs, reports)
@@ -215,37 +218,54 @@ def _run(root: Path, files: Sequence[Path], line_count_min: int) -> int:
     return 0 if not (lost or out_of_order or wrong) else 1
 
 
-def _watch(client: shmq.Client, consumers: Sequence[subprocess.Popen[str]], sent: int) -> str:
-    """Follow the consumers' counts; kill one broker when a third has come."""
-    counts = [0] * len(consumers)
-    changed = threading.Condition()
-    followers = [
-        threading.Thread(target=_follow, args=(consumer, counts, index, changed), daemon=True)
-        for index, consumer in enumerate(consumers)
-    ]
-    for follower in followers:
-        follower.start()
-    with changed:
-        # A consumer that has nothing to do says nothing: each is heard by a thread of its own.
-        while sum(counts) < sent // 3:
-            if not all(follower.is_alive() for follower in followers):
-                raise SystemExit("demo: a consumer ended early")
-            changed.wait(1.0)
+def _kill_broker(client: shmq.Client, count: int) -> str:
     name = "broker-a"
     os.kill(client.link(name).connection.identity.pid, signal.SIGKILL)
-    print(f"demo: {sum(counts)} lines received; {name} gets SIGKILL now")
+    print(f"demo: {count} lines received; {name} gets SIGKILL now")
     return name
 
 
-def _follow(
-    consumer: subprocess.Popen[str], counts: list[int], index: int, changed: threading.Condition
-) -> None:
-    """Read how far a consumer has come, until it ends."""
-    assert consumer.stdout is not None
-    for line in consumer.stdout:
-        with changed:
-            counts[index] = int(line)
-            changed.notify()
+class _Progress:
+    """How many lines the consumers have received, twice delivered ones counted twice."""
+
+    def __init__(self, consumers: Sequence[subprocess.Popen[str]]) -> None:
+        self._counts = [0] * len(consumers)
+        self._changed = threading.Condition()
+        # A consumer that has nothing to do says nothing: each is heard by a thread of its own.
+        self._followers = [
+            threading.Thread(target=self._follow, args=(index, consumer), daemon=True)
+            for index, consumer in enumerate(consumers)
+        ]
+        for follower in self._followers:
+            follower.start()
+
+    @property
+    def count(self) -> int:
+        """Lines so far."""
+        return sum(self._counts)
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many have come, or none comes any more."""
+        with self._changed:
+            while self.count < count:
+                if not all(follower.is_alive() for follower in self._followers):
+                    raise SystemExit("demo: a consumer ended early")
+                if not self._changed.wait(STUCK_S):
+                    print(f"demo: {self.count} lines received, and none for {STUCK_S:.0f} s")
+                    return
+
+    def wait_for_silence(self) -> None:
+        """Wait until nothing has come for a while."""
+        with self._changed:
+            while self._changed.wait(IDLE_S):
+                pass
+
+    def _follow(self, index: int, consumer: subprocess.Popen[str]) -> None:
+        assert consumer.stdout is not None
+        for line in consumer.stdout:
+            with self._changed:
+                self._counts[index] = int(line)
+                self._changed.notify()
 
 
 def _paced(client: shmq.Client, folder: str) -> list[int]:
