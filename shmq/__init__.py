@@ -20,22 +20,28 @@ if TYPE_CHECKING:
     from shmq.client.instance import Client, connect
     from shmq.client.local import local
     from shmq.client.producer import Producer
+    from shmq.client.pull_consumer import PullConsumer
+    from shmq.client.push_consumer import PushConsumer
     from shmq.config import WaitingPolicy
     from shmq.core._core import Message
     from shmq.errors import ShmqError
     from shmq.result import MessageQueue, SendResult
-    from shmq.status import SendStatus
+    from shmq.status import ConsumeStatus, PullStatus, SendStatus
     from shmq.subscription import ConsumeFromWhere, MessageModel
 
 __all__ = [
     "Admin",
     "Client",
     "ConsumeFromWhere",
+    "ConsumeStatus",
     "Consumer",
     "Message",
     "MessageModel",
     "MessageQueue",
     "Producer",
+    "PullConsumer",
+    "PullStatus",
+    "PushConsumer",
     "SendResult",
     "SendStatus",
     "ShmqError",
@@ -48,11 +54,15 @@ _HOMES = {
     "Admin": "shmq.client.admin",
     "Client": "shmq.client.instance",
     "ConsumeFromWhere": "shmq.subscription",
+    "ConsumeStatus": "shmq.status",
     "Consumer": "shmq.client.consumer",
     "Message": "shmq.core._core",
     "MessageModel": "shmq.subscription",
     "MessageQueue": "shmq.result",
     "Producer": "shmq.client.producer",
+    "PullConsumer": "shmq.client.pull_consumer",
+    "PullStatus": "shmq.status",
+    "PushConsumer": "shmq.client.push_consumer",
     "SendResult": "shmq.result",
     "SendStatus": "shmq.status",
     "ShmqError": "shmq.errors",

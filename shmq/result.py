@@ -4,9 +4,14 @@ Tuples, because a send makes one per message: a NamedTuple takes half the time o
 dataclass (measured). Pure words: nothing here writes, blocks or fails.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.status import GetMessageStatus, PullStatus, PutMessageStatus, SendStatus
+
+if TYPE_CHECKING:
+    from shmq.core import core
 
 __all__ = ["GetMessageResult", "MessageQueue", "PullResult", "PutMessageResult", "SendResult"]
 
@@ -62,7 +67,7 @@ class SendResult(NamedTuple):
 
 
 class PullResult(NamedTuple):
-    """Where a pull ended; the messages themselves come with it as the reader's own batch."""
+    """What a pull found, and where it ended."""
 
     pull_status: PullStatus
     """Whether messages were found, and if not, why."""
@@ -71,4 +76,6 @@ class PullResult(NamedTuple):
     min_offset: int
     """First queue_offset kept."""
     max_offset: int
-    """The next queue_offset to be assigned."""
+    """The queue_offset behind the last message that may be read."""
+    messages: list[core.Message]
+    """What was found, in order."""

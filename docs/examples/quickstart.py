@@ -9,4 +9,5 @@ with shmq.local() as client:
 
     with client.consumer("orders", group="billing", filter="new || paid") as consumer:
         for message in consumer.receive(10, timeout=5.0):
-            print(message.queue_id, message.queue_offset, bytes(message).decode())
+            with message.process():
+                print(message.queue_id, message.queue_offset, bytes(message).decode())

@@ -13,12 +13,20 @@ import contextlib
 import logging
 import os
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import orjson
 
 from shmq.core import core
-from shmq.errors import ClosedError, ServiceNotAvailableError, ShmError, ShmqError
+from shmq.errors import (
+    ClosedError,
+    QuotaError,
+    RequestTimeoutError,
+    ServiceNotAvailableError,
+    ShmError,
+    ShmqError,
+)
 from shmq.remoting.client import Client as Connection
 from shmq.remoting.codes import RequestCode, ResponseCode
 from shmq.remoting.command import Command, error_of
@@ -53,6 +61,7 @@ class BrokerLink:
         client_id: str,
         policy: int,
         on_notify: Callable[[BrokerLink, Command], None],
+        on_end: Callable[[BrokerLink], None],
     ) -> None:
         """Connect and attach; blocks up to a few seconds.
 
@@ -66,15 +75,25 @@ class BrokerLink:
         self._client_id = client_id
         self._policy = policy
         self._on_notify = on_notify
-        self._lock = threading.RLock()
+        self._on_end = on_end
+        self._busy = threading.RLock()
+        """Held while the session comes or goes, with requests in it."""
+        self._lock = threading.Lock()
+        """Held for a look at the tables: whoever takes notices may wait for it."""
         self._handles: set[Handle] = set()
-        self._bells: dict[int, set[Handle]] = {}
+        self._bells: dict[int, Counter[Handle]] = {}
         self._claims: dict[int, dict[str, object]] = {}
+        self._readers: dict[int, core.Reader] = {}
         self._memfds: dict[str, int] = {}
         self._is_closed = False
         self._closing: list[core.Lane | core.Reader | core.LogMap] = []
         self.generation = 0
         """Counts sessions: lanes and readers of an older one are of no use any more."""
+        self.stale_handles: frozenset[Handle] = frozenset()
+        """What did not hold any more when the session was resumed last."""
+        self.greeted: object = None
+        """What the broker was told in this connection; the Client's."""
+        self._changed = threading.Condition(self._lock)
         self.connection = self._connect()
         self._attach()
 
@@ -87,6 +106,7 @@ class BrokerLink:
             role="client",
             timeout_s=CONNECT_TIMEOUT_S,
             on_notify=lambda command: self._on_notify(self, command),
+            on_end=lambda: self._on_end(self),
         )
 
     def _attach(self) -> None:
@@ -99,7 +119,6 @@ class BrokerLink:
         fds = dict(zip(str(fields["fds"]).split(","), answer.take_fds(), strict=True))
         try:
             self._close_memory()
-            self.generation += 1
             self._fields = dict(fields)
             self._session = _int(fields["session"])
             self._session_generation = _int(fields["generation"])
@@ -124,22 +143,49 @@ class BrokerLink:
                 for lane in range(_int(fields["laneCount"]))
             ]
             self._chunk: core.ChunkMemory | None = None
-            self.reader = core.Reader(
-                self.control,
-                self.arena,
-                self.log_map,
-                consumer=consumer,
-                completion=completion,
-                session=self._session,
-                policy=self._policy,
-            )
+            self._consumer, self._completion = consumer, completion
+            self.reader = self._new_reader(0)
+            self._readers = {0: self.reader}
             self._closing = [*self.lanes, self.reader, self.log_map]
-            self._handles.clear()
-            self._bells.clear()
-            self._claims.clear()
+            with self._lock:
+                self._handles.clear()
+                self._bells.clear()
+                self._claims.clear()
+                self.generation += 1
+                self._changed.notify_all()
         finally:
             for fd in fds.values():
                 os.close(fd)
+
+    def _new_reader(self, bell: int) -> core.Reader:
+        return core.Reader(
+            self.control,
+            self.arena,
+            self.log_map,
+            consumer=self._consumer,
+            completion=self._completion,
+            session=self._session,
+            bell=bell,
+            policy=self._policy,
+        )
+
+    def share_reader(self, bell: int) -> tuple[int, core.Reader]:
+        """A reader of its own for a thread that waits on one of the session's bells, and the
+        generation that it is of.
+        """
+        with self._busy:
+            base = self._readers.get(bell)
+            if base is None:
+                self._readers[bell] = base = self._new_reader(bell)
+                self._closing.append(base)
+            return self.generation, base.share()
+
+    def wait_for_session(self, generation: int, timeout_s: float) -> bool:
+        """Wait until there is another session than `generation`; whether there is."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self.generation != generation or self._is_closed, max(timeout_s, 0.0)
+            )
 
     def _map(self, fds: dict[str, int], name: str, *, writable: bool = False) -> core.Mapping:
         size = os.fstat(fds[name]).st_size
@@ -153,11 +199,12 @@ class BrokerLink:
         Raises:
             ServiceNotAvailableError and others: it is not back yet; try again.
         """
-        with self._lock:
+        with self._busy:
             if self._is_closed:
                 raise ClosedError(f"reconnect to {self.broker_name}: this client is closed")
             self.connection.close()
             self.connection = self._connect()
+            self.greeted = None
             try:
                 self._resume()
             except ShmError as error:
@@ -168,13 +215,15 @@ class BrokerLink:
 
     def _resume(self) -> None:
         names = list(self._memfds)
-        body = {
-            "sends": sorted(self._handles),
-            "bells": [
-                {"bell": bell, "queues": sorted(handles)} for bell, handles in self._bells.items()
-            ],
-            "claims": list(self._claims.values()),
-        }
+        with self._lock:
+            body = {
+                "sends": sorted(self._handles),
+                "bells": [
+                    {"bell": bell, "queues": sorted(handles)}
+                    for bell, handles in self._bells.items()
+                ],
+                "claims": [claim for claim in self._claims.values() if claim],
+            }
         answer = self.connection.call(
             Command(
                 RequestCode.RESUME_SESSION,
@@ -200,9 +249,27 @@ class BrokerLink:
                 lane.resume(control, completion, fds["event"])
             self.log_map.stop()
             self.log_map.start(fds["log"])
+            self._forget_stale(answer)
         finally:
             for fd in fds.values():
                 os.close(fd)
+
+    def _forget_stale(self, answer: Command) -> None:
+        said = answer.json()
+        queues, claims = said["staleQueues"], said["staleClaims"]
+        assert isinstance(queues, list)
+        assert isinstance(claims, list)
+        gone = {(str(c["consumerGroup"]), str(c["topic"]), int(c["claim"])) for c in claims}
+        with self._lock:
+            self.stale_handles = frozenset((int(row), int(number)) for row, number in queues)
+            self._handles -= self.stale_handles
+            for handles in self._bells.values():
+                for handle in self.stale_handles:
+                    handles.pop(handle, None)
+            for slot, claim in tuple(self._claims.items()):
+                if (claim.get("consumerGroup"), claim.get("topic"), claim.get("claim")) in gone:
+                    del self._claims[slot]
+                    self.reader.drop_claim(slot)
 
     @property
     def is_up(self) -> bool:
@@ -211,8 +278,10 @@ class BrokerLink:
 
     def close(self) -> None:
         """Leave the broker; what was put is drained by it."""
-        with self._lock:
-            self._is_closed = True
+        with self._busy:
+            with self._lock:
+                self._is_closed = True
+                self._changed.notify_all()
             with contextlib.suppress(ShmqError):
                 if self.is_up:
                     self.call(RequestCode.DETACH_SESSION)
@@ -249,10 +318,14 @@ class BrokerLink:
             return self.connection.call(
                 command, timeout_s=CALL_TIMEOUT_S, fd_count_max=fd_count_max
             )
-        except ClosedError as error:
-            raise ServiceNotAvailableError(
-                f"{code.name} to broker {self.broker_name}: it is away: {error}"
-            ) from None
+        except (ClosedError, RequestTimeoutError) as error:
+            raise self._away(code.name, error) from None
+
+    def _away(self, what: str, error: ShmqError) -> ServiceNotAvailableError:
+        return ServiceNotAvailableError(
+            f"{what} to broker {self.broker_name}: it is away: {error}",
+            hint="clients go on by themselves when it is back; see the log of the broker",
+        )
 
     def grant_send(self, topic: str) -> list[tuple[int, Handle]]:
         """The write queues of a topic here: (queue_id, handle), made where the broker makes topics.
@@ -266,23 +339,44 @@ class BrokerLink:
             self._handles.update(handle for _, handle in queues)
         return queues
 
-    def topic_queues(self, topic: str) -> list[tuple[int, Handle]]:
-        """The read queues of a topic here."""
-        return _queues(self.call(RequestCode.GET_TOPIC_QUEUES, {"topic": topic}))
+    def read_queues(self, topic: str) -> list[dict[str, int]]:
+        """The read queues of a topic here: queueId, row, generation, minOffset, maxOffset,
+        visibleMax.
+        """
+        answer = self.call(RequestCode.GET_TOPIC_QUEUES, {"topic": topic})
+        queues: list[dict[str, int]] = answer.json()["queues"]  # type: ignore[assignment]
+        return queues
+
+    def search_offset(self, topic: str, queue_id: int, timestamp_ms: int) -> int:
+        """The queue_offset of the first message stored at or after a time, ms since 1970."""
+        fields: dict[str, Scalar] = {
+            "topic": topic,
+            "queueId": queue_id,
+            "timestamp": timestamp_ms,
+        }
+        answer = self.call(RequestCode.SEARCH_OFFSET_BY_TIMESTAMP, fields)
+        return _int(answer.ext_fields["offset"])
 
     def subscribe_bell(self, bell: int, handles: Iterable[Handle]) -> None:
         """Have one of the session's bells rung for these queues."""
         wanted = list(handles)
         with self._lock:
-            self._bells.setdefault(bell, set()).update(wanted)
-        self.call(RequestCode.SUBSCRIBE_BELL, {"bell": bell}, {"queues": wanted})
+            self._bells.setdefault(bell, Counter()).update(wanted)
+        if wanted:
+            self.call(RequestCode.SUBSCRIBE_BELL, {"bell": bell}, {"queues": wanted})
 
     def unsubscribe_bell(self, bell: int, handles: Iterable[Handle]) -> None:
-        """Have it rung no more."""
-        wanted = list(handles)
+        """One who subscribed to each of them does not want it any more."""
+        unwanted = []
         with self._lock:
-            self._bells.setdefault(bell, set()).difference_update(wanted)
-        self.call(RequestCode.UNSUBSCRIBE_BELL, {"bell": bell}, {"queues": wanted})
+            counts = self._bells.setdefault(bell, Counter())
+            for handle in handles:
+                counts[handle] -= 1
+                if counts[handle] <= 0:
+                    del counts[handle]
+                    unwanted.append(handle)
+        if unwanted:
+            self.call(RequestCode.UNSUBSCRIBE_BELL, {"bell": bell}, {"queues": unwanted})
 
     def claim(
         self,
@@ -294,12 +388,16 @@ class BrokerLink:
         timestamp: int = 0,
     ) -> list[dict[str, int]]:
         """Claim queues for a group; a list of queueId, slot, claim, consumerOffset, row,
-        generation.
+        generation, minOffset, visibleMax.
 
         The claims stand in the consumer page when this returns.
+
+        Raises:
+            QuotaError: the consumer page has no room for so many.
         """
-        with self._lock:
-            free = [slot for slot in range(self.reader.claim_capacity) if slot not in self._claims]
+        generation = self.generation
+        slots = self._reserve(topic, len(queue_ids))
+        try:
             answer = self.call(
                 RequestCode.CLAIM_QUEUES,
                 {
@@ -311,19 +409,29 @@ class BrokerLink:
                 {
                     "claims": [
                         {"queueId": queue_id, "slot": slot}
-                        for queue_id, slot in zip(queue_ids, free, strict=False)
+                        for queue_id, slot in zip(queue_ids, slots, strict=True)
                     ]
                 },
             )
             claims: list[dict[str, int]] = answer.json()["claims"]  # type: ignore[assignment]
-            for claim in claims:
-                self.reader.claim(
-                    claim["slot"],
-                    claim["claim"],
-                    claim["row"],
-                    claim["generation"],
-                    claim["consumerOffset"],
+            if generation != self.generation:
+                raise ServiceNotAvailableError(
+                    f"claim queues of {topic}: broker {self.broker_name} began anew meanwhile"
                 )
+        except BaseException:
+            with self._lock:
+                for slot in slots if generation == self.generation else ():
+                    self._claims.pop(slot, None)
+            raise
+        for claim in claims:
+            self.reader.claim(
+                claim["slot"],
+                claim["claim"],
+                claim["row"],
+                claim["generation"],
+                claim["consumerOffset"],
+            )
+            with self._lock:
                 self._claims[claim["slot"]] = {
                     "consumerGroup": group,
                     "topic": topic,
@@ -331,32 +439,49 @@ class BrokerLink:
                     "slot": claim["slot"],
                     "claim": claim["claim"],
                 }
-            return claims
+        return claims
 
-    def release(self, group: str, topic: str, claims: Sequence[Mapping[str, int]]) -> None:
-        """Give claims back; their last reported progress counts."""
+    def _reserve(self, topic: str, count: int) -> list[int]:
         with self._lock:
-            for claim in claims:
-                self._claims.pop(claim["slot"], None)
-            with contextlib.suppress(ServiceNotAvailableError):
-                self.call(
-                    RequestCode.RELEASE_QUEUES,
-                    {"consumerGroup": group, "topic": topic},
-                    {
-                        "claims": [
-                            {"queueId": claim["queueId"], "claim": claim["claim"]}
-                            for claim in claims
-                        ]
-                    },
+            capacity = self.reader.claim_capacity
+            free = [slot for slot in range(capacity) if slot not in self._claims][:count]
+            if len(free) < count:
+                raise QuotaError(
+                    f"claim {count} queues of {topic} at {self.broker_name}: this client has "
+                    f"{len(self._claims)} of {capacity} claims",
+                    hint="add members to the group: processes, or clients of this one",
                 )
-            for claim in claims:
-                self.reader.drop_claim(claim["slot"])
+            self._claims.update({slot: {} for slot in free})
+            return free
 
-    def forget_claim(self, slot: int) -> None:
-        """The broker has revoked it."""
+    def release(self, group: str, topic: str, claims: Sequence[tuple[int, int, int]]) -> None:
+        """Give claims back, (queue_id, slot, claim) each; their last reported progress counts."""
+        try:
+            self.call(
+                RequestCode.RELEASE_QUEUES,
+                {"consumerGroup": group, "topic": topic},
+                {
+                    "claims": [
+                        {"queueId": queue_id, "claim": claim} for queue_id, _, claim in claims
+                    ]
+                },
+            )
+        finally:
+            for _, slot, claim in claims:
+                self.forget_claim(slot, claim)
+
+    def has_claim(self, slot: int, claim: int) -> bool:
+        """Whether it holds, as far as we were told."""
         with self._lock:
-            if self._claims.pop(slot, None) is not None:
-                self.reader.drop_claim(slot)
+            return self._claims.get(slot, {}).get("claim") == claim
+
+    def forget_claim(self, slot: int, claim: int) -> None:
+        """It is given back, or the broker has revoked it."""
+        with self._lock:
+            if self._claims.get(slot, {}).get("claim") == claim:
+                del self._claims[slot]
+                with contextlib.suppress(ClosedError):
+                    self.reader.drop_claim(slot)
 
     def read_entries(
         self, topic: str, queue_id: int, queue_offset: int, count: int
@@ -371,17 +496,20 @@ class BrokerLink:
             RequestCode.READ_ENTRIES,
             {"topic": topic, "queueId": queue_id, "queueOffset": queue_offset, "count": count},
         )
-        answer = self.connection.invoke(command, timeout_s=CALL_TIMEOUT_S)
+        try:
+            answer = self.connection.invoke(command, timeout_s=CALL_TIMEOUT_S)
+        except (ClosedError, RequestTimeoutError) as error:
+            raise self._away(command.name, error) from None
         if answer.code == ResponseCode.PULL_RETRY_IMMEDIATELY:
             return None
-        error = error_of(answer)
-        if error is not None:
-            raise error
+        refusal = error_of(answer)
+        if refusal is not None:
+            raise refusal
         return _int(answer.ext_fields["queueOffset"]), answer.body
 
     def grant_chunk(self) -> bool:
         """Get memory for large bodies, once per session; False if there is some already."""
-        with self._lock:
+        with self._busy:
             if self._chunk is not None:
                 return False
             answer = self.call(RequestCode.GRANT_CHUNK, fd_count_max=1)

@@ -1,60 +1,72 @@
 """Consumer: a member of a group that reads its share of a topic in place.
 
-What lives here: `Consumer`. Queues are shared out by the members themselves, claimed at their
-brokers and read from shared memory; progress goes into the consumer page and is harvested there.
-Which process: the program's; one thread uses a consumer. Writes: claims and progress in its
-consumer pages. May fail: SubscriptionError, PermissionDeniedError, what a broker refuses; while a
-broker is away its queues just have nothing new.
+What lives here: `Consumer`: it reads the queues it was assigned, hands their messages out and keeps
+count of what is settled. Which queues those are is decided in `assignment.py`, in the client's
+rebalance thread. Which process: the program's; one thread receives, any thread settles. Writes:
+progress in the consumer pages of its sessions. May fail: what a broker refuses for good, when the
+consumer is made; while a broker is away its queues just have nothing new.
 """
 
 from __future__ import annotations
 
-import contextlib
+import heapq
+import itertools
 import logging
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
-from shmq.allocation import STRATEGIES
-from shmq.client.process_queue import ProcessQueue
+from shmq.client.assignment import Assignment
+from shmq.client.batch import MessageBatch
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
-from shmq.errors import ConfigError, OffsetIllegalError, ServiceNotAvailableError, ShmqError
-from shmq.remoting.codes import RequestCode
+from shmq.errors import ClosedError, OffsetIllegalError, ShmqError
 from shmq.result import MessageQueue
-from shmq.subscription import ConsumeFromWhere, MessageModel, SubscriptionData, check_group
+from shmq.subscription import ConsumeFromWhere, MessageModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
     from types import TracebackType
 
-    from shmq.client.broker_link import BrokerLink
+    from shmq.allocation import Strategy
     from shmq.client.instance import Client
-    from shmq.remoting.command import Command
+    from shmq.client.process_queue import ProcessQueue
 
 __all__ = ["Consumer"]
 
 _log = logging.getLogger("shmq.client")
 
-REBALANCE_NS = 20_000_000_000
-"""RocketMQ's rebalanceInterval."""
 PULL_BATCH = 256
 """Messages read from one queue at a time."""
-UNSETTLED_MAX = 1000
-"""RocketMQ's pullThresholdForQueue."""
+COLUMNS_MAX = 1000
+"""Messages of one receive_many: as many as may be unsettled in a queue."""
+REDELIVER_FIRST_NS = 100_000_000
+"""A message whose processing failed comes again after this time, doubled with each failure."""
+REDELIVER_MAX_NS = 10_000_000_000
 _COLD_BATCH = 256
-_WAIT_SLICE_S = 1.0
+_READ_TIMEOUT_S = 1.0
+"""For the broker to answer with a file of the log."""
+_READ_RETRY_NS = 50_000_000
+_FOR_EVER_S = 3600.0
+"""One sleep of an iteration; whatever happens meanwhile ends it."""
 
 _FOUND = core.STATUS["OK"][0]
+_EMPTY = core.STATUS["EMPTY"][0]
 _OFFSET_TOO_SMALL = core.STATUS["OFFSET_TOO_SMALL"][0]
 _FENCED = core.STATUS["FENCED"][0]
+
+_Item = tuple["ProcessQueue", int, core.Message]
 
 
 class Consumer:
     """One member of a group. Iterate over it, or call receive(); a context manager.
 
-    A message counts as settled when the next one is asked for; `settle` says so earlier. What is
-    not settled when a consumer dies is delivered again to another member.
+    A message is settled by `message.process()` at its end, by `message.settle()`, or, unless
+    auto_settle is off, when the next one is asked for. What is not settled when a consumer dies is
+    delivered again to another member; what could not be processed is delivered again to this one.
+
+    One thread receives; messages may be processed and settled in any.
     """
 
     def __init__(
@@ -65,368 +77,412 @@ class Consumer:
         *,
         filter: str | None = None,  # what RocketMQ's and our users call it
         from_where: ConsumeFromWhere = ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET,
-        from_timestamp: int = 0,
-        allocation: str = "average",
+        from_time: float | None = None,
+        allocation: str | Strategy = "average",
         model: MessageModel = MessageModel.CLUSTERING,
+        auto_settle: bool = True,
+        offset_file: str | Path | None = None,
     ) -> None:
-        """By Client.consumer().
-
-        Args:
-            client: whose sessions are used.
-            topic: the topic.
-            group: the group.
-            filter: tags, "a || b"; None: all.
-            from_where: where a new group starts.
-            from_timestamp: ms since 1970, for CONSUME_FROM_TIMESTAMP.
-            allocation: "average" or "circle".
-            model: CLUSTERING shares the queues out, BROADCASTING gives every member all of them.
-
-        Raises:
-            IllegalGroupError, SubscriptionError, ConfigError: an argument cannot be used.
-        """
-        check_group(group)
-        if allocation not in STRATEGIES:
-            known = ", ".join(sorted(STRATEGIES))
-            raise ConfigError(f"consume {topic}: allocation {allocation!r}, wanted {known}")
+        """By Client.consumer(), whose docstring says what the arguments are."""
         self.topic = topic
         """The topic."""
         self.group = group
         """The group."""
         self._client = client
-        self._subscription = SubscriptionData.parse(topic, filter)
-        self._tag_codes = tuple(self._subscription.code_set) or None
-        self._from_where = from_where
-        self._from_timestamp = from_timestamp
-        self._strategy = STRATEGIES[allocation]
-        self._model = model
-        self._queues: dict[MessageQueue, ProcessQueue] = {}
-        self._ready: deque[tuple[ProcessQueue, core.Message]] = deque()
-        self._last: tuple[ProcessQueue, core.Message] | None = None
-        self._received: list[tuple[ProcessQueue, core.Message]] = []
-        self._wanted = threading.Event()
-        self._wanted.set()
-        self._rebalance_due_ns = 0
+        self._auto_settle = auto_settle
+        self._assignment = Assignment(
+            client,
+            self,
+            topic,
+            group,
+            expression=filter,
+            from_where=from_where,
+            from_time=from_time,
+            allocation=allocation,
+            model=model,
+            offset_file=offset_file,
+        )
+        self._subscription = self._assignment.subscription
+        self._tag_codes = tuple(sorted(self._subscription.code_set)) or None
+        self._ready: deque[_Item] = deque()
+        self._last: tuple[ProcessQueue, int] | None = None
+        self._received: list[_Item] = []
+        self._runs: list[tuple[ProcessQueue, Sequence[int]]] = []
+        self._again: list[tuple[int, int, ProcessQueue, core.Message]] = []
+        self._again_numbers = itertools.count()
+        self._changed = threading.Event()
+        self._is_stopped = False
         self._is_closed = False
         self._turn = 0
-        self._lock = threading.RLock()
 
     # ---- receiving -------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[core.Message]:
         """Messages, for ever: blocks while there is none. Ends when the consumer is closed."""
-        while not self._is_closed:
-            message = self.try_next(_WAIT_SLICE_S)
+        while not self._is_stopped:
+            message = self.try_next(_FOR_EVER_S)
             if message is not None:
                 yield message
 
     def try_next(self, timeout: float) -> core.Message | None:
-        """The next message, or None if none comes in `timeout` seconds. Settles the one before."""
-        if self._last is not None:
-            queue, message = self._last
-            queue.settle(message.queue_offset)
+        """The next message, or None if none comes in `timeout` seconds."""
+        last = self._last
+        if last is not None:
             self._last = None
-        if not self._ready:
-            self._report()  # before the wait: the message that ends it is not held up, nor is this
-            if not self._fetch(timeout):
-                return None
-        self._last = self._ready.popleft()
-        return self._last[1]
+            if last[1] not in last[0].held:
+                last[0].settle_offset(last[1])
+        item = self.take(timeout)
+        if item is None:
+            return None
+        if self._auto_settle:
+            self._last = item[0], item[1]
+        return item[2]
 
     def receive(self, max_count: int = 32, *, timeout: float = 1.0) -> list[core.Message]:
-        """Up to `max_count` messages; none if none came in `timeout` seconds. Settles all that were
-        received before.
+        """Up to `max_count` messages; none if none came in `timeout` seconds."""
+        self._client.check(f"consume {self.topic}")
+        self._settle_received()
+        items: list[_Item] = []
+        if len(self._ready) < max_count:
+            self._fetch(timeout, max_count)
+        ready = self._ready
+        while ready and len(items) < max_count:
+            item = ready.popleft()
+            if not item[0].is_dropped:
+                items.append(item)
+        if self._auto_settle:
+            self._received = items
+        return [item[2] for item in items]
+
+    def receive_many(self, max_count: int = COLUMNS_MAX, *, timeout: float = 1.0) -> MessageBatch:
+        """Up to `max_count` messages of one queue as columns; an empty batch if none came in
+        `timeout` seconds. The quickest way to consume; numpy is imported when a column is used.
         """
-        for queue, message in self._received:
-            queue.settle(message.queue_offset)
-        self._received = []
-        self._report()
-        if len(self._ready) < max_count and not self._fetch(timeout, max_count):
-            return []
-        count = min(max_count, len(self._ready))
-        self._received = [self._ready.popleft() for _ in range(count)]
-        return [message for _, message in self._received]
+        self._client.check(f"consume {self.topic}")
+        self._settle_received()
+        deadline_ns = _deadline(timeout)
+        while True:  # bounded by the deadline
+            batch = self._columns_of_ready(max_count) or self._read_columns(max_count)
+            if batch is not None:
+                return batch
+            if not self._wait(deadline_ns):
+                return MessageBatch.empty(self.topic)
 
     def settle(self, message: core.Message) -> None:
-        """This message is done with, before the next one is asked for."""
-        if self._last is not None and self._last[1] is message:
-            self._last[0].settle(message.queue_offset)
-            self._last = None
-            self._report()
+        """This message is done with; the same as message.settle()."""
+        message.settle()
+
+    def seek(
+        self,
+        queue: MessageQueue,
+        queue_offset: int | None = None,
+        *,
+        where: ConsumeFromWhere | None = None,
+        time: float | None = None,
+    ) -> int:
+        """Go on elsewhere in a queue that is assigned to this member; the queue_offset it is.
+
+        What was handed out of the queue before is forgotten: it is not settled any more.
+
+        Args:
+            queue: one of `assigned`.
+            queue_offset: there,
+            where: or at the first message kept, or behind the last,
+            time: or at the first message stored at or after it; seconds since 1970.
+
+        Raises:
+            OffsetIllegalError: no such place, or not our queue.
+        """
+        self._client.check(f"seek in {queue}")
+        return self._assignment.seek(queue, queue_offset, where, time)
 
     @property
     def assigned(self) -> list[MessageQueue]:
         """The queues this member consumes just now."""
-        return sorted(self._queues)
+        return sorted(queue.message_queue for queue in self._assignment.queues)
 
     # ---- fetching --------------------------------------------------------------------------------
 
-    def _fetch(self, timeout: float, wanted: int = 1) -> bool:
+    def take(self, timeout: float) -> _Item | None:
+        """As try_next, but nothing is settled by it; for whoever settles on his own."""
+        ready = self._ready
+        while True:  # bounded: what was dropped goes, what is fetched ends it, or the time does
+            if not ready and not self._fetch(timeout, 1):
+                return None
+            item = ready.popleft()
+            if not item[0].is_dropped:
+                return item
+
+    @property
+    def ready_count(self) -> int:
+        """Messages that were read and not handed out yet."""
+        return len(self._ready)
+
+    def _settle_received(self) -> None:
+        if self._last is not None:
+            queue, offset = self._last
+            self._last = None
+            if offset not in queue.held:
+                queue.settle_offset(offset)
+        if self._received:
+            received, self._received = self._received, []
+            for queue, items in itertools.groupby(received, key=_queue_of):
+                held = queue.held
+                queue.settle_run([offset for _, offset, _ in items if offset not in held])
+        if self._runs:
+            runs, self._runs = self._runs, []
+            for queue, offsets in runs:
+                held = queue.held
+                queue.settle_run([at for at in offsets if at not in held] if held else offsets)
+
+    def _fetch(self, timeout: float, wanted: int) -> bool:
         """Fill `_ready`; False if there was nothing for `timeout` seconds."""
-        self._client.check(f"consume {self.topic}")
-        deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(timeout * 1e9)
-        while not self._is_closed:
-            if self._wanted.is_set() or SYSTEM_CLOCK.monotonic_ns() >= self._rebalance_due_ns:
-                self._rebalance()
-            if self._read_round(wanted):
-                return True
-            left_s = (deadline_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
-            if left_s <= 0:
+        deadline_ns = _deadline(timeout)
+        while not self._read_round(wanted):
+            if not self._wait(deadline_ns):
                 return False
-            self._sleep(min(left_s, _WAIT_SLICE_S))
-        return False
+        return True
+
+    def _wait(self, deadline_ns: int) -> bool:
+        """Sleep until there may be something; False when the time is up or the consumer closed."""
+        if self._is_stopped:
+            return False
+        self._client.check(f"consume {self.topic}")
+        left_s = (deadline_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
+        if left_s <= 0:
+            return False
+        self._sleep(left_s)
+        return not self._is_stopped
 
     def _read_round(self, wanted: int) -> bool:
         """Look at each queue, beginning with another one each time, until `wanted` are ready."""
-        with self._lock:
-            queues = list(self._queues.values())
-        self._turn += 1
+        if self._again:
+            self._take_again()
+        ready = self._ready
+        queues = self._assignment.queues
+        self._turn = turn = self._turn + 1
         for index in range(len(queues)):
-            queue = queues[(self._turn + index) % len(queues)]
-            room = UNSETTLED_MAX - queue.unsettled_count
-            if room > 0 and self._read(queue, min(room, PULL_BATCH)) and len(self._ready) >= wanted:
+            queue = queues[(turn + index) % len(queues)]
+            room = queue.room()
+            if room and self._read(queue, min(room, PULL_BATCH)) and len(ready) >= wanted:
                 return True
-        return bool(self._ready)
+        return bool(ready)
 
     def _read(self, queue: ProcessQueue, count: int) -> bool:
         first = queue.next_offset
-        try:
-            status, messages, next_offset = queue.link.reader.read(
-                queue.row, queue.generation, first, count, self._tag_codes
-            )
-            if status == _OFFSET_TOO_SMALL:
-                status, messages, next_offset = self._read_cold(queue, count)
-        except ShmqError as error:
-            _log.debug("read %s: %s", queue.message_queue, error)
+        found = self._read_from(queue, first, count)
+        if found is None:
             return False
-        if status == _FENCED:
-            self._wanted.set()
-            return False
-        if self._tag_codes is not None:
-            messages = [m for m in messages if self._subscription.passes_tag(m.tag)]
-        for message in messages:
-            queue.taken.append(message.queue_offset)
-            self._ready.append((queue, message))
-        queue.next_offset = next_offset
-        if not messages and next_offset != first:
-            queue.skip_to(next_offset)
+        messages, next_offset = found
+        if len(messages) == next_offset - first:
+            offsets: Sequence[int] = range(first, next_offset)
+        else:
+            offsets = [message.queue_offset for message in messages]
+        queue.take(offsets, sum(map(len, messages)), next_offset)
+        self._ready.extend(zip(itertools.repeat(queue), offsets, messages))  # repeat has no end
         return bool(messages)
 
-    def _read_cold(self, queue: ProcessQueue, count: int) -> tuple[int, list[core.Message], int]:
+    def _read_from(
+        self, queue: ProcessQueue, first: int, count: int
+    ) -> tuple[list[core.Message], int] | None:
+        """Messages that match, and where to go on; None: not now."""
+        if queue.retry_ns and not _may_retry(queue):
+            return None
+        codes = self._tag_codes
+        try:
+            status, messages, next_offset = queue.reader.read(
+                queue.row,
+                queue.generation,
+                first,
+                count,
+                codes,
+                False,  # verify; positional, which is a third quicker
+                _READ_TIMEOUT_S,
+                queue,
+            )
+            if status == _OFFSET_TOO_SMALL:
+                status, messages, next_offset = self._read_cold(queue, first, count)
+        except ShmqError as error:
+            _log.debug("read %s: %s", queue.message_queue, error)
+            queue.retry_ns = SYSTEM_CLOCK.monotonic_ns() + _READ_RETRY_NS
+            return None
+        if status == _FENCED:
+            self._assignment.want_rebalance()
+        if status not in (_FOUND, _EMPTY):
+            queue.retry_ns = SYSTEM_CLOCK.monotonic_ns() + _READ_RETRY_NS
+            return None
+        if codes is not None:
+            passes = self._subscription.passes_tag
+            messages = [message for message in messages if passes(message.tag)]
+        return messages, next_offset
+
+    def _read_cold(
+        self, queue: ProcessQueue, first: int, count: int
+    ) -> tuple[int, list[core.Message], int]:
         """Entries that have left memory come from the broker, the messages from its files."""
         topic, _, queue_id = queue.message_queue
         try:
-            found = queue.link.read_entries(
-                topic, queue_id, queue.next_offset, min(count, _COLD_BATCH)
-            )
+            found = queue.link.read_entries(topic, queue_id, first, min(count, _COLD_BATCH))
         except OffsetIllegalError:
-            self._wanted.set()
-            return _FOUND, [], queue.next_offset
+            self._assignment.want_rebalance()
+            raise
         if found is None:
-            return _FOUND, [], queue.next_offset
+            return _FOUND, [], first
         first, entries = found
-        return queue.link.reader.read_entries(entries, first, count, self._tag_codes)
+        return queue.reader.read_entries(
+            entries, first, count, self._tag_codes, timeout=_READ_TIMEOUT_S, keeper=queue
+        )
 
     def _sleep(self, timeout: float) -> None:
-        """Wait for something new in any queue, a rebalance, or the end of the time."""
-        links: dict[BrokerLink, list[ProcessQueue]] = {}
-        for queue in self._queues.values():
-            links.setdefault(queue.link, []).append(queue)
-        if len(links) != 1:
-            # A bell per broker: one is slept on, the others are looked at between short sleeps.
-            timeout = min(timeout, 0.001 if links else 0.05)
-        if not links:
-            self._wanted.wait(timeout)
+        """Wait for something new in any queue, for a change, or the end of the time."""
+        readers: dict[core.Reader, None] = {}
+        now_ns = SYSTEM_CLOCK.monotonic_ns()
+        for queue in self._assignment.queues:
+            reader = queue.reader
+            try:
+                if queue.is_full or queue.retry_ns:
+                    reader.unwatch(queue.row)
+                    if queue.retry_ns:
+                        timeout = min(timeout, max(0.0, (queue.retry_ns - now_ns) / 1e9))
+                else:
+                    reader.watch(queue.row, queue.generation, queue.next_offset)
+                readers[reader] = None
+            except ClosedError:
+                continue  # its session has ended; the keeper brings another
+        if self._again:
+            timeout = min(timeout, max(0.0, (self._again[0][0] - now_ns) / 1e9))
+        if not readers:
+            self._changed.wait(timeout)
+            self._changed.clear()
             return
-        link, queues = next(iter(links.items()))
-        for queue in queues:
-            link.reader.watch(queue.row, queue.generation, queue.next_offset)
-        link.reader.wait(timeout)
-
-    def _report(self) -> None:
-        """Put progress into the consumer pages."""
-        with self._lock:
-            for queue in self._queues.values():
-                if queue.settled_offset != queue.reported:
-                    queue.reported = queue.settled_offset
-                    with contextlib.suppress(ShmqError):
-                        queue.link.reader.report(queue.slot, queue.settled_offset)
-
-    # ---- sharing out -----------------------------------------------------------------------------
-
-    def describe(self) -> dict[str, object]:
-        """This member as a heartbeat tells it."""
-        subscription = self._subscription
-        return {
-            "groupName": self.group,
-            "consumeType": "CONSUME_PASSIVELY",
-            "messageModel": str(self._model.value),
-            "consumeFromWhere": str(self._from_where.value),
-            "subscriptionDataSet": [
-                {
-                    "topic": self.topic,
-                    "subString": subscription.sub_string,
-                    "tagsSet": sorted(subscription.tags_set),
-                    "codeSet": sorted(subscription.code_set),
-                    "subVersion": 1,
-                    "expressionType": "TAG",
-                }
-            ],
-        }
-
-    def _rebalance(self) -> None:
-        self._wanted.clear()
-        self._rebalance_due_ns = SYSTEM_CLOCK.monotonic_ns() + REBALANCE_NS
         try:
-            queues = self._all_queues()
-            for name in {queue.broker_name for queue in queues}:
-                with contextlib.suppress(ServiceNotAvailableError):
-                    self._client.link(name)
-            self._client.heartbeat()  # to all of them: a broker knows members by their heartbeats
-            members = self._members(queues)
-            if self._client.client_id not in members:
-                members = sorted([*members, self._client.client_id])
-            mine = set(self._strategy(queues, members, self._client.client_id))
-        except ShmqError as error:
-            _log.debug("rebalance group=%s topic=%s: %s", self.group, self.topic, error)
-            self._rebalance_due_ns = SYSTEM_CLOCK.monotonic_ns() + 50_000_000
-            return
-        with self._lock:
-            self._release([q for key, q in self._queues.items() if key not in mine])
-            self._claim(sorted(mine - self._queues.keys()))
+            if len(readers) == 1:
+                next(iter(readers)).wait(timeout)
+            else:
+                core.Reader.wait_any(tuple(readers), timeout)
+        except ClosedError:
+            self._changed.wait(min(timeout, 0.01))
 
-    def _all_queues(self) -> list[MessageQueue]:
-        route = self._client.routes.route(self.topic, is_fresh=True)
-        found = {
-            MessageQueue(self.topic, data.broker_name, queue_id)
-            for data in route.queue_datas
-            for queue_id in range(data.read_queue_nums)
-        }
-        # A broker that is away for a moment keeps its queues where they are.
-        found |= {key for key, queue in self._queues.items() if not queue.link.is_up}
-        return sorted(found)
+    # ---- columns ---------------------------------------------------------------------------------
 
-    def _members(self, queues: list[MessageQueue]) -> list[str]:
-        if self._model is MessageModel.BROADCASTING:
-            return [self._client.client_id]
-        members: set[str] = set()
-        for name in sorted({queue.broker_name for queue in queues}):
-            try:
-                answer = self._client.link(name).call(
-                    RequestCode.GET_CONSUMER_LIST_BY_GROUP, {"consumerGroup": self.group}
-                )
-            except ServiceNotAvailableError:
+    def _columns_of_ready(self, max_count: int) -> MessageBatch | None:
+        """What was read as messages before goes first: it stays in order."""
+        if self._again:
+            self._take_again()
+        ready = self._ready
+        while ready and ready[0][0].is_dropped:
+            ready.popleft()
+        if not ready:
+            return None
+        queue = ready[0][0]
+        items: list[_Item] = []
+        while ready and ready[0][0] is queue and len(items) < max_count:
+            items.append(ready.popleft())
+        if self._auto_settle:
+            self._received = items
+        return MessageBatch.of_messages(queue, [message for _, _, message in items])
+
+    def _read_columns(self, max_count: int) -> MessageBatch | None:
+        queues = self._assignment.queues
+        self._turn = turn = self._turn + 1
+        for index in range(len(queues)):
+            queue = queues[(turn + index) % len(queues)]
+            room = min(queue.room(), max_count)
+            if room <= 0 or (queue.retry_ns and not _may_retry(queue)):
                 continue
-            listed = answer.json()["consumerIdList"]
-            assert isinstance(listed, list)
-            members.update(str(item) for item in listed)
-        return sorted(members)
-
-    def _claim(self, queues: list[MessageQueue]) -> None:
-        for name in sorted({queue.broker_name for queue in queues}):
-            ids = [queue.queue_id for queue in queues if queue.broker_name == name]
+            first = queue.next_offset
             try:
-                link = self._client.link(name)
-                claims = link.claim(
-                    self.group,
-                    self.topic,
-                    ids,
-                    from_where=str(self._from_where.value),
-                    timestamp=self._from_timestamp,
+                status, columns, next_offset = queue.reader.read_columns(
+                    queue.row, queue.generation, first, room, self._tag_codes
                 )
-                link.subscribe_bell(0, [(c["row"], c["generation"]) for c in claims])
             except ShmqError as error:
-                _log.debug("claim %s at %s: %s", self.topic, name, error)
-                self._rebalance_due_ns = SYSTEM_CLOCK.monotonic_ns() + 50_000_000
+                _log.debug("read %s: %s", queue.message_queue, error)
+                queue.retry_ns = SYSTEM_CLOCK.monotonic_ns() + _READ_RETRY_NS
                 continue
-            for claim in claims:
-                begin = max(claim["consumerOffset"], claim["minOffset"])
-                key = MessageQueue(self.topic, name, claim["queueId"])
-                self._queues[key] = ProcessQueue(
-                    link,
-                    key,
-                    claim["row"],
-                    claim["generation"],
-                    claim["slot"],
-                    claim["claim"],
-                    next_offset=begin,
-                    settled_offset=begin,
-                )
+            if status == _OFFSET_TOO_SMALL or (len(columns) and self._tag_codes is not None):
+                # Cold entries come as messages, and a tag is compared message by message.
+                if self._read(queue, min(room, PULL_BATCH)):
+                    return self._columns_of_ready(max_count)
+                continue
+            if status == _FENCED:
+                self._assignment.want_rebalance()
+            if status not in (_FOUND, _EMPTY):
+                queue.retry_ns = SYSTEM_CLOCK.monotonic_ns() + _READ_RETRY_NS
+                continue
+            batch = MessageBatch.of_columns(queue, columns)
+            queue.take(batch.offset_list, batch.body_bytes, next_offset)
+            if len(batch):
+                if self._auto_settle:
+                    self._runs.append((queue, batch.offset_list))
+                return batch
+        return None
 
-    def _release(self, queues: list[ProcessQueue]) -> None:
-        self._report()
-        gone = {id(queue) for queue in queues}
-        self._ready = deque(item for item in self._ready if id(item[0]) not in gone)
-        for queue in queues:
-            del self._queues[queue.message_queue]
-            with contextlib.suppress(ShmqError):
-                queue.link.reader.unwatch(queue.row)
-        for link in {queue.link for queue in queues}:
-            claims = [
-                {"queueId": q.message_queue.queue_id, "slot": q.slot, "claim": q.claim}
-                for q in queues
-                if q.link is link
-            ]
-            with contextlib.suppress(ShmqError):
-                link.release(self.group, self.topic, claims)
+    # ---- again -----------------------------------------------------------------------------------
+
+    def deliver_again(self, queue: ProcessQueue, message: core.Message) -> None:
+        """A message could not be processed: it comes again, later each time. Any thread."""
+        fails = queue.fails.get(message.queue_offset, 1)
+        delay_ns = min(REDELIVER_FIRST_NS << min(fails - 1, 20), REDELIVER_MAX_NS)
+        heapq.heappush(  # one call into C: threads do not meet in it
+            self._again,
+            (
+                SYSTEM_CLOCK.monotonic_ns() + delay_ns,
+                next(self._again_numbers),
+                queue,
+                message,
+            ),
+        )
+        self.wake()
+
+    def _take_again(self) -> None:
+        now_ns = SYSTEM_CLOCK.monotonic_ns()
+        while self._again and self._again[0][0] <= now_ns:
+            _, _, queue, message = heapq.heappop(self._again)
+            if not queue.is_dropped:
+                offset = message.queue_offset
+                queue.held.discard(offset)
+                self._ready.append((queue, offset, message))
+
+    def room_again(self, queue: ProcessQueue) -> None:
+        """A full queue may be read on. Any thread."""
+        if queue.is_full:
+            queue.is_full = False
+            self.wake()
+
+    def wake(self) -> None:
+        """Have the receiving thread look at everything again. Any thread."""
+        self._changed.set()
+        for reader in self._assignment.readers():
+            try:
+                reader.wake()
+            except ShmqError:
+                continue
 
     # ---- what the client tells -------------------------------------------------------------------
 
-    def notified(self, link: BrokerLink, command: Command) -> None:
-        """A broker's notice, in the connection's thread."""
-        code = command.code
-        if code == RequestCode.NOTIFY_CONSUMER_IDS_CHANGED:
-            if command.ext_fields.get("consumerGroup") == self.group:
-                self._want_rebalance()
-        elif code == RequestCode.NOTIFY_TOPIC_CHANGED:
-            if command.ext_fields.get("topic") == self.topic:
-                self._want_rebalance()
-        elif code == RequestCode.NOTIFY_CLAIMS_REVOKED:
-            if command.ext_fields.get("consumerGroup") == self.group:
-                claims = command.json()["claims"]
-                assert isinstance(claims, list)
-                revoked = {claim["claim"] for claim in claims}
-                self._drop(lambda queue: queue.link is link and queue.claim in revoked)
-                for claim in claims:
-                    link.forget_claim(claim["slot"])
-                self._want_rebalance()
-        elif code == RequestCode.RESET_CONSUMER_CLIENT_OFFSET:
-            self._drop(lambda queue: queue.link is link)
-            self._want_rebalance()
-
-    def _drop(self, is_gone: Callable[[ProcessQueue], bool]) -> None:
-        with self._lock:
-            gone = [queue for queue in self._queues.values() if is_gone(queue)]
-            for queue in gone:
-                del self._queues[queue.message_queue]
-            lost = {id(queue) for queue in gone}
-            self._ready = deque(item for item in self._ready if id(item[0]) not in lost)
-
-    def _want_rebalance(self) -> None:
-        self._wanted.set()
-        with self._lock:
-            links = {queue.link for queue in self._queues.values()}
-        for link in links:
-            with contextlib.suppress(ShmqError):
-                link.reader.wake()
-
-    def reconnected(self, link: BrokerLink, is_resumed: bool) -> None:
-        """A broker is back; with new memory its claims are gone."""
-        if not is_resumed:
-            self._drop(lambda queue: queue.link is link)
-        self._want_rebalance()
+    @property
+    def assignment(self) -> Assignment:
+        """Which queues are this member's, and why."""
+        return self._assignment
 
     # ---- ending ----------------------------------------------------------------------------------
 
+    def stop(self) -> None:
+        """Hand nothing out any more; who waits gets up. Messages may still be settled."""
+        self._is_stopped = True
+        self.wake()
+
     def close(self) -> None:
-        """Report progress, give the queues back, leave the group. What was received and not settled
-        is delivered again.
+        """Give the queues back and leave the group. What was received and not settled is delivered
+        again.
         """
-        with self._lock:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            self._release(list(self._queues.values()))
-        self._client.left(self)
+        if self._is_closed or self._client.is_forked:
+            return
+        self._is_closed = True
+        self.stop()
+        self._client.leave(self)
+        self._ready.clear()
+        self._again.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -438,3 +494,22 @@ class Consumer:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("pickle a Consumer: it holds shared memory; connect in the other process")
+
+
+def _queue_of(item: _Item) -> ProcessQueue:
+    return item[0]
+
+
+def _may_retry(queue: ProcessQueue) -> bool:
+    """Whether the time after a read that failed is over."""
+    if SYSTEM_CLOCK.monotonic_ns() < queue.retry_ns:
+        return False
+    queue.retry_ns = 0
+    return True
+
+
+def _deadline(timeout: float) -> int:
+    return SYSTEM_CLOCK.monotonic_ns() + int(timeout * 1e9)

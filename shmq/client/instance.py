@@ -2,37 +2,49 @@
 restart.
 
 What lives here: `Client` and `connect`. A client has one session per broker, shared by all its
-producers and consumers, and two threads: a keeper that sends heartbeats and reconnects, and what
-each consumer starts. Which process: the program's; not usable after a fork. Writes nothing in
-shared memory. May fail: ServiceNotAvailableError where no NameServer or broker answers.
+producers and consumers; a keeper thread that sends heartbeats and has lost sessions followed; and,
+with consumers, a rebalance thread. Which process: the program's; not usable after a fork. Writes
+nothing in shared memory. May fail: ServiceNotAvailableError where no NameServer or broker answers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import select
 import threading
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self
 
 from shmq.client.broker_link import BrokerLink
 from shmq.client.consumer import Consumer
 from shmq.client.producer import Producer
+from shmq.client.pull_consumer import PullConsumer
+from shmq.client.push_consumer import PushConsumer
+from shmq.client.rebalance import RebalanceService
 from shmq.client.route_cache import RouteCache
 from shmq.clock import SYSTEM_CLOCK
 from shmq.config import WaitingPolicy, default_namesrv_folder
 from shmq.core import core
-from shmq.errors import ClosedError, ForkError, ServiceNotAvailableError, ShmqError
+from shmq.errors import (
+    ClosedError,
+    ConfigError,
+    ForkError,
+    ServiceNotAvailableError,
+    ShmqError,
+)
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.runtime_folder import RuntimeFolder
+from shmq.subscription import ConsumeFromWhere, MessageModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from shmq.allocation import Strategy
+    from shmq.client.assignment import Assignment
+    from shmq.client.push_consumer import Listener
     from shmq.remoting.command import Command
 
 __all__ = ["Client", "connect"]
@@ -43,6 +55,8 @@ HEARTBEAT_S = 30.0
 """RocketMQ's heartbeatBrokerInterval."""
 _RECONNECT_FIRST_S = 0.02
 _RECONNECT_MAX_S = 1.0
+DEFAULT_PRODUCER = "DEFAULT_PRODUCER"
+"""RocketMQ's default producer group."""
 
 _POLICIES = {
     WaitingPolicy.BLOCKING: core.WAIT_BLOCKING,
@@ -61,9 +75,16 @@ def connect(
         policy: what threads do while they wait.
 
     Raises:
-        ServiceNotAvailableError: there is no such folder; nothing runs there.
+        ServiceNotAvailableError: there is no such folder, or no NameServer answers there.
+        PermissionDeniedError: this user may not go there.
     """
-    return Client(namesrv, policy=policy)
+    client = Client(namesrv, policy=policy)
+    try:
+        client.routes.brokers()  # whether anybody is there is told now, not at the first send
+    except BaseException:
+        client.close()
+        raise
+    return client
 
 
 class Client:
@@ -82,7 +103,7 @@ class Client:
         policy: WaitingPolicy = WaitingPolicy.ADAPTIVE,
         on_close: Callable[[], None] | None = None,
     ) -> None:
-        """As `connect`; `on_close` is called once, last thing."""
+        """As `connect`, but nobody is asked yet; `on_close` is called once, last thing."""
         self._folder = RuntimeFolder.open(Path(namesrv) if namesrv else default_namesrv_folder())
         self._policy = _POLICIES[WaitingPolicy(policy)]
         self._on_close = on_close
@@ -90,66 +111,161 @@ class Client:
         self.client_id = f"{os.getpid()}@{uuid.uuid4().hex[:12]}"
         """Unique among living clients; members of a group are told apart by it."""
         self.routes = RouteCache(self._folder)
+        self.rebalancer = RebalanceService()
+        """The thread that shares queues out."""
         self._links: dict[str, BrokerLink] = {}
-        self._lock = threading.RLock()
+        self._link_locks: dict[str, threading.Lock] = {}
+        self._followers: dict[str, threading.Thread] = {}
+        self._lock = threading.Lock()
         self._producers: list[Producer] = []
-        self._consumers: list[Consumer] = []
+        self._assignments: list[Assignment] = []
+        self._closing: list[Consumer | PushConsumer | PullConsumer] = []
+        self._groups_version = 0
+        self._bell_count = 0
         self._is_closed = False
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._closed = threading.Event()
+        self._keeper_wanted = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="shmq-client", daemon=True)
         self._keeper.start()
 
     # ---- what programs use -----------------------------------------------------------------------
 
-    def producer(self, group: str = "DEFAULT_PRODUCER") -> Producer:
+    def producer(self, group: str = DEFAULT_PRODUCER) -> Producer:
         """A producer; threads may share it."""
         self.check("make a producer")
         made = Producer(self, group)
         with self._lock:
             self._producers.append(made)
+            self._groups_version += 1
         return made
 
-    def consumer(self, topic: str, group: str, **options: object) -> Consumer:
-        """A member of a group that consumes a topic; options as for Consumer."""
+    def consumer(
+        self,
+        topic: str,
+        group: str,
+        *,
+        filter: str | None = None,  # what RocketMQ's and our users call it
+        from_where: ConsumeFromWhere = ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET,
+        from_time: float | None = None,
+        allocation: str | Strategy = "average",
+        model: MessageModel = MessageModel.CLUSTERING,
+        auto_settle: bool = True,
+        offset_file: str | Path | None = None,
+    ) -> Consumer:
+        """A member of a group that consumes a topic. Blocks while it gets its share of the queues.
+
+        Args:
+            topic: the topic; one that does not exist yet is waited for.
+            group: the group; made where the brokers make groups.
+            filter: tags, "a || b"; None: all messages.
+            from_where: where a group starts in a queue that it never consumed.
+            from_time: start at the first message stored at or after it; seconds since 1970.
+            allocation: "average" (neighbouring queues to each member), "circle" (dealt out in
+                turn), or a function; the same for all members of a group.
+            model: CLUSTERING shares the queues out, BROADCASTING gives every member all of them.
+            auto_settle: a message is settled when the next one is asked for; False: only by
+                message.process() or message.settle().
+            offset_file: in BROADCASTING, where this member keeps how far it is; None: it begins by
+                from_where each time.
+
+        Raises:
+            IllegalGroupError, SubscriptionError, ConfigError: an argument cannot be used.
+            PermissionDeniedError and others: a broker refused for good.
+        """
         self.check("make a consumer")
-        made = Consumer(self, topic, group, **options)  # type: ignore[arg-type]
+        made = Consumer(
+            self,
+            topic,
+            group,
+            filter=filter,
+            from_where=from_where,
+            from_time=from_time,
+            allocation=allocation,
+            model=model,
+            auto_settle=auto_settle,
+            offset_file=offset_file,
+        )
+        self.join(made)
+        return made
+
+    def push_consumer(self, group: str, listener: Listener, *, threads: int = 20) -> PushConsumer:
+        """A member of a group that has its messages handed to a function, in several threads.
+
+        Args:
+            group: the group.
+            listener: called with each message; what it returns and raises says whether the message
+                is settled (see PushConsumer).
+            threads: calls that may be on at once.
+
+        Raises:
+            ConfigError: no thread.
+        """
+        self.check("make a push consumer")
+        made = PushConsumer(self, group, listener, threads=threads)
         with self._lock:
-            self._consumers.append(made)
+            self._closing.append(made)
+        return made
+
+    def pull_consumer(self, topic: str, *, filter: str | None = None) -> PullConsumer:
+        """Reads any queue of a topic at any queue_offset; belongs to no group.
+
+        Raises:
+            TopicNotExistError: no broker has the topic.
+        """
+        self.check("make a pull consumer")
+        made = PullConsumer(self, topic, expression=filter)
+        with self._lock:
+            self._closing.append(made)
         return made
 
     def create_topic(
-        self, topic: str, *, queues: int = 8, brokers: list[str] | None = None
+        self, topic: str, *, queues: int = 8, brokers: Sequence[str] | None = None
     ) -> None:
         """Create a topic with `queues` queues on each of the brokers (None: on all of them).
 
+        The NameServers are told which queues there are, so that a key keeps its queue also for
+        producers that start while a broker is away.
+
         Raises:
-            IllegalTopicError: the name; ServiceNotAvailableError: a broker is away.
+            IllegalTopicError: the name.
+            ServiceNotAvailableError: a broker is away.
         """
         self.check("create a topic")
-        for name in brokers or sorted(self.routes.brokers()):
+        names = sorted(brokers) if brokers else sorted(self.routes.brokers())
+        for name in names:
             self.link(name).call(
                 RequestCode.UPDATE_AND_CREATE_TOPIC,
                 {"topic": topic, "readQueueNums": queues, "writeQueueNums": queues},
             )
+        self.routes.configure(topic, dict.fromkeys(names, queues))
 
     def close(self) -> None:
-        """Close producers and consumers, then leave the brokers."""
+        """Close producers and consumers, then leave the brokers. Twice does nothing."""
+        if self.is_forked:
+            return  # all of it is the parent's, locks included
         with self._lock:
-            if self._is_closed or os.getpid() != self._pid:
+            if self._is_closed:
+                return
+            closing, producers = list(self._closing), list(self._producers)
+        for consumer in closing:
+            consumer.close()
+        for producer in producers:
+            producer.close()
+        with self._lock:
+            if self._is_closed:
                 return
             self._is_closed = True
-        for consumer in tuple(self._consumers):
-            consumer.close()
-        for producer in tuple(self._producers):
-            producer.close()
-        os.eventfd_write(self._wake_fd, 1)
-        if threading.current_thread() is not self._keeper:
-            self._keeper.join()
-        for link in self._links.values():
+            links, followers = list(self._links.values()), list(self._followers.values())
+        self.rebalancer.close()
+        self._closed.set()
+        self._keeper_wanted.set()
+        for link in links:
             link.close()
+        for thread in (self._keeper, *followers):
+            if thread is not threading.current_thread():
+                thread.join()
         self.routes.close()
         self._folder.close()
-        os.close(self._wake_fd)
         if self._on_close is not None:
             self._on_close()
 
@@ -177,8 +293,18 @@ class Client:
         """
         if self._is_closed:
             raise ClosedError(f"{what}: this client is closed")
-        if os.getpid() != self._pid:
+        if self.is_forked:
             raise ForkError(f"{what}: connected by process {self._pid}; connect in this process")
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a child of the process that connected."""
+        return os.getpid() != self._pid
+
+    def links(self) -> list[BrokerLink]:
+        """All sessions there are."""
+        with self._lock:
+            return list(self._links.values())
 
     def link(self, broker_name: str) -> BrokerLink:
         """The session with a broker, attached now if there is none.
@@ -186,108 +312,187 @@ class Client:
         Raises:
             ServiceNotAvailableError: it is away, or the NameServers do not know it.
         """
-        with self._lock:
-            link = self._links.get(broker_name)
-            if link is None:
-                socket_name = self.routes.brokers().get(broker_name)
-                if socket_name is None:
-                    raise ServiceNotAvailableError(
-                        f"attach to broker {broker_name}: no NameServer knows it; is it running?"
-                    )
-                link = BrokerLink(
-                    self._folder,
-                    socket_name,
-                    broker_name,
-                    client_id=self.client_id,
-                    policy=self._policy,
-                    on_notify=self._notified,
-                )
-                self._links[broker_name] = link
-                os.eventfd_write(self._wake_fd, 1)
+        link = self._links.get(broker_name)
+        if link is not None:
             return link
+        self.check(f"attach to broker {broker_name}")
+        with self._lock:
+            lock = self._link_locks.setdefault(broker_name, threading.Lock())
+        with lock:
+            link = self._links.get(broker_name)
+            if link is not None:
+                return link
+            socket_name = self.routes.brokers().get(broker_name)
+            if socket_name is None:
+                raise ServiceNotAvailableError(
+                    f"attach to broker {broker_name}: no NameServer knows it; is it running?"
+                )
+            link = BrokerLink(
+                self._folder,
+                socket_name,
+                broker_name,
+                client_id=self.client_id,
+                policy=self._policy,
+                on_notify=self._notified,
+                on_end=self._ended,
+            )
+            with self._lock:
+                self._links[broker_name] = link
+            return link
+
+    def greet(self, broker_name: str) -> None:
+        """See that a broker knows which groups this client is in.
+
+        Raises:
+            ServiceNotAvailableError: it is away.
+        """
+        link = self.link(broker_name)
+        wanted = link.connection, self._groups_version
+        if link.greeted != wanted:
+            self._beat(link)
+            link.greeted = wanted
 
     def heartbeat(self) -> None:
         """Tell all brokers which groups this client is in, now."""
-        with self._lock:
-            links = list(self._links.values())
-        for link in links:
+        for link in self.links():
             if link.is_up:
-                with contextlib.suppress(ServiceNotAvailableError):
+                with suppress(ShmqError):
                     self._beat(link)
 
     def _beat(self, link: BrokerLink) -> None:
+        with self._lock:
+            groups: dict[str, dict[str, object]] = {}
+            for one in self._assignments:
+                entry = groups.setdefault(
+                    one.group,
+                    {
+                        "groupName": one.group,
+                        "consumeType": "CONSUME_PASSIVELY",
+                        "messageModel": str(one.model.value),
+                        "consumeFromWhere": str(one.from_where.value),
+                        "subscriptionDataSet": [],
+                    },
+                )
+                subscriptions = entry["subscriptionDataSet"]
+                assert isinstance(subscriptions, list)
+                subscriptions.append(one.describe())
+            producer_groups = sorted({producer.group for producer in self._producers})
         body = {
             "clientID": self.client_id,
-            "producerDataSet": [
-                {"groupName": group} for group in sorted({p.group for p in self._producers})
-            ],
-            "consumerDataSet": [consumer.describe() for consumer in self._consumers],
+            "producerDataSet": [{"groupName": group} for group in producer_groups],
+            "consumerDataSet": list(groups.values()),
         }
         link.call(RequestCode.HEART_BEAT, None, body)
 
-    def left(self, consumer: Consumer) -> None:
-        """A consumer was closed."""
+    def next_bell(self) -> int:
+        """A bell of the sessions for one more consumer; those that are many share them."""
         with self._lock:
-            self._consumers.remove(consumer)
-        if not self._is_closed:
+            self._bell_count += 1
+            return (self._bell_count - 1) % core.CONSUMER_BELL_MAX
+
+    def join(self, consumer: Consumer) -> None:
+        """A consumer was made: have it take its share.
+
+        Raises:
+            ConfigError: this client is that member already.
+            ShmqError: a broker refused for good.
+        """
+        assignment = consumer.assignment
+        with self._lock:
+            if any(
+                (one.group, one.topic) == (assignment.group, assignment.topic)
+                for one in self._assignments
+            ):
+                raise ConfigError(
+                    f"consume {assignment.topic} in group {assignment.group}: this client does "
+                    "already; connect another client for another member, or use push_consumer "
+                    "for more threads"
+                )
+            self._assignments.append(assignment)
+            self._closing.append(consumer)
+            self._groups_version += 1
+        try:
+            assignment.rebalance()
+        except ShmqError as error:
+            if not error.retryable:
+                consumer.close()
+                raise
+        except BaseException:
+            consumer.close()
+            raise
+        self.rebalancer.add(assignment)
+
+    def leave(self, member: Consumer | PushConsumer | PullConsumer) -> None:
+        """It is being closed."""
+        with self._lock:
+            if member in self._closing:
+                self._closing.remove(member)
+        if isinstance(member, Consumer):
+            assignment = member.assignment
+            self.rebalancer.remove(assignment)
+            assignment.close()
+            with self._lock:
+                if assignment in self._assignments:
+                    self._assignments.remove(assignment)
+                self._groups_version += 1
             self.heartbeat()
 
-    # ---- the keeper ------------------------------------------------------------------------------
+    # ---- following -------------------------------------------------------------------------------
 
     def _notified(self, link: BrokerLink, command: Command) -> None:
-        for consumer in tuple(self._consumers):
-            consumer.notified(link, command)
+        for assignment in tuple(self._assignments):
+            assignment.notified(link, command)
         for producer in tuple(self._producers):
             producer.notified(link, command)
 
+    def _ended(self, link: BrokerLink) -> None:
+        """In the thread that read the connection: a broker went, or we closed it."""
+        for producer in tuple(self._producers):
+            producer.lost(link)
+        self._keeper_wanted.set()
+
     def _keep(self) -> None:
         heartbeat_ns = SYSTEM_CLOCK.monotonic_ns() + int(HEARTBEAT_S * 1e9)
-        delays: dict[str, float] = {}
-        pidfds: dict[str, int] = {}
+        away: dict[str, BrokerLink] = {}
         while not self._is_closed:  # as long as the client lives
-            poll = select.poll()
-            poll.register(self._wake_fd, select.POLLIN)
+            left_s = (heartbeat_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
+            # A follower may be about to end while its link goes once more: look again, then.
+            self._keeper_wanted.wait(max(0.0, min(left_s, 1.0) if away else left_s))
+            self._keeper_wanted.clear()
             with self._lock:
-                links = dict(self._links)
-            timeout_s = max(0.0, (heartbeat_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9)
-            for name, link in links.items():
-                if not link.is_up:
-                    timeout_s = min(timeout_s, delays.setdefault(name, _RECONNECT_FIRST_S))
-                    continue
-                if name not in pidfds:
-                    with contextlib.suppress(ProcessLookupError):
-                        pidfds[name] = os.pidfd_open(link.connection.identity.pid)
-                if name in pidfds:
-                    poll.register(pidfds[name], select.POLLIN)
-            ready = {fd for fd, _ in poll.poll(timeout_s * 1000)}
-            if self._wake_fd in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake_fd)
-            for name, link in links.items():
-                if link.is_up and pidfds.get(name) not in ready:
-                    delays.pop(name, None)
-                    continue
-                if name in pidfds:
-                    os.close(pidfds.pop(name))
-                    link.connection.close()
-                self._reconnect(link, name, delays)
+                away = {name: link for name, link in self._links.items() if not link.is_up}
+            for name, link in away.items():
+                self._follow(name, link)
             if SYSTEM_CLOCK.monotonic_ns() >= heartbeat_ns:
                 heartbeat_ns = SYSTEM_CLOCK.monotonic_ns() + int(HEARTBEAT_S * 1e9)
                 self.heartbeat()
-        for fd in pidfds.values():
-            os.close(fd)
 
-    def _reconnect(self, link: BrokerLink, name: str, delays: dict[str, float]) -> None:
-        try:
-            is_resumed = link.reconnect()
-            self._beat(link)
-        except ShmqError as error:
-            delays[name] = min(delays.get(name, _RECONNECT_FIRST_S) * 2, _RECONNECT_MAX_S)
-            _log.debug("reconnect broker=%s: %s", name, error)
-            return
-        _log.info("reconnected broker=%s resumed=%s", name, is_resumed)
-        delays.pop(name, None)
-        for consumer in tuple(self._consumers):
-            consumer.reconnected(link, is_resumed)
-        for producer in tuple(self._producers):
-            producer.reconnected(link, is_resumed)
+    def _follow(self, name: str, link: BrokerLink) -> None:
+        """A thread for each broker that went: one that hangs does not hold the others up."""
+        with self._lock:
+            known = self._followers.get(name)
+            if self._is_closed or (known is not None and known.is_alive()):
+                return
+            self._followers[name] = thread = threading.Thread(
+                target=self._reconnect, args=(name, link), name="shmq-follow", daemon=True
+            )
+        thread.start()
+
+    def _reconnect(self, name: str, link: BrokerLink) -> None:
+        delay_s = 0.0
+        while not self._closed.wait(delay_s):
+            try:
+                is_resumed = link.reconnect()
+                self._beat(link)
+            except (ShmqError, OSError) as error:
+                _log.debug("reconnect broker=%s: %s", name, error)
+                delay_s = min(max(delay_s * 2, _RECONNECT_FIRST_S), _RECONNECT_MAX_S)
+                continue
+            _log.info("reconnected broker=%s resumed=%s", name, is_resumed)
+            for assignment in tuple(self._assignments):
+                assignment.reconnected(link)
+            for producer in tuple(self._producers):
+                producer.reconnected(link, is_resumed)
+            if link.is_up:
+                return
+            delay_s = _RECONNECT_FIRST_S

@@ -66,6 +66,7 @@ def local(
             str(root),
             str(run),
             "remove" if is_temporary else "keep",
+            str(os.getpid()),
         ],
         stdin=subprocess.PIPE,
         start_new_session=True,
@@ -125,8 +126,15 @@ def _last_words(log: Path) -> str:
     return f" in {_START_TIMEOUT_S} s; its last words: {lines[-1]}" if lines else ""
 
 
-def _guard(root: Path, run: Path, *, is_temporary: bool) -> int:
-    """Keep a NameServer running until standard input ends, then stop it and its brokers."""
+def _guard(root: Path, run: Path, program_pid: int, *, is_temporary: bool) -> int:
+    """Keep a NameServer running until the program closes standard input or ends; then stop it and
+    its brokers. A child that the program forked has a copy of the pipe, and keeps nothing alive.
+    """
+    program = os.pidfd_open(program_pid)
+    if os.getppid() != program_pid:  # it has ended: the pidfd may be somebody else's
+        if is_temporary:
+            shutil.rmtree(root, ignore_errors=True)
+        return 0
     run.mkdir(mode=0o750, exist_ok=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process = _start_namesrv(root, run)
@@ -134,10 +142,13 @@ def _guard(root: Path, run: Path, *, is_temporary: bool) -> int:
         pidfd = os.pidfd_open(process.pid)
         poll = select.poll()
         poll.register(0, select.POLLIN | select.POLLHUP)
+        poll.register(program, select.POLLIN)
         poll.register(pidfd, select.POLLIN)
         ready = {fd for fd, _ in poll.poll()}
         os.close(pidfd)
-        if 0 in ready or process.wait() >= 0:  # one that ended by itself would do so again
+        if 0 in ready or program in ready:
+            break
+        if process.wait() >= 0:  # one that ended by itself would do so again
             break
         process = _start_namesrv(root, run)  # killed: this one adopts the brokers
     process.terminate()
@@ -166,4 +177,5 @@ def _start_namesrv(root: Path, run: Path) -> subprocess.Popen[bytes]:
 
 
 if __name__ == "__main__":
-    sys.exit(_guard(Path(sys.argv[1]), Path(sys.argv[2]), is_temporary=sys.argv[3] == "remove"))
+    _root, _run, _kind, _pid = sys.argv[1:]
+    sys.exit(_guard(Path(_root), Path(_run), int(_pid), is_temporary=_kind == "remove"))

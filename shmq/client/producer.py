@@ -1,21 +1,28 @@
 """Producer: messages into the rings of brokers.
 
-What lives here: `Producer`, and how it chooses a queue. A send is one call into the core (a copy
-into the ring, a wake-up if the broker sleeps, a wait for the completion). Which process: the
-program's, any thread. Writes: its client's rings. May fail: SendTimeoutError (nothing was sent),
-OutcomeUnknownError (sent, its fate not known in time), and what a broker refuses.
+What lives here: `Producer`. A send is one call into the core (a copy into the ring, a wake-up if
+the broker sleeps, a wait for the completion); how queues are chosen is in `queue_selector.py`, the
+futures of send_async are settled in `settler.py`. Which process: the program's, any thread. Writes:
+its client's rings. May fail: SendTimeoutError (nothing was sent), OutcomeUnknownError (sent, its
+fate not known in time), and what a broker refuses.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple, Self
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, NoReturn, Protocol, Self
 
+from shmq.client.fault_table import SLOW_NS, LatencyFaultTable
+from shmq.client.loan import Loan, array_properties
+from shmq.client.queue_selector import SendQueue, Target
+from shmq.client.settler import Pending, Settler
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
 from shmq.errors import (
     ClosedError,
+    FlushFailedError,
     IllegalTopicError,
     OutcomeUnknownError,
     SendTimeoutError,
@@ -27,68 +34,74 @@ from shmq.errors import (
 from shmq.remoting.codes import RequestCode
 from shmq.result import MessageQueue, SendResult
 from shmq.status import SendStatus
-from shmq.subscription import java_hash
 from shmq.topic import check_sendable_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from numpy.typing import DTypeLike
+
     from shmq.client.broker_link import BrokerLink
     from shmq.client.instance import Client
+    from shmq.client.queue_selector import QueueSelector
     from shmq.remoting.command import Command
+
+    class Buffer(Protocol):
+        """Anything with bytes of its own."""
+
+        def __buffer__(self, flags: int, /) -> memoryview:
+            """The bytes."""
+
+    Body = bytes | bytearray | memoryview | str | Buffer
 
 __all__ = ["Producer"]
 
+_log = logging.getLogger("shmq.client")
+_now = SYSTEM_CLOCK.monotonic_ns
+
 _OK = core.STATUS["OK"][0]
-_TIMED_OUT = core.STATUS["TIMED_OUT"][0]
-_STALE = frozenset(core.STATUS[name][0] for name in ("NO_TOPIC", "NOT_GRANTED", "NOT_WRITABLE"))
-_CLOSED = core.STATUS["CLOSED"][0]
+_FULL = core.STATUS["FULL"][0]
 _TOO_LARGE = core.STATUS["TOO_LARGE"][0]
-"""Also of a body that needs chunk memory where the session has none yet."""
+_TIMED_OUT = core.STATUS["TIMED_OUT"][0]
+_CLOSED = core.STATUS["CLOSED"][0]
+_FLUSH_FAILED = core.STATUS["FLUSH_FAILED"][0]
+_STALE = frozenset(core.STATUS[name][0] for name in ("NO_TOPIC", "NOT_GRANTED", "NOT_WRITABLE"))
 _NAMES = {value: name for name, (value, _) in core.STATUS.items()}
 _STORED = {
+    _OK: SendStatus.SEND_OK,
     core.STATUS["FLUSH_DISK_TIMEOUT"][0]: SendStatus.FLUSH_DISK_TIMEOUT,
     core.STATUS["FLUSH_SLAVE_TIMEOUT"][0]: SendStatus.FLUSH_SLAVE_TIMEOUT,
     core.STATUS["SLAVE_NOT_AVAILABLE"][0]: SendStatus.SLAVE_NOT_AVAILABLE,
 }
 SEND_TIMEOUT_S = 3.0
 """RocketMQ's sendMsgTimeout."""
-_ATTEMPT_MAX = 5
-"""Attempts of one send: fresh handles after a change of the topic, a new session."""
-
-
-class _Queue(NamedTuple):
-    link: BrokerLink
-    row: int
-    generation: int
-    message_queue: MessageQueue
-
-
-class _Target:
-    """The queues of one topic, in order of broker and queue id."""
-
-    __slots__ = ("next", "queues")
-
-    def __init__(self, queues: list[_Queue]) -> None:
-        self.queues = queues
-        self.next = 0
+_STALE_MAX = 5
+"""How often the handles of one send may turn out to be stale."""
+_RETRY_S = 0.02
+"""Between looks for a broker that nobody knows the session of."""
+_BATCH_MAX = 512
+"""Messages of send_many under way at once."""
+_UNIQ_KEY = "UNIQ_KEY"
 
 
 class Producer:
-    """Sends messages. Threads may share it; a context manager."""
+    """Sends messages. Threads may share it; a context manager.
+
+    Messages to one queue are stored in the order in which they were sent, whichever threads send
+    them; the messages of a key go to one queue.
+    """
 
     def __init__(self, client: Client, group: str) -> None:
         """By Client.producer()."""
         self.group = group
         """Producer group, for heartbeats and transactions."""
         self._client = client
-        self._targets: dict[str, _Target] = {}
+        self._targets: dict[str, Target] = {}
+        self._known: dict[str, list[SendQueue]] = {}
+        self._faults = LatencyFaultTable()
+        self._settlers: dict[BrokerLink, Settler] = {}
         self._lock = threading.Lock()
-        self._threads = threading.local()
-        self._thread_count = 0
-        self._executor: ThreadPoolExecutor | None = None
-        self._last: dict[str, list[_Queue]] = {}
         self._is_closed = False
         self.resent_count = 0
         """Sends put again under the same message id because a broker had lost its memory: each is
@@ -99,268 +112,673 @@ class Producer:
     def send(
         self,
         topic: str | core.Message,
-        body: bytes | bytearray | memoryview | str | core.Message | None = None,
+        body: Body = b"",
         *,
         tag: str | None = None,
         keys: str | Iterable[str] | None = None,
         properties: Mapping[str, str] | None = None,
         flag: int = 0,
         key: str | None = None,
-        queue: MessageQueue | Callable[[Sequence[MessageQueue]], MessageQueue] | None = None,
+        queue: QueueSelector | None = None,
         timeout: float = SEND_TIMEOUT_S,
     ) -> SendResult:
         """Send one message and wait until it is stored at its topic's level.
 
         Args:
             topic: the topic, or a Message that says everything.
-            body: any buffer or numpy array, or a str as UTF-8.
+            body: any buffer or numpy array (its dtype and shape travel along), or a str as UTF-8.
             tag: for filters.
             keys: to find it by.
             properties: of the user.
             flag: of the user, 32 bits.
             key: messages of one key go to one queue, in order.
-            queue: this queue, or a function that chooses one of those given.
-            timeout: seconds for everything.
+            queue: this queue; or a function that chooses one of those given; or "least-loaded".
+            timeout: seconds for everything. A send with a key or a queue waits so long for its
+                broker; one without goes to another broker while its own is away or slow.
 
         Raises:
             MessageError and its kin: the message cannot be sent; nothing was written.
+            BodyTypeError: a body that is no buffer and no str; a TypeError too.
             TopicNotExistError: no broker has the topic and none makes it.
             SendTimeoutError: nothing was sent in time.
             OutcomeUnknownError: sent, and its broker has not said what became of it.
         """
+        begin_ns = _now()
         if isinstance(topic, core.Message):
-            topic, body = topic.topic, topic
-        elif body is None:
-            body = b""
-        deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(timeout * 1e9)
-        for attempt in range(_ATTEMPT_MAX):
-            chosen = self._choose(topic, key, queue)
-            link, row, generation, message_queue = chosen
-            generation_of_link = link.generation
-            left_s = timeout if attempt == 0 else _left_s(deadline_ns)
+            request = _Request(topic.topic, topic, None, None, None, 0, key, queue)
+            return self._send(request, begin_ns + int(timeout * 1e9), timeout)
+        target = self._targets.get(topic) or self._target(topic)
+        if key is None and queue is None:
+            lane, row, generation, chosen = next(target.turn)
+            status = _CLOSED
             try:
-                status, _, queue_offset, _, _, message_id = self._lane(link).send(
-                    row, generation, body, tag, keys, properties, flag, True, left_s
+                status, _, queue_offset, _, _, message_id = lane.send(
+                    row, generation, body, tag, keys, properties, flag, True, timeout
                 )
             except ClosedError:
-                status, message_id, queue_offset = _CLOSED, None, -1
-            if status == _OK:
-                return SendResult(SendStatus.SEND_OK, message_id or "", message_queue, queue_offset)
-            if status in _STORED:
-                return SendResult(_STORED[status], message_id or "", message_queue, queue_offset)
-            if status in _STALE:
-                self._targets.pop(topic, None)
-                continue
-            if status == _CLOSED and _left_s(deadline_ns) > 0:
-                self._client.check("send")
-                if message_id is not None:
-                    self.resent_count += 1
-                    properties = {**(properties or {}), "UNIQ_KEY": message_id}
-                self._wait_for_session(link, generation_of_link, deadline_ns)
-                continue
-            if status == _TOO_LARGE and link.grant_chunk():
-                continue
-            raise _refusal(status, topic, message_queue, message_id, timeout)
-        raise SendTimeoutError(
-            f"send to {topic}: its queues changed {_ATTEMPT_MAX} times meanwhile"
+                message_id = None
+            took_ns = _now() - begin_ns
+            if took_ns >= SLOW_NS:
+                self._took(chosen, took_ns)
+            if status == _OK and message_id is not None:
+                return SendResult(
+                    SendStatus.SEND_OK, message_id, chosen.message_queue, queue_offset
+                )
+        else:
+            chosen = target.by_key(key) if key is not None else target.choose(queue)  # type: ignore[arg-type] # one of them is given
+            status, message_id = _CLOSED, None
+            if chosen.lane is not None:
+                try:
+                    status, _, queue_offset, _, _, message_id = chosen.lane.send(
+                        chosen.row,
+                        chosen.generation,
+                        body,
+                        tag,
+                        keys,
+                        properties,
+                        flag,
+                        True,
+                        timeout,
+                    )
+                except ClosedError:
+                    message_id = None
+        stored = _STORED.get(status)
+        if stored is not None:
+            return SendResult(stored, message_id or "", chosen.message_queue, queue_offset)
+        request = _Request(topic, body, tag, keys, properties, flag, key, queue)
+        return self._send_again(
+            request, target, chosen, status, message_id, begin_ns + int(timeout * 1e9), timeout
         )
 
     def send_async(
         self,
-        topic: str,
-        body: bytes | bytearray | memoryview | str,
+        topic: str | core.Message,
+        body: Body = b"",
         *,
+        tag: str | None = None,
+        keys: str | Iterable[str] | None = None,
+        properties: Mapping[str, str] | None = None,
+        flag: int = 0,
+        key: str | None = None,
+        queue: QueueSelector | None = None,
+        timeout: float = SEND_TIMEOUT_S,
         callback: Callable[[Future[SendResult]], None] | None = None,
-        **options: object,
     ) -> Future[SendResult]:
-        """As `send`, in a thread of a small pool; the future has the result or the error."""
-        future = self._pool().submit(self.send, topic, body, **options)  # type: ignore[arg-type]
+        """As `send`, without waiting for what becomes of it: the future has the result or error.
+
+        Blocks only while the ring is full. The future cannot be cancelled; callbacks are called in
+        the thread that settles, and should not block. A buffer must not change before its future is
+        done: it may have to be sent again.
+
+        Raises:
+            As `send`, for what is known at once; the rest is in the future.
+        """
+        payload: Body | core.Message = body
+        if isinstance(topic, core.Message):
+            topic, payload = topic.topic, topic
+        future: Future[SendResult] = Future()
+        future.set_running_or_notify_cancel()
         if callback is not None:
             future.add_done_callback(callback)
+        request = _Request(topic, payload, tag, keys, properties, flag, key, queue)
+        self._put_async(request, future, _now() + int(timeout * 1e9), timeout)
         return future
 
     def send_oneway(
         self,
         topic: str,
-        body: bytes | bytearray | memoryview | str,
+        body: Body,
         *,
         tag: str | None = None,
         keys: str | Iterable[str] | None = None,
         properties: Mapping[str, str] | None = None,
+        flag: int = 0,
         key: str | None = None,
+        queue: QueueSelector | None = None,
         timeout: float = SEND_TIMEOUT_S,
     ) -> None:
-        """Put one message into the ring and do not wait for what becomes of it.
+        """Put one message into the ring and do not wait for what becomes of it: the quickest way.
+
+        It survives the death of its broker, in the ring; it is lost if the broker then has to make
+        new memory, and if the broker refuses it. `drain` waits until the rings are empty.
 
         Raises:
             SendTimeoutError: the ring was full for `timeout` seconds: nothing was sent.
+            Others as `send`.
         """
-        chosen = self._choose(topic, key, None)
-        lane = self._lane(chosen.link)
-        record = (chosen.row, chosen.generation, body, tag, keys, properties, 0, True, timeout)
-        sequence = lane.put(*record)
-        if sequence == _TOO_LARGE and chosen.link.grant_chunk():
-            sequence = lane.put(*record)
-        if sequence < 0:
-            raise _refusal(sequence, topic, chosen.message_queue, None, timeout)
+        target = self._targets.get(topic) or self._target(topic)
+        if key is None and queue is None:
+            lane, row, generation, chosen = next(target.turn)
+            try:
+                status = lane.put(row, generation, body, tag, keys, properties, flag, True, 0.0)
+            except ClosedError:
+                status = _CLOSED
+            if status >= 0:
+                return
+        elif key is not None:
+            chosen = target.by_key(key)
+            status = _CLOSED
+            if chosen.lane is not None:
+                try:
+                    status = chosen.lane.put(
+                        chosen.row, chosen.generation, body, tag, keys, properties, flag, True, 0.0
+                    )
+                except ClosedError:
+                    status = _CLOSED
+                if status >= 0:
+                    return
+        request = _Request(topic, body, tag, keys, properties, flag, key, queue)
+        self._put(request, _now() + int(timeout * 1e9), timeout, keep=False)
 
     def send_many(
         self,
         topic: str,
-        bodies: Sequence[bytes | bytearray | memoryview | str],
+        bodies: Iterable[Body],
         *,
         tag: str | None = None,
         key: str | None = None,
+        queue: QueueSelector | None = None,
         timeout: float = SEND_TIMEOUT_S,
-    ) -> int:
-        """Send many messages to one queue, in order, and wait until all are stored; how many.
+    ) -> list[SendResult]:
+        """Send many messages to one queue, in order, and wait until all are stored.
+
+        Returns:
+            A result for each.
 
         Raises:
-            SendTimeoutError, OutcomeUnknownError: some were not sent, or not settled, in time.
+            SendTimeoutError, OutcomeUnknownError and others: the message says how many, the first
+            ones, are stored.
         """
-        chosen = self._choose(topic, key, None)
-        lane = self._lane(chosen.link)
-        status, _, count = lane.put_many(
-            chosen.row, chosen.generation, bodies, tag, None, None, 0, True, timeout
-        )
-        if status == _TOO_LARGE and chosen.link.grant_chunk():
-            status, _, more = lane.put_many(
-                chosen.row, chosen.generation, bodies[count:], tag, None, None, 0, True, timeout
-            )
-            count += more
-        if status != _OK:
-            raise _refusal(status, topic, chosen.message_queue, None, timeout)
-        if lane.drain(timeout) != _OK:
-            raise OutcomeUnknownError(
-                f"send {count} messages to {topic}: not settled in {timeout} s"
-            )
-        return count
+        deadline_ns = _now() + int(timeout * 1e9)
+        given = list(bodies)
+        target = self._targets.get(topic) or self._target(topic)
+        # All to one queue, whatever happens meanwhile: that is what keeps them in order.
+        chosen = self._choose(target, key, queue)
+        done: list[SendResult] = []
+        while len(done) < len(given):  # bounded by the deadline, and by what is refused
+            batch = given[len(done) : len(done) + _BATCH_MAX]
+            request = _Request(topic, b"", tag, None, None, 0, None, chosen.message_queue)
+            try:
+                done += self._send_batch(request, batch, deadline_ns, timeout)
+            except ShmqError as error:
+                raise type(error)(
+                    f"{error} ({len(done)} of {len(given)} are stored)", hint=error.hint
+                ) from None
+        return done
+
+    def loan(
+        self,
+        topic: str,
+        nbytes: int | None = None,
+        *,
+        dtype: DTypeLike | None = None,
+        shape: tuple[int, ...] | None = None,
+        tag: str | None = None,
+        keys: str | Iterable[str] | None = None,
+        properties: Mapping[str, str] | None = None,
+        key: str | None = None,
+        queue: QueueSelector | None = None,
+        timeout: float = SEND_TIMEOUT_S,
+    ) -> Loan:
+        """Room for a body in the ring, filled in place: a context manager that sends at its end.
+
+        Args:
+            topic: the topic.
+            nbytes: bytes of the body; may be left out with a dtype and a shape.
+            dtype: with `shape`: the receiver's Message.array() gives such an array.
+            shape: of that array.
+            tag: and the rest, as for `send`.
+            keys: as for `send`.
+            properties: as for `send`.
+            key: as for `send`.
+            queue: as for `send`.
+            timeout: seconds for room, and then for what became of it.
+
+        Example:
+            with producer.loan("frames", dtype="f4", shape=(480, 640)) as slot:
+                slot.array()[:] = 0.5
+            print(slot.result.queue_offset)
+        """
+        if (dtype is None) != (shape is None):
+            raise TypeError("loan: dtype and shape go together; give both or neither")
+        given = dict(properties or {})
+        if dtype is not None and shape is not None:
+            marks, array_bytes = array_properties(dtype, shape)
+            if nbytes is not None and nbytes != array_bytes:
+                raise ValueError(f"loan: {nbytes} bytes, the array has {array_bytes}")
+            given |= marks
+            nbytes = array_bytes
+        if nbytes is None:
+            raise TypeError("loan: give nbytes, or dtype and shape")
+        request = _Request(topic, b"", tag, keys, given or None, 0, key, queue)
+        place: list[SendQueue] = []
+        size = nbytes
+
+        def open_loan() -> core.Loan:
+            loan, chosen = self._open_loan(request, size, timeout)
+            place[:] = [chosen]
+            return loan
+
+        def settle(sequence: int) -> SendResult:
+            (chosen,) = place
+            assert chosen.lane is not None
+            message_id = chosen.lane.unique_key(sequence) or ""
+            try:
+                status, queue_offset, _, _ = chosen.lane.wait(sequence, timeout)
+            except ClosedError:
+                status, queue_offset = _TIMED_OUT, -1
+            stored = _STORED.get(status)
+            if stored is None:
+                raise _refusal(status, chosen.message_queue, message_id, timeout)
+            return SendResult(stored, message_id, chosen.message_queue, queue_offset)
+
+        return Loan(open_loan, settle, dtype, shape)
 
     def drain(self, timeout: float = SEND_TIMEOUT_S) -> None:
-        """Wait until everything this client has put is settled.
+        """Wait until everything that this client has put is settled.
 
         Raises:
             OutcomeUnknownError: it was not, in `timeout` seconds.
         """
-        links = {queue.link for target in self._targets.values() for queue in target.queues}
-        for link in links:
-            for lane in link.lanes:
-                if lane.drain(timeout) != _OK:
-                    raise OutcomeUnknownError(f"drain: not settled in {timeout} s")
+        deadline_ns = _now() + int(timeout * 1e9)
+        for link in self._client.links():
+            for lane in tuple(link.lanes):
+                try:
+                    status = lane.drain(_left_s(deadline_ns))
+                except ClosedError:
+                    continue  # the session is gone, and with it what was in its rings
+                if status == _TIMED_OUT:
+                    raise OutcomeUnknownError(
+                        f"drain: broker {link.broker_name} has not settled everything in "
+                        f"{timeout} s"
+                    )
+                if status == _FLUSH_FAILED:
+                    raise FlushFailedError(
+                        f"drain: the disk of broker {link.broker_name} refuses; what was sent may "
+                        "still be stored once it is restarted"
+                    )
 
-    # ---- choosing --------------------------------------------------------------------------------
+    # ---- trying again ----------------------------------------------------------------------------
+
+    def _send_again(
+        self,
+        request: _Request,
+        target: Target,
+        chosen: SendQueue,
+        status: int,
+        message_id: str | None,
+        deadline_ns: int,
+        timeout: float,
+    ) -> SendResult:
+        """The first attempt was not stored: settle why, and send again where that is right."""
+        request.message_id = message_id if status == _CLOSED else None
+        self._mend(request, target, chosen, status, message_id, deadline_ns, timeout)
+        return self._send(request, deadline_ns, timeout)
+
+    def _send(self, request: _Request, deadline_ns: int, timeout: float) -> SendResult:
+        while True:  # bounded by the deadline, and by what _mend lets pass
+            sequence, chosen = self._put(request, deadline_ns, timeout, keep=True)
+            lane = chosen.lane
+            assert lane is not None
+            known = request.message_id
+            try:
+                message_id = known or lane.unique_key(sequence) or ""
+                status, queue_offset, _, _ = lane.wait(sequence, _left_s(deadline_ns))
+            except ClosedError:
+                status, queue_offset = _CLOSED, -1
+            stored = _STORED.get(status)
+            if stored is not None:
+                return SendResult(stored, message_id or "", chosen.message_queue, queue_offset)
+            if status == _TIMED_OUT:
+                lane.forget(sequence)
+            if status == _CLOSED:
+                request.message_id = message_id
+            target = self._targets.get(request.topic) or self._target(request.topic)
+            self._mend(request, target, chosen, status, message_id, deadline_ns, timeout)
+
+    def _mend(
+        self,
+        request: _Request,
+        target: Target,
+        chosen: SendQueue,
+        status: int,
+        message_id: str | None,
+        deadline_ns: int,
+        timeout: float,
+    ) -> None:
+        """Do what makes another attempt worth it; raises where there is nothing."""
+        if status in _STALE and request.stale_count < _STALE_MAX:
+            request.stale_count += 1
+            self._forget(request.topic, target)
+        elif status == _TOO_LARGE and request.chunk_count == 0 and chosen.link is not None:
+            request.chunk_count = 1  # a body that needs chunk memory where there was none yet
+            chosen.link.grant_chunk()
+        elif status == _CLOSED and _left_s(deadline_ns) > 0:
+            self._client.check(f"send to {request.topic}")
+            if message_id is not None:
+                self.resent_count += 1
+            self._await_session(request.topic, target, chosen, deadline_ns)
+        elif status == _FULL or (status == _CLOSED and message_id is None):
+            raise SendTimeoutError(
+                f"send to {request.topic}: broker {chosen.message_queue.broker_name} took nothing "
+                f"in {timeout} s; nothing was sent"
+            )
+        else:
+            raise _refusal(status, chosen.message_queue, message_id, timeout)
+
+    def _put(
+        self, request: _Request, deadline_ns: int, timeout: float, *, keep: bool
+    ) -> tuple[int, SendQueue]:
+        """Put into the ring of the queue that it belongs in, waiting for room and for its broker;
+        without a key or a queue, of any broker that has room. The sequence, and the queue.
+        """
+        tried = 0
+        while True:  # bounded by the deadline
+            target = self._targets.get(request.topic) or self._target(request.topic)
+            chosen = self._choose(target, request.key, request.queue)
+            # One look at each ring before waiting at one.
+            is_free = request.is_free and tried < len(target.queues)
+            wait_s = 0.0 if is_free else _left_s(deadline_ns)
+            tried += 1
+            status = _CLOSED
+            if chosen.lane is not None:
+                try:
+                    status = request.put(chosen.lane, chosen, wait_s, keep)
+                except ClosedError:
+                    status = _CLOSED
+            if status >= 0:
+                return status, chosen
+            if status == _FULL and is_free:
+                continue
+            self._mend(request, target, chosen, status, None, deadline_ns, timeout)
+
+    def _put_async(
+        self,
+        request: _Request,
+        future: Future[SendResult],
+        deadline_ns: int,
+        timeout: float,
+    ) -> None:
+        sequence, chosen = self._put(request, deadline_ns, timeout, keep=True)
+        lane, link = chosen.lane, chosen.link
+        assert lane is not None
+        assert link is not None
+        try:
+            message_id = request.message_id or lane.unique_key(sequence) or ""
+        except ClosedError:
+            message_id = ""
+        settler = self._settlers.get(link)
+        if settler is None:
+            with self._lock:
+                settler = self._settlers.get(link)
+                if settler is None:
+                    self._settlers[link] = settler = Settler(link.broker_name, self._settled)
+        settler.add(
+            Pending(future, chosen, lane, sequence, message_id, deadline_ns, (request, timeout))
+        )
+
+    def _settled(self, pending: Pending, status: int, queue_offset: int) -> None:
+        """In the settling thread."""
+        stored = _STORED.get(status)
+        if stored is not None:
+            where = pending.queue.message_queue
+            pending.future.set_result(SendResult(stored, pending.message_id, where, queue_offset))
+            return
+        request, timeout = pending.arguments
+        assert isinstance(request, _Request)
+        assert isinstance(timeout, float | int)
+        try:
+            if status == _CLOSED:
+                request.message_id = pending.message_id or None
+            target = self._targets.get(request.topic) or self._target(request.topic)
+            self._mend(
+                request,
+                target,
+                pending.queue,
+                status,
+                pending.message_id,
+                pending.deadline_ns,
+                timeout,
+            )
+            self._put_async(request, pending.future, pending.deadline_ns, timeout)
+        except Exception as error:  # noqa: BLE001 # whatever it is, it is the future's
+            pending.future.set_exception(error)
+
+    def _send_batch(
+        self, request: _Request, bodies: Sequence[Body], deadline_ns: int, timeout: float
+    ) -> list[SendResult]:
+        """Some of send_many: as many as one look at the ring took; at least one."""
+        target = self._targets.get(request.topic) or self._target(request.topic)
+        chosen = self._choose(target, None, request.queue)
+        lane, where = chosen.lane, chosen.message_queue
+        status, first, count = _CLOSED, 0, 0
+        if lane is not None:
+            try:
+                status, first, count = lane.put_many(
+                    chosen.row,
+                    chosen.generation,
+                    bodies[: max(1, lane.completion_capacity // 2)],
+                    request.tag,
+                    timeout=_left_s(deadline_ns),
+                    keep=True,
+                )
+            except ClosedError:
+                status = _CLOSED
+        if lane is None or count == 0:
+            self._mend(request, target, chosen, status, None, deadline_ns, timeout)
+            return []
+        ids: list[str] = []
+        settled: list[tuple[int, int, int, int]] = []
+        try:
+            ids = [lane.unique_key(first + index) or "" for index in range(count)]
+            settled = lane.wait_many(first, count, _left_s(deadline_ns))
+        except ClosedError:
+            settled = []  # its memory is lost; what it settled meanwhile is not known
+            ids += [""] * (count - len(ids))
+            return [
+                self._send_lost(request, body, message_id, deadline_ns, timeout)
+                for body, message_id in zip(bodies, ids, strict=False)
+            ]
+        for index in range(len(settled), count):
+            lane.forget(first + index)
+        results = []
+        for (status, queue_offset, _, _), message_id in zip(settled, ids, strict=False):
+            stored = _STORED.get(status)
+            if stored is None:
+                raise _refusal(status, where, message_id, timeout)
+            results.append(SendResult(stored, message_id, where, queue_offset))
+        if len(settled) < count:
+            raise _refusal(_TIMED_OUT, where, ids[len(settled)], timeout)
+        return results
+
+    def _send_lost(
+        self, batch: _Request, body: Body, message_id: str, deadline_ns: int, timeout: float
+    ) -> SendResult:
+        """One of a batch whose ring is gone."""
+        request = _Request(batch.topic, body, batch.tag, None, None, 0, None, batch.queue)
+        target = self._targets.get(request.topic) or self._target(request.topic)
+        chosen = self._choose(target, None, request.queue)
+        return self._send_again(
+            request, target, chosen, _CLOSED, message_id or None, deadline_ns, timeout
+        )
+
+    def _open_loan(
+        self, request: _Request, nbytes: int, timeout: float
+    ) -> tuple[core.Loan, SendQueue]:
+        deadline_ns = _now() + int(timeout * 1e9)
+        while True:  # bounded by the deadline
+            target = self._targets.get(request.topic) or self._target(request.topic)
+            chosen = self._choose(target, request.key, request.queue)
+            found: core.Loan | int = _CLOSED
+            if chosen.lane is not None:
+                try:
+                    found = chosen.lane.loan(
+                        chosen.row,
+                        chosen.generation,
+                        nbytes,
+                        request.tag,
+                        request.keys,
+                        request.properties,
+                        request.flag,
+                        timeout=_left_s(deadline_ns),
+                        keep=True,
+                    )
+                except ClosedError:
+                    found = _CLOSED
+            if not isinstance(found, int):
+                return found, chosen
+            self._mend(request, target, chosen, found, None, deadline_ns, timeout)
+
+    def _took(self, chosen: SendQueue, took_ns: int) -> None:
+        """A send took long enough to prefer other brokers for a while."""
+        if self._faults.update(chosen.message_queue.broker_name, took_ns, _now()):
+            self._renew_targets()
+
+    # ---- where to --------------------------------------------------------------------------------
 
     def queues(self, topic: str) -> list[MessageQueue]:
-        """The queues that a topic's messages go to."""
-        return [queue.message_queue for queue in self._target(topic).queues]
+        """The queues that a topic's messages go to, those of brokers that are away included."""
+        return list((self._targets.get(topic) or self._target(topic)).message_queues)
 
-    def _choose(
-        self,
-        topic: str,
-        key: str | None,
-        queue: MessageQueue | Callable[[Sequence[MessageQueue]], MessageQueue] | None,
-    ) -> _Queue:
-        target = self._targets.get(topic) or self._target(topic)
-        queues = target.queues
+    def _choose(self, target: Target, key: str | None, queue: QueueSelector | None) -> SendQueue:
         if key is not None:
-            return queues[(java_hash(key) & 0x7FFFFFFF) % len(queues)]
+            return target.by_key(key)
         if queue is not None:
-            wanted = queue([q.message_queue for q in queues]) if callable(queue) else queue
-            for candidate in queues:
-                if candidate.message_queue == wanted:
-                    return candidate
-            raise TopicNotExistError(f"send to {wanted}: {topic} has no such queue")
-        for _ in range(len(queues)):
-            target.next = index = (target.next + 1) % len(queues)
-            chosen = queues[index]
-            if chosen.link.is_up:
-                return chosen
-        return chosen
+            return target.choose(queue)
+        return next(target.turn)[3]
 
-    def _target(self, topic: str) -> _Target:
+    def _target(self, topic: str) -> Target:
+        if self._is_closed:
+            raise ClosedError(f"send to {topic}: this producer is closed")
+        self._client.check("send")
+        if not isinstance(topic, str):
+            raise IllegalTopicError(f"topic {topic!r}: wanted a str, or a Message in its place")
+        check_sendable_topic(topic)
         with self._lock:
             known = self._targets.get(topic)
             if known is not None:
                 return known
-            if self._is_closed:
-                raise ClosedError(f"send to {topic}: this producer is closed")
-            self._client.check("send")
-            if not isinstance(topic, str):
-                raise IllegalTopicError(f"topic {topic!r}: wanted a str, or a Message in its place")
-            check_sendable_topic(topic)
-            target = _Target(self._find(topic))
+            target = Target(self._find(topic), self._faults)
             self._targets[topic] = target
             return target
 
-    def _find(self, topic: str) -> list[_Queue]:
+    def _find(self, topic: str) -> list[SendQueue]:
+        """All queues of a topic: what living brokers grant; of others, what was known of them, or
+        what the NameServers were told.
+        """
+        configured: dict[str, int] = {}
         try:
             route = self._client.routes.route(topic, is_fresh=True)
-            names = sorted(q.broker_name for q in route.queue_datas if q.write_queue_nums)
+            names = {q.broker_name for q in route.queue_datas if q.write_queue_nums}
+            configured = self._client.routes.configured(topic)
         except TopicNotExistError:
-            names = sorted(self._client.routes.brokers())  # they make it, if they make topics
-        queues = []
-        # A key's queue is counted over all queues of the topic, those of a dead broker included.
-        last = {q.message_queue: q for q in self._last.get(topic, ())}
-        names = sorted({*names, *(queue.broker_name for queue in last)})
-        for name in names:
+            names = set(self._client.routes.brokers())  # they make it, if they make topics
+        except ServiceNotAvailableError:
+            if topic not in self._known:
+                raise
+            names = set()
+        known = self._known.get(topic, [])
+        names |= configured.keys() | {queue.message_queue.broker_name for queue in known}
+        queues: list[SendQueue] = []
+        refusal: ShmqError | None = None
+        for name in sorted(names):
             try:
-                link = self._client.link(name)
-                granted = link.grant_send(topic)
-            except ServiceNotAvailableError:
-                if len(names) == 1 and not last:
-                    raise
-                queues += [q for q in last.values() if q.message_queue.broker_name == name]
-                continue
-            queues += [
-                _Queue(link, *handle, MessageQueue(topic, name, queue_id))
-                for queue_id, handle in granted
-            ]
-        if not queues:
-            raise TopicNotExistError(f"send to {topic}: no broker has it; create it: shmq topic")
-        self._last[topic] = queues
+                self._client.greet(name)
+                queues += self._granted(topic, name)
+            except ServiceNotAvailableError as error:
+                refusal = error
+                before = [queue for queue in known if queue.message_queue.broker_name == name]
+                queues += before or [
+                    SendQueue(MessageQueue(topic, name, queue_id), None, 0, None, 0, 0)
+                    for queue_id in range(configured.get(name, 0))
+                ]
+            except TopicNotExistError as error:
+                refusal = error  # deleted there
+        if not any(queue.lane is not None for queue in queues):
+            raise refusal or TopicNotExistError(
+                f"send to {topic}: no broker has it",
+                hint=f"create it: Client.create_topic({topic!r})",
+            )
+        self._known[topic] = queues
         return queues
 
-    def _lane(self, link: BrokerLink) -> core.Lane:
-        index = getattr(self._threads, "index", None)
-        if index is None:
-            with self._lock:
-                index = self._threads.index = self._thread_count
-                self._thread_count += 1
-        lanes = link.lanes
-        return lanes[index % len(lanes)]
+    def _granted(self, topic: str, broker_name: str) -> list[SendQueue]:
+        link = self._client.link(broker_name)
+        generation, lanes = link.generation, link.lanes
+        return [
+            SendQueue(
+                MessageQueue(topic, broker_name, queue_id),
+                link,
+                generation,
+                lanes[queue_id % len(lanes)],
+                *handle,
+            )
+            for queue_id, handle in link.grant_send(topic)
+        ]
 
-    def _pool(self) -> ThreadPoolExecutor:
+    def _forget(self, topic: str, target: Target) -> None:
         with self._lock:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(4, thread_name_prefix="shmq-send")
-            return self._executor
+            if self._targets.get(topic) is target:
+                del self._targets[topic]
 
-    def _wait_for_session(self, link: BrokerLink, generation: int, deadline_ns: int) -> None:
-        waiting = threading.Event()
-        while link.generation == generation and _left_s(deadline_ns) > 0:
-            waiting.wait(0.005)
-        with self._lock:
-            self._targets.clear()
+    def _await_session(
+        self, topic: str, target: Target, chosen: SendQueue, deadline_ns: int
+    ) -> None:
+        """The session of this queue has ended: wait for the next, then look for queues anew."""
+        link = chosen.link
+        if link is not None:
+            link.wait_for_session(chosen.link_generation, _left_s(deadline_ns))
+        else:
+            waiting = threading.Event()
+            name = chosen.message_queue.broker_name
+            while _left_s(deadline_ns) > 0:
+                try:
+                    self._client.link(name)
+                    break
+                except ServiceNotAvailableError:
+                    waiting.wait(min(_RETRY_S, _left_s(deadline_ns)))
+        self._forget(topic, target)
 
-    # ---- what the client tells -------------------------------------------------------------------
+    # ---- what the client tells, in threads that must not wait ------------------------------------
 
     def notified(self, link: BrokerLink, command: Command) -> None:
         """A broker's notice."""
         if command.code == RequestCode.NOTIFY_TOPIC_CHANGED:
             self._targets.pop(str(command.ext_fields.get("topic")), None)
 
+    def lost(self, link: BrokerLink) -> None:
+        """A broker went: those that may go anywhere go elsewhere."""
+        self._renew_targets()
+
     def reconnected(self, link: BrokerLink, is_resumed: bool) -> None:
         """A broker is back; with new memory its handles are new, too."""
-        if not is_resumed:
+        if is_resumed:
+            self._renew_targets()
+        else:
+            _log.warning(
+                "broker=%s began with new memory: what was sent one-way and not settled is lost",
+                link.broker_name,
+            )
             self._targets.clear()
 
+    def _renew_targets(self) -> None:
+        for target in tuple(self._targets.values()):
+            target.renew()
+
+    # ---- ending ----------------------------------------------------------------------------------
+
     def close(self) -> None:
-        """Send no more. Waits for nothing; the client's session drains what was put."""
+        """Send no more, and wait until the futures are done. What was put one-way is drained by
+        the brokers.
+        """
+        if self._client.is_forked:
+            return
         with self._lock:
             self._is_closed = True
             self._targets.clear()
-        if self._executor is not None:
-            self._executor.shutdown()
+            settlers = list(self._settlers.values())
+        for settler in settlers:
+            settler.close()
 
     def __enter__(self) -> Self:
         return self
@@ -373,18 +791,96 @@ class Producer:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("pickle a Producer: it holds shared memory; connect in the other process")
+
+
+class _Request:
+    """One message that could not be sent at once, and what was tried."""
+
+    __slots__ = (
+        "body",
+        "chunk_count",
+        "flag",
+        "key",
+        "keys",
+        "message_id",
+        "properties",
+        "queue",
+        "stale_count",
+        "tag",
+        "topic",
+    )
+
+    def __init__(
+        self,
+        topic: str,
+        body: Body | core.Message,
+        tag: str | None,
+        keys: str | Iterable[str] | None,
+        properties: Mapping[str, str] | None,
+        flag: int,
+        key: str | None,
+        queue: QueueSelector | None,
+    ) -> None:
+        self.topic = topic
+        self.body = body
+        self.tag = tag
+        self.keys = keys if keys is None or isinstance(keys, str) else tuple(keys)
+        self.properties = properties
+        self.flag = flag
+        self.key = key
+        self.queue = queue
+        self.message_id: str | None = None
+        self.stale_count = 0
+        self.chunk_count = 0
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it may go to any queue."""
+        return self.key is None and self.queue is None
+
+    def put(self, lane: core.Lane, queue: SendQueue, timeout: float, keep: bool) -> int:
+        """As Lane.put; under the id that it was sent with before, if it was."""
+        body, properties = self.body, self.properties
+        if isinstance(body, core.Message):
+            if self.message_id is None:
+                return lane.put(queue.row, queue.generation, body, timeout=timeout, keep=keep)
+            self._take_apart(body)
+            body, properties = self.body, self.properties
+        if self.message_id is not None:
+            properties = {**(properties or {}), _UNIQ_KEY: self.message_id}
+        return lane.put(
+            queue.row,
+            queue.generation,
+            body,
+            self.tag,
+            self.keys,
+            properties,
+            self.flag,
+            True,
+            timeout,
+            keep,
+        )
+
+    def _take_apart(self, message: core.Message) -> None:
+        """A Message takes no other id: it is sent as its parts."""
+        own = dict(message.properties)
+        for name in (_UNIQ_KEY, "TAGS", "KEYS"):
+            own.pop(name, None)
+        self.tag, self.keys, self.flag = message.tag, message.keys, message.flag
+        self.properties, self.body = own, message.body_bytes
+
 
 def _left_s(deadline_ns: int) -> float:
-    return max(0.0, (deadline_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9)
+    return max(0.0, (deadline_ns - _now()) / 1e9)
 
 
-def _refusal(
-    status: int, topic: str, queue: MessageQueue, message_id: str | None, timeout: float
-) -> ShmqError:
+def _refusal(status: int, queue: MessageQueue, message_id: str | None, timeout: float) -> ShmqError:
     """What to raise for a status that is no success."""
-    what = f"send to {topic} queue {queue.queue_id} of {queue.broker_name}"
+    what = f"send to {queue.topic} queue {queue.queue_id} of {queue.broker_name}"
     if status == _TIMED_OUT:
-        if message_id is None:
+        if not message_id:
             return SendTimeoutError(
                 f"{what}: no room in the ring for {timeout} s; nothing was sent"
             )

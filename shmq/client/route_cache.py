@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ServiceNotAvailableError, ShmqError, TopicNotExistError
 from shmq.remoting.client import Client as Connection
-from shmq.remoting.namesrv_requests import cluster_info, cluster_of, route_info, route_of
+from shmq.remoting.namesrv_requests import (
+    cluster_info,
+    cluster_of,
+    put_kv_config,
+    route_info,
+    route_of,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from shmq.remoting.command import Command
     from shmq.remoting.namesrv_requests import ClusterInfo
     from shmq.remoting.runtime_folder import RuntimeFolder
@@ -27,6 +35,8 @@ __all__ = ["RouteCache"]
 REFRESH_NS = 30_000_000_000
 """How long a route is believed unasked; RocketMQ's pollNameServerInterval."""
 _TIMEOUT_S = 3.0
+ORDER_TOPIC_CONFIG = "ORDER_TOPIC_CONFIG"
+"""RocketMQ's namespace for it."""
 
 
 class RouteCache:
@@ -72,6 +82,12 @@ class RouteCache:
         with self._lock:
             return cluster_of(self._ask(cluster_info()))
 
+    def configured(self, topic: str) -> dict[str, int]:
+        """Queues of the topic by broker, as the NameServers were told; empty if they were not."""
+        conf = self.route(topic).order_topic_conf or ""
+        pairs = [part.rsplit(":", 1) for part in conf.split(";") if part]
+        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
     def brokers(self) -> dict[str, str]:
         """Masters by broker_name, and the names of their sockets."""
         return {
@@ -79,6 +95,32 @@ class RouteCache:
             for name, data in self.cluster().brokers.items()
             if data.broker_addrs
         }
+
+    def configure(self, topic: str, queues: Mapping[str, int]) -> None:
+        """Tell all NameServers how many queues a topic has on each broker, whoever is away: a key's
+        queue is counted over these (RocketMQ's order topics).
+
+        Raises:
+            ServiceNotAvailableError: none of them took it.
+        """
+        conf = ";".join(f"{name}:{count}" for name, count in sorted(queues.items()))
+        last: ShmqError | None = None
+        told = 0
+        for name in self._folder.socket_names("namesrv"):
+            try:
+                with Connection(
+                    self._folder, name, role="client", timeout_s=_TIMEOUT_S
+                ) as connection:
+                    connection.call(
+                        put_kv_config(ORDER_TOPIC_CONFIG, topic, conf), timeout_s=_TIMEOUT_S
+                    )
+                told += 1
+            except ShmqError as error:  # what a killed one left, for instance
+                last = error
+        if told == 0:
+            raise ServiceNotAvailableError(
+                f"configure topic {topic}: no NameServer in {self._folder.path} took it: {last}"
+            )
 
     def close(self) -> None:
         """Leave the NameServer."""

@@ -77,6 +77,7 @@ class Client:
         role: what this process is, for the server's log.
         timeout_s: for the connection and the answer to HELLO.
         on_notify: takes the server's one-way commands, in a thread that is then started.
+        on_end: called once in that thread when the connection has ended, whoever ended it.
 
     Raises:
         ServiceNotAvailableError: nobody listens there.
@@ -93,6 +94,7 @@ class Client:
         role: str,
         timeout_s: float,
         on_notify: NotifyHandler | None = None,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
         self._pid = os.getpid()
@@ -100,6 +102,7 @@ class Client:
         self._sock = folder.connect(name, timeout_s=timeout_s)
         self._parser = FrameParser(frame_bytes_max=LONG_FRAME_BYTES_MAX, fd_limit=self._fd_limit)
         self._on_notify = on_notify
+        self._on_end = on_end
         self._lock = threading.Lock()
         self._turn = threading.Condition(self._lock)
         self._send_lock = threading.Lock()
@@ -325,6 +328,8 @@ class Client:
             self._turn.notify_all()
         if self._is_close_asked:
             self._release()
+        if self._on_end is not None:
+            self._on_end()
 
     def _read_once(self, deadline_ns: int | None) -> None:
         """Receive once and hand out what came; only in the thread whose turn it is."""

@@ -16,11 +16,12 @@ ROOM_CARD = ("Purpose:", "Process:", "Writes:", "Reads:", "May import:", "Never:
 LIBRARY_ROOMS: dict[str, tuple[str, ...]] = {
     "click": ("tools/cli/",),
     "grpc": ("proxy/",),
-    "numpy": ("client/batch.py", "tools/"),
+    "numpy": ("client/batch.py", "client/loan.py", "tools/"),
     "orjson": ("",),
     "posix_ipc": ("shm/",),
     "prometheus_client": ("exporter/",),
     "psutil": ("shm/reaper.py", "tools/"),
+    "pytest": ("testing.py",),
 }
 
 FILE_LINES_MAX = 1500

@@ -187,7 +187,7 @@ static PyObject *batch_item(struct shmq_batch *self, Py_ssize_t index)
     }
     return shmq_message_received(self->module, self->log, entry,
                                  entry->base + (physical_offset - entry->file_position),
-                                 (uint32_t)shmq_batch_column(self, SHMQ_BATCH_SIZES)[index]);
+                                 (uint32_t)shmq_batch_column(self, SHMQ_BATCH_SIZES)[index], NULL);
 }
 
 #define COLUMN(name, column, doc)                                                                  \

@@ -242,8 +242,8 @@ static int lane_progress_is_over(void *what)
 }
 
 /* One round of waiting without the GIL, on memory that stays mapped meanwhile. */
-static void lane_sleep(struct shmq_lane_object *self, int for_space, uint64_t until_ns, int (*is_over)(void *),
-                       void *what)
+static void lane_sleep(struct shmq_lane_object *self, int for_space, uint64_t until_ns, struct shmq_wait *wait,
+                       int (*is_over)(void *), void *what)
 {
     struct shmq_sleep sleep = {
         .bell = self->writer.bell,
@@ -253,12 +253,14 @@ static void lane_sleep(struct shmq_lane_object *self, int for_space, uint64_t un
         .until_ns = until_ns,
         .is_over = is_over,
         .what = what,
+        .is_quiet = wait->is_quiet,
     };
     struct shmq_mapping *held[4];
     lane_hold(self, held);
     Py_BEGIN_ALLOW_THREADS
     shmq_sleepers_round(&self->sleepers, &sleep, self->policy);
     Py_END_ALLOW_THREADS
+    wait->is_quiet = sleep.is_quiet;
     lane_drop(held);
 }
 
@@ -299,7 +301,7 @@ int shmq_lane_claim_wait(struct shmq_lane_object *self, uint64_t body_size, uint
             now_ns + LANE_CHUNK_SLICE_NS < deadline_ns) {
             until_ns = now_ns + LANE_CHUNK_SLICE_NS;
         }
-        lane_sleep(self, 1, until_ns, lane_progress_is_over, &progress);
+        lane_sleep(self, 1, until_ns, wait, lane_progress_is_over, &progress);
         if (PyErr_CheckSignals() < 0 || shmq_lane_check(self, "send") < 0) {
             return 1;
         }
@@ -423,9 +425,12 @@ static int lane_wait_done(struct shmq_lane_object *self, uint64_t sequence, stru
             .sequence = sequence,
             .changes_seen = shmq_load_relaxed32(&self->changes), /* relaxed: changed with the GIL only */
         };
-        lane_sleep(self, 0, shmq_wait_deadline(wait), lane_done_is_over, &done);
-        if (PyErr_CheckSignals() < 0 || shmq_lane_check(self, "wait for a completion") < 0) {
+        lane_sleep(self, 0, shmq_wait_deadline(wait), wait, lane_done_is_over, &done);
+        if (PyErr_CheckSignals() < 0) {
             return 1;
+        }
+        if (self->closed) {
+            return SHMQ_CLOSED; /* by another thread: the memory is gone, and with it what it would have said */
         }
         status = lane_completion(&self->writer, sequence, out);
     }
@@ -484,7 +489,7 @@ static PyObject *lane_wait(struct shmq_lane_object *self, PyObject *const *args,
     }
     struct shmq_completion completion;
     int status = lane_wait_done(self, sequence, &wait, &completion);
-    if (status > 0) {
+    if (status > 0 || (status == SHMQ_CLOSED && shmq_lane_check(self, "wait for a completion") < 0)) {
         return NULL;
     }
     if (status != SHMQ_TIMED_OUT) {
@@ -530,6 +535,9 @@ static PyObject *lane_wait_many(struct shmq_lane_object *self, PyObject *const *
                          : lane_wait_done(self, first + i, &wait, &completion);
         if (status == SHMQ_TIMED_OUT) {
             break;
+        }
+        if (status == SHMQ_CLOSED && shmq_lane_check(self, "wait for the completion") < 0) {
+            status = 1;
         }
         PyObject *row = status > 0 ? NULL : completion_tuple(status, &completion);
         if (row == NULL || PyList_Append(list, row) < 0) {
@@ -600,7 +608,7 @@ static PyObject *lane_drain(struct shmq_lane_object *self, PyObject *const *args
         if (wait.timeout_ns == 0 || shmq_clock_ns(CLOCK_MONOTONIC) >= shmq_wait_deadline(&wait)) {
             return PyLong_FromLong(SHMQ_TIMED_OUT);
         }
-        lane_sleep(self, 0, shmq_wait_deadline(&wait), lane_progress_is_over, &progress);
+        lane_sleep(self, 0, shmq_wait_deadline(&wait), &wait, lane_progress_is_over, &progress);
         if (PyErr_CheckSignals() < 0 || shmq_lane_check(self, "drain") < 0) {
             return NULL;
         }
@@ -632,6 +640,7 @@ int shmq_lane_call_begin(struct shmq_lane_object *self, PyObject *const *given, 
     record->is_kept = 0;
     call->wait.timeout_ns = LANE_TIMEOUT_NS;
     call->wait.deadline_ns = 0;
+    call->wait.is_quiet = 0;
     if (given[SHMQ_LANE_FLAG] != NULL) {
         long flag = PyLong_AsLong(given[SHMQ_LANE_FLAG]);
         if (flag < INT32_MIN || flag > INT32_MAX) {
@@ -1126,7 +1135,8 @@ static PyMethodDef lane_methods[] = {
            "timeout=3.0, keep=False) -> (status, first_sequence, count): the first count bodies were sent."),
     METHOD("send", lane_send, METH_FASTCALL | METH_KEYWORDS,
            "send(row, generation, body, ...) -> (status, sequence, queue_offset, physical_offset, size, "
-           "unique_key): put, then wait; TIMED_OUT with a sequence: its fate is not known."),
+           "unique_key): put, then wait; TIMED_OUT, or CLOSED by another thread, with a unique_key: its fate is not "
+           "known."),
     METHOD("loan", shmq_lane_loan, METH_FASTCALL | METH_KEYWORDS,
            "loan(row, generation, nbytes, ...) -> Loan, or a negative status: room for a body in the ring."),
     METHOD("wait", lane_wait, METH_FASTCALL | METH_KEYWORDS,

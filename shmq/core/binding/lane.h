@@ -12,6 +12,7 @@
 struct shmq_wait {
     uint64_t timeout_ns;
     uint64_t deadline_ns; /* monotonic; 0: nobody has waited yet */
+    int is_quiet;         /* of shmq_sleep */
 };
 
 static inline uint64_t shmq_wait_deadline(struct shmq_wait *wait)

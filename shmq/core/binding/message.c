@@ -66,6 +66,7 @@ static PyObject *message_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->frame = NULL;
     self->frame_size = 0;
     self->draft = draft;
+    self->keeper = NULL;
     return (PyObject *)self;
 }
 
@@ -81,6 +82,7 @@ static void message_dealloc(struct shmq_message_object *self)
     } else {
         shmq_log_entry_unpin(self->entry);
         Py_DECREF(self->log);
+        Py_XDECREF(self->keeper);
     }
     PyObject_Free(self);
     Py_DECREF(type);
@@ -400,6 +402,28 @@ static PyObject *message_array(struct shmq_message_object *self, PyObject *ignor
     return array;
 }
 
+/* Tells the keeper, whose own verb of that name takes the message. */
+static PyObject *message_tell(struct shmq_message_object *self, const char *verb)
+{
+    if (self->keeper == NULL) {
+        PyErr_Format(PyExc_TypeError, "%s a message: no consumer handed it out, there is nothing to settle", verb);
+        return NULL;
+    }
+    return PyObject_CallMethod(self->keeper, verb, "O", (PyObject *)self);
+}
+
+static PyObject *message_process(struct shmq_message_object *self, PyObject *ignored)
+{
+    (void)ignored;
+    return message_tell(self, "process");
+}
+
+static PyObject *message_settle(struct shmq_message_object *self, PyObject *ignored)
+{
+    (void)ignored;
+    return message_tell(self, "settle");
+}
+
 static PyObject *message_reduce(PyObject *self, PyObject *ignored)
 {
     (void)self;
@@ -459,6 +483,9 @@ static PyGetSetDef message_getset[] = {
 static PyMethodDef message_methods[] = {
     {"array", (PyCFunction)(void (*)(void))message_array, METH_NOARGS,
      "array() -> numpy array on the body, read-only, with the dtype and shape it was sent with."},
+    {"process", (PyCFunction)(void (*)(void))message_process, METH_NOARGS,
+     "process() -> context manager: settles the message at its end; after an exception it is delivered again."},
+    {"settle", (PyCFunction)(void (*)(void))message_settle, METH_NOARGS, "settle(): it is done with. Any thread."},
     {"__reduce__", message_reduce, METH_NOARGS, "Refuses."},
     {NULL, NULL, 0, NULL},
 };

@@ -21,12 +21,14 @@ struct shmq_message_object {
     struct shmq_log_entry *entry; /* received: pinned */
     const uint8_t *frame;         /* received: in the entry */
     struct shmq_draft *draft;     /* made to be sent, or NULL */
+    PyObject *keeper;             /* received: who is told that it is done with, or NULL */
     uint32_t frame_size;
 };
 
 /* A received message: `frame` lies whole in `entry`, which the caller has pinned. Takes a pin of its own. */
 static inline PyObject *shmq_message_received(struct shmq_module *module, struct shmq_log_map *log,
-                                              struct shmq_log_entry *entry, const uint8_t *frame, uint32_t size)
+                                              struct shmq_log_entry *entry, const uint8_t *frame, uint32_t size,
+                                              PyObject *keeper)
 {
     struct shmq_message_object *self = PyObject_New(struct shmq_message_object, module->message_type);
     if (self != NULL) {
@@ -36,6 +38,7 @@ static inline PyObject *shmq_message_received(struct shmq_module *module, struct
         self->entry = entry;
         self->frame = frame;
         self->draft = NULL;
+        self->keeper = Py_XNewRef(keeper);
         self->frame_size = size;
     }
     return (PyObject *)self;

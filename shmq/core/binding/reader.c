@@ -4,7 +4,8 @@
  * A reader writes nothing that others read but its own consumer page. Every place it goes to is checked first: the
  * row is in use, the entry's file is mapped, the frame lies in it and says the same size and offsets as its entry.
  * An entry of size 0 is a hole that recovery left (a quarantined record); it is skipped and counted, as is a frame
- * that is not what its entry says. One thread reads at a time; others may wake it, watch and close. */
+ * that is not what its entry says. One thread reads at a time; others may wake it, watch and close. Readers that
+ * share() made watch queues of their own and wait on the same bell; wait_any waits on bells of several brokers. */
 #include "reader.h"
 
 #include "arguments.h"
@@ -35,6 +36,12 @@ struct reader_watch {
     uint64_t queue_offset;
 };
 
+/* The sleepers of one bell, of all readers that share it. With the GIL. */
+struct reader_bed {
+    struct shmq_sleepers sleepers;
+    uint32_t reader_count;
+};
+
 struct reader {
     PyObject_HEAD
     struct shmq_module *module;
@@ -63,9 +70,12 @@ struct reader {
     uint32_t fork_count;
     int closed;
     int is_woken;
-    struct shmq_sleepers sleepers;
-    shmq_word32 changes; /* as in lane.h */
+    struct reader_bed *bed;
+    uint32_t waiting_count; /* threads in wait() or wait_any(); with the GIL */
+    shmq_word32 changes;    /* as in lane.h */
 };
+
+static void reader_dealloc(struct reader *self);
 
 static int reader_check(struct reader *self, const char *what)
 {
@@ -236,6 +246,7 @@ struct read_call {
     uint64_t timeout_ns;
     PyObject *list;           /* messages, or */
     struct shmq_batch *batch; /* columns */
+    PyObject *keeper; /* borrowed, or NULL */
 };
 
 /* Up to `count` entries from call->queue_offset on. How many, or a status. */
@@ -309,7 +320,7 @@ static inline int read_deliver(struct reader *self, struct read_call *call, cons
                                uint64_t queue_offset, const uint8_t *frame)
 {
     if (call->batch == NULL) {
-        PyObject *message = shmq_message_received(self->module, self->log, self->entry, frame, found->size);
+        PyObject *message = shmq_message_received(self->module, self->log, self->entry, frame, found->size, call->keeper);
         if (message == NULL) {
             return -1;
         }
@@ -417,6 +428,7 @@ enum read_argument {
     READ_TAG_CODES,
     READ_VERIFY,
     READ_TIMEOUT,
+    READ_KEEPER,
     READ_ARGUMENTS
 };
 
@@ -438,6 +450,7 @@ static int read_begin(struct reader *self, PyObject *const *given, struct read_c
         return -1;
     }
     call->count_max = count_max;
+    call->keeper = given[READ_KEEPER] == Py_None ? NULL : given[READ_KEEPER];
     call->is_filtered = given[READ_TAG_CODES] != NULL && given[READ_TAG_CODES] != Py_None;
     return call->is_filtered ? reader_set_codes(self, given[READ_TAG_CODES]) : 0;
 }
@@ -488,7 +501,7 @@ static PyObject *read_messages(struct reader *self, struct read_call *call)
 static PyObject *reader_read(struct reader *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     static const char *const names[] = {"row",    "generation", "queue_offset", "max_count", "tag_codes",
-                                        "verify", "timeout",    NULL};
+                                        "verify", "timeout",    "keeper",       NULL};
     PyObject *given[READ_ARGUMENTS];
     struct read_call call;
     if (shmq_arguments("read", names, 3, args, nargs, kwnames, given) < 0 ||
@@ -503,7 +516,7 @@ static PyObject *reader_read_entries(struct reader *self, PyObject *const *args,
                                      PyObject *kwnames)
 {
     static const char *const names[] = {"entries", "queue_offset", "max_count", "tag_codes", "verify", "timeout",
-                                        NULL};
+                                        "keeper",  NULL};
     PyObject *given[READ_ARGUMENTS] = {NULL};
     struct read_call call;
     Py_buffer view;
@@ -532,7 +545,7 @@ static PyObject *reader_read_columns(struct reader *self, PyObject *const *args,
 {
     static const char *const names[] = {"row",    "generation", "queue_offset", "max_count", "tag_codes",
                                         "verify", "timeout",    NULL};
-    PyObject *given[READ_ARGUMENTS];
+    PyObject *given[READ_ARGUMENTS] = {NULL};
     struct read_call call;
     if (shmq_arguments("read_columns", names, 3, args, nargs, kwnames, given) < 0 ||
         read_begin_row(self, given, &call) < 0) {
@@ -584,7 +597,7 @@ static PyObject *reader_message_at(struct reader *self, PyObject *const *args, P
     size_t available = (size_t)(entry->size_bytes - (place - entry->file_position));
     PyObject *message = NULL;
     if (shmq_message_check(frame, available, place, 0, &view) == SHMQ_OK) {
-        message = shmq_message_received(self->module, self->log, entry, frame, view.total_size);
+        message = shmq_message_received(self->module, self->log, entry, frame, view.total_size, NULL);
     } else {
         message = Py_NewRef(Py_None);
     }
@@ -635,8 +648,8 @@ static void reader_change(struct reader *self)
 {
     /* release: pairs with the acquire in reader_look_is_over */
     shmq_store_release32(&self->changes, shmq_load_relaxed32(&self->changes) + 1);
-    if (self->completion != NULL) {
-        shmq_sleepers_kick(&self->sleepers, reader_bell(self));
+    if (self->completion != NULL && self->waiting_count != 0) { /* nobody else's thread is got up for nothing */
+        shmq_sleepers_kick(&self->bed->sleepers, reader_bell(self));
     }
 }
 
@@ -653,41 +666,126 @@ static int64_t reader_ready(struct reader *self)
     return -1;
 }
 
-/* One round of waiting without the GIL. -1 with MemoryError. */
-static int reader_sleep(struct reader *self, uint64_t until_ns)
+/* One reader of those that a thread waits for. */
+struct reader_wait {
+    struct reader *reader;
+    struct reader_watch *watches;
+    struct reader_look look;
+    struct shmq_mapping *held[3];
+};
+
+static void reader_wait_end(struct reader_wait *waits, uint32_t count)
 {
-    size_t size = (self->watch_count + 1) * sizeof(struct reader_watch);
-    struct reader_watch *watches = PyMem_RawMalloc(size);
-    if (watches == NULL) {
+    for (uint32_t i = 0; i < count; ++i) {
+        for (int j = 0; j < 3; ++j) {
+            shmq_mapping_drop(waits[i].held[j]);
+        }
+        PyMem_RawFree(waits[i].watches);
+    }
+}
+
+static int reader_wait_begin(struct reader_wait *wait, struct shmq_sleep *sleep)
+{
+    struct reader *self = wait->reader;
+    wait->watches = PyMem_RawMalloc((self->watch_count + 1) * sizeof(struct reader_watch));
+    if (wait->watches == NULL) {
         PyErr_NoMemory();
         return -1;
     }
     if (self->watch_count != 0) {
-        memcpy(watches, self->watches, self->watch_count * sizeof *watches);
+        memcpy(wait->watches, self->watches, self->watch_count * sizeof *wait->watches);
     }
-    struct reader_look look = {
+    wait->look = (struct reader_look){
         .control = reader_control(self),
-        .watches = watches,
+        .watches = wait->watches,
         .watch_count = self->watch_count,
         .changes = &self->changes,
         .changes_seen = shmq_load_relaxed32(&self->changes), /* relaxed: changed with the GIL only */
     };
-    struct shmq_sleep sleep = {
-        .bell = reader_bell(self),
-        .sleep_epoch = &shmq_consumer_sleeper(self->consumer->base, self->bell)->sleep_epoch,
-        .until_ns = until_ns,
-        .is_over = reader_look_is_over,
-        .what = &look,
-    };
-    struct shmq_mapping *held[3] = {shmq_mapping_hold(self->control), shmq_mapping_hold(self->completion),
-                                    shmq_mapping_hold(self->consumer)};
-    Py_BEGIN_ALLOW_THREADS
-    shmq_sleepers_round(&self->sleepers, &sleep, self->policy);
-    Py_END_ALLOW_THREADS
-    for (int i = 0; i < 3; ++i) {
-        shmq_mapping_drop(held[i]);
+    sleep->bell = reader_bell(self);
+    sleep->sleep_epoch = &shmq_consumer_sleeper(self->consumer->base, self->bell)->sleep_epoch;
+    sleep->is_over = reader_look_is_over;
+    sleep->what = &wait->look;
+    wait->held[0] = shmq_mapping_hold(self->control);
+    wait->held[1] = shmq_mapping_hold(self->completion);
+    wait->held[2] = shmq_mapping_hold(self->consumer);
+    return 0;
+}
+
+/* One round of waiting without the GIL. -1 with MemoryError. */
+static int reader_sleep(struct reader_wait *waits, uint32_t count, uint64_t until_ns, int *is_quiet)
+{
+    struct shmq_sleep sleeps[SHMQ_FUTEX_WAITV_MAX];
+    struct shmq_sleepers *beds[SHMQ_FUTEX_WAITV_MAX];
+    for (uint32_t i = 0; i < count; ++i) {
+        sleeps[i] = (struct shmq_sleep){.until_ns = until_ns, .is_quiet = *is_quiet};
+        beds[i] = &waits[i].reader->bed->sleepers;
+        if (reader_wait_begin(&waits[i], &sleeps[i]) < 0) {
+            reader_wait_end(waits, i);
+            return -1;
+        }
     }
-    PyMem_RawFree(watches);
+    for (uint32_t i = 0; i < count; ++i) {
+        waits[i].reader->waiting_count += 1;
+    }
+    uint32_t policy = waits[0].reader->policy;
+    Py_BEGIN_ALLOW_THREADS
+    if (count == 1) {
+        shmq_sleepers_round(beds[0], &sleeps[0], policy);
+    } else {
+        shmq_sleepers_round_any(beds, sleeps, count, policy);
+    }
+    Py_END_ALLOW_THREADS
+    *is_quiet = sleeps[0].is_quiet;
+    for (uint32_t i = 0; i < count; ++i) {
+        waits[i].reader->waiting_count -= 1;
+    }
+    reader_wait_end(waits, count);
+    return 0;
+}
+
+/* Index of a reader to look after, -1 when time is up, -2 with an exception; the row that has something in *row. */
+static int reader_wait_for(struct reader_wait *waits, uint32_t count, uint64_t timeout_ns, int64_t *row)
+{
+    uint64_t deadline_ns = 0;
+    int is_quiet = 0;
+    for (;;) { /* bounded by the deadline */
+        for (uint32_t i = 0; i < count; ++i) {
+            struct reader *self = waits[i].reader;
+            *row = reader_ready(self);
+            if (*row >= 0 || self->is_woken) {
+                self->is_woken = *row >= 0 ? self->is_woken : 0;
+                return (int)i;
+            }
+        }
+        if (timeout_ns == 0) {
+            return -1;
+        }
+        uint64_t now_ns = shmq_clock_ns(CLOCK_MONOTONIC);
+        deadline_ns = deadline_ns == 0 ? now_ns + timeout_ns : deadline_ns;
+        if (now_ns >= deadline_ns) {
+            return -1;
+        }
+        if (reader_sleep(waits, count, deadline_ns, &is_quiet) < 0 || PyErr_CheckSignals() < 0) {
+            return -2;
+        }
+        for (uint32_t i = 0; i < count; ++i) {
+            if (reader_check(waits[i].reader, "wait") < 0) {
+                return -2;
+            }
+        }
+    }
+}
+
+static int reader_may_wait(struct reader *self, uint64_t timeout_ns)
+{
+    if (reader_check(self, "wait") < 0) {
+        return -1;
+    }
+    if (timeout_ns != 0 && (self->consumer == NULL || self->completion == NULL)) {
+        PyErr_SetString(PyExc_ValueError, "wait: this reader has no consumer page and no bell");
+        return -1;
+    }
     return 0;
 }
 
@@ -696,30 +794,53 @@ static PyObject *reader_wait(struct reader *self, PyObject *const *args, Py_ssiz
     static const char *const names[] = {"timeout", NULL};
     PyObject *given[1];
     uint64_t timeout_ns = 0;
-    if (shmq_arguments("wait", names, 1, args, nargs, kwnames, given) < 0 || reader_check(self, "wait") < 0 ||
-        shmq_argument_timeout(given[0], &timeout_ns) < 0) {
+    int64_t row = -1;
+    struct reader_wait wait = {.reader = self};
+    if (shmq_arguments("wait", names, 1, args, nargs, kwnames, given) < 0 ||
+        shmq_argument_timeout(given[0], &timeout_ns) < 0 || reader_may_wait(self, timeout_ns) < 0 ||
+        reader_wait_for(&wait, 1, timeout_ns, &row) < -1) {
         return NULL;
     }
-    if (timeout_ns != 0 && (self->consumer == NULL || self->completion == NULL)) {
-        PyErr_SetString(PyExc_ValueError, "wait: this reader has no consumer page and no bell");
+    return PyLong_FromLongLong(row);
+}
+
+static PyObject *reader_wait_any(PyObject *ignored, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    (void)ignored;
+    static const char *const names[] = {"readers", "timeout", NULL};
+    PyObject *given[2];
+    uint64_t timeout_ns = 0;
+    struct reader_wait waits[SHMQ_FUTEX_WAITV_MAX];
+    if (shmq_arguments("wait_any", names, 2, args, nargs, kwnames, given) < 0 ||
+        shmq_argument_timeout(given[1], &timeout_ns) < 0) {
         return NULL;
     }
-    uint64_t deadline_ns = 0;
-    for (;;) { /* bounded by the deadline */
-        int64_t row = reader_ready(self);
-        if (row >= 0 || timeout_ns == 0 || self->is_woken) {
-            self->is_woken = row >= 0 ? self->is_woken : 0;
-            return PyLong_FromLongLong(row);
+    PyObject *readers = PySequence_Tuple(given[0]); /* holds them while we wait */
+    if (readers == NULL) {
+        return NULL;
+    }
+    Py_ssize_t count = PyTuple_GET_SIZE(readers);
+    int index = -2;
+    if (count < 1 || count > (Py_ssize_t)SHMQ_FUTEX_WAITV_MAX) {
+        PyErr_Format(PyExc_ValueError, "wait_any: %zd readers, want 1 to %u", count, SHMQ_FUTEX_WAITV_MAX);
+        goto end;
+    }
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        PyObject *reader = PyTuple_GET_ITEM(readers, i);
+        if (Py_TYPE(reader)->tp_dealloc != (destructor)(void (*)(void))reader_dealloc) {
+            PyErr_Format(PyExc_TypeError, "wait_any: a %s, want a Reader", Py_TYPE(reader)->tp_name);
+            goto end;
         }
-        uint64_t now_ns = shmq_clock_ns(CLOCK_MONOTONIC);
-        deadline_ns = deadline_ns == 0 ? now_ns + timeout_ns : deadline_ns;
-        if (now_ns >= deadline_ns) {
-            return PyLong_FromLong(-1);
-        }
-        if (reader_sleep(self, deadline_ns) < 0 || PyErr_CheckSignals() < 0 || reader_check(self, "wait") < 0) {
-            return NULL;
+        waits[i] = (struct reader_wait){.reader = (struct reader *)reader};
+        if (reader_may_wait(waits[i].reader, timeout_ns) < 0) {
+            goto end;
         }
     }
+    int64_t row;
+    index = reader_wait_for(waits, (uint32_t)count, timeout_ns, &row);
+end:
+    Py_DECREF(readers);
+    return index < -1 ? NULL : PyLong_FromLong(index);
 }
 
 static PyObject *reader_wake(struct reader *self, PyObject *ignored)
@@ -878,6 +999,29 @@ static int reader_attach_consumer(struct reader *self, PyObject *consumer, PyObj
     return 0;
 }
 
+static int reader_make_places(struct reader *self)
+{
+    self->place_mask = 15;
+    self->places = PyMem_RawCalloc(self->place_mask + 1, sizeof *self->places);
+    if (self->places == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+static int reader_make_bed(struct reader *self)
+{
+    self->bed = PyMem_RawCalloc(1, sizeof *self->bed);
+    if (self->bed == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    shmq_sleepers_init(&self->bed->sleepers);
+    self->bed->reader_count = 1;
+    return 0;
+}
+
 static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"control", "arena", "log_map", "consumer", "completion", "session", "bell", "policy",
@@ -912,7 +1056,6 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (self == NULL) {
         return NULL;
     }
-    shmq_sleepers_init(&self->sleepers);
     self->module = module;
     self->control = shmq_mapping_hold(control);
     self->arena = shmq_mapping_hold(arena);
@@ -922,16 +1065,44 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->policy = policy;
     self->fork_count = shmq_fork_count;
     self->missing_file_position = -1;
-    self->place_mask = 15;
-    self->places = PyMem_RawCalloc(self->place_mask + 1, sizeof *self->places);
-    if (self->places == NULL) {
-        PyErr_NoMemory();
-    }
-    if (self->places == NULL || reader_attach_consumer(self, consumer, completion) < 0) {
+    if (reader_make_places(self) < 0 || reader_make_bed(self) < 0 ||
+        reader_attach_consumer(self, consumer, completion) < 0) {
         Py_DECREF(self);
         return NULL;
     }
     return (PyObject *)self;
+}
+
+static PyObject *reader_share(struct reader *self, PyObject *ignored)
+{
+    (void)ignored;
+    if (reader_check(self, "share") < 0) {
+        return NULL;
+    }
+    PyTypeObject *type = Py_TYPE(self);
+    struct reader *made = (struct reader *)type->tp_alloc(type, 0);
+    if (made == NULL) {
+        return NULL;
+    }
+    made->module = self->module;
+    made->control = shmq_mapping_hold(self->control);
+    made->arena = shmq_mapping_hold(self->arena);
+    made->consumer = self->consumer == NULL ? NULL : shmq_mapping_hold(self->consumer);
+    made->completion = self->completion == NULL ? NULL : shmq_mapping_hold(self->completion);
+    made->log = (struct shmq_log_map *)Py_NewRef((PyObject *)self->log);
+    made->session = self->session;
+    made->bell = self->bell;
+    made->claim_capacity = self->claim_capacity;
+    made->policy = self->policy;
+    made->fork_count = self->fork_count;
+    made->missing_file_position = -1;
+    made->bed = self->bed;
+    made->bed->reader_count += 1;
+    if (reader_make_places(made) < 0) {
+        Py_DECREF(made);
+        return NULL;
+    }
+    return (PyObject *)made;
 }
 
 static void reader_let_go(struct reader *self)
@@ -956,7 +1127,10 @@ static void reader_dealloc(struct reader *self)
     PyMem_RawFree(self->places);
     PyMem_RawFree(self->watches);
     PyMem_RawFree(self->codes);
-    (void)pthread_mutex_destroy(&self->sleepers.lock);
+    if (self->bed != NULL && --self->bed->reader_count == 0) {
+        (void)pthread_mutex_destroy(&self->bed->sleepers.lock);
+        PyMem_RawFree(self->bed);
+    }
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -1043,9 +1217,10 @@ static PyObject *reader_get_closed(struct reader *self, void *closure)
 static PyMethodDef reader_methods[] = {
 #define METHOD(name, function, flags, doc) {name, (PyCFunction)(void (*)(void))function, flags, doc}
     METHOD("read", reader_read, METH_FASTCALL | METH_KEYWORDS,
-           "read(row, generation, queue_offset, max_count=32, tag_codes=None, verify=False, timeout=1.0) -> "
-           "(status, messages, next_queue_offset). A frame that lies in a file is checked before it is handed "
-           "out; verify=True: one in memory, too."),
+           "read(row, generation, queue_offset, max_count=32, tag_codes=None, verify=False, timeout=1.0, "
+           "keeper=None) -> (status, messages, next_queue_offset). A frame that lies in a file is checked before it "
+           "is handed out; verify=True: one in memory, too. keeper: whose process(message) and settle(message) the "
+           "messages' own call."),
     METHOD("read_columns", reader_read_columns, METH_FASTCALL | METH_KEYWORDS,
            "read_columns(row, generation, queue_offset, ...) -> (status, Batch, next_queue_offset)."),
     METHOD("read_entries", reader_read_entries, METH_FASTCALL | METH_KEYWORDS,
@@ -1058,6 +1233,10 @@ static PyMethodDef reader_methods[] = {
     METHOD("wait", reader_wait, METH_FASTCALL | METH_KEYWORDS,
            "wait(timeout) -> a watched row with something to read, or -1: time ran out, or wake()."),
     METHOD("wake", reader_wake, METH_NOARGS, "Makes the wait() that is on, or else the next, return -1."),
+    METHOD("wait_any", reader_wait_any, METH_FASTCALL | METH_KEYWORDS | METH_STATIC,
+           "wait_any(readers, timeout) -> index of a reader that has something to read or was woken, or -1."),
+    METHOD("share", reader_share, METH_NOARGS,
+           "share() -> a Reader of the same session and bell that watches and reads on its own."),
     METHOD("claim", reader_claim, METH_FASTCALL | METH_KEYWORDS,
            "claim(index, claim, row, generation, consumer_offset): progress goes under this claim from now on."),
     METHOD("report", reader_report, METH_FASTCALL | METH_KEYWORDS,

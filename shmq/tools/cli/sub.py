@@ -129,13 +129,11 @@ def sub(
     printed is settled.
     """
     shape = _json if is_json else Format(format_text)
-    where, timestamp = _beginning(place, has_group=group is not None)
+    where, time = _beginning(place, has_group=group is not None)
     with (
         _group(namesrv, topic, group, place) as name,
         connect(namesrv) as client,
-        client.consumer(
-            topic, name, filter=tags, from_where=where, from_timestamp=timestamp
-        ) as consumer,
+        client.consumer(topic, name, filter=tags, from_where=where, from_time=time) as consumer,
         contextlib.suppress(KeyboardInterrupt, BrokenPipeError),
     ):
         out = sys.stdout.buffer
@@ -157,12 +155,12 @@ def sub(
         consumer.receive(1, timeout=0.0)  # settles what was printed
 
 
-def _beginning(place: str, *, has_group: bool) -> tuple[ConsumeFromWhere, int]:
+def _beginning(place: str, *, has_group: bool) -> tuple[ConsumeFromWhere, float | None]:
     if place in _WHERE:
-        return _WHERE[place], 0
+        return _WHERE[place], None
     if place.startswith("@"):
         ms = parse_time_ms(place, now_ms=SYSTEM_CLOCK.wall_ms())
-        return ConsumeFromWhere.CONSUME_FROM_TIMESTAMP, ms
+        return ConsumeFromWhere.CONSUME_FROM_TIMESTAMP, ms / 1000
     if not place.removeprefix("-").isdecimal():
         raise click.UsageError(
             f"--from {place}: wanted first, last, an offset, -N, or {TIME_WANTED}"
@@ -171,7 +169,7 @@ def _beginning(place: str, *, has_group: bool) -> tuple[ConsumeFromWhere, int]:
         raise click.UsageError(
             f"--from {place} of a group: move it with shmq group reset, or leave --group out"
         )
-    return ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET, 0
+    return ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET, None
 
 
 @contextlib.contextmanager

@@ -95,12 +95,41 @@ static inline int shmq_ladder_climb(struct shmq_ladder *ladder)
     return 0;
 }
 
-/* Waits while *word is `seen`, at most timeout_ns. Works on a read-only shared mapping. */
-static inline void shmq_futex_wait(const shmq_word32 *word, uint32_t seen, uint64_t timeout_ns)
+/* Waits while *word is `seen`, at most timeout_ns. Works on a read-only shared mapping. 1: all that time. */
+static inline int shmq_futex_wait(const shmq_word32 *word, uint32_t seen, uint64_t timeout_ns)
 {
     struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000u),
                                .tv_nsec = (long)(timeout_ns % 1000000000u)};
-    (void)syscall(SYS_futex, word, FUTEX_WAIT, seen, &timeout, NULL, 0);
+    return syscall(SYS_futex, word, FUTEX_WAIT, seen, &timeout, NULL, 0) < 0 && errno == ETIMEDOUT;
+}
+
+/* futex_waitv(2), of Linux 5.16; older headers do not have it. */
+#define SHMQ_SYS_FUTEX_WAITV 449
+#define SHMQ_FUTEX_32 2u
+#define SHMQ_FUTEX_WAITV_MAX 128u
+
+struct shmq_futex_waiter {
+    uint64_t seen;
+    uint64_t word;
+    uint32_t flags;
+    uint32_t unused;
+};
+
+static inline struct shmq_futex_waiter shmq_futex_waiter_of(const shmq_word32 *word, uint32_t seen)
+{
+    return (struct shmq_futex_waiter){
+        .seen = seen, .word = (uint64_t)(uintptr_t)word, .flags = SHMQ_FUTEX_32, .unused = 0};
+}
+
+/* Waits while each word is what its waiter has seen, until until_ns (monotonic). 1: all that time; 0: not;
+ * -1: this kernel, or whoever filters its calls, does not have it. */
+static inline int shmq_futex_wait_any(struct shmq_futex_waiter *waiters, uint32_t count, uint64_t until_ns)
+{
+    struct timespec until = {.tv_sec = (time_t)(until_ns / 1000000000u), .tv_nsec = (long)(until_ns % 1000000000u)};
+    if (syscall(SHMQ_SYS_FUTEX_WAITV, waiters, count, 0, &until, CLOCK_MONOTONIC) >= 0) {
+        return 0;
+    }
+    return errno == ENOSYS || errno == EPERM ? -1 : errno == ETIMEDOUT;
 }
 
 static inline void shmq_futex_wake(shmq_word32 *word)

@@ -1,0 +1,479 @@
+"""Which queues are a consumer's: shared out, claimed, released, revoked.
+
+What lives here: `Assignment`, a consumer's half that talks to brokers. Each member computes the
+shares on its own, over the same sorted queues and client ids, and claims its own at their brokers.
+Which process: the program's: rounds in the client's rebalance thread, notices in the threads that
+read the connections, which never wait for anybody here. Writes: claims, through the links. May
+fail: what brokers refuse; rounds are repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from shmq.allocation import STRATEGIES
+from shmq.client.offset_store import LocalOffsetStore
+from shmq.client.process_queue import ProcessQueue, QueueOwner
+from shmq.clock import SYSTEM_CLOCK
+from shmq.errors import (
+    ConfigError,
+    OffsetIllegalError,
+    ServiceNotAvailableError,
+    ShmqError,
+)
+from shmq.remoting.codes import RequestCode
+from shmq.result import MessageQueue
+from shmq.subscription import ConsumeFromWhere, MessageModel, SubscriptionData, check_group
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from shmq.allocation import Strategy
+    from shmq.client.broker_link import BrokerLink
+    from shmq.client.instance import Client
+    from shmq.core import core
+    from shmq.remoting.command import Command
+
+__all__ = ["Assignment"]
+
+_log = logging.getLogger("shmq.client")
+
+AWAY_NS = 120_000_000_000
+"""Queues of a broker that left the routes stay where they are so long: it is being restarted."""
+_REVOKED_NS = 1_000_000_000
+"""A queue that another member took from us is not taken back sooner, unless members changed."""
+
+
+class _Owner(QueueOwner, Protocol):
+    def wake(self) -> None: ...
+
+
+class Assignment:
+    """The queues of one consumer."""
+
+    def __init__(
+        self,
+        client: Client,
+        owner: _Owner,
+        topic: str,
+        group: str,
+        *,
+        expression: str | None,
+        from_where: ConsumeFromWhere,
+        from_time: float | None,
+        allocation: str | Strategy,
+        model: MessageModel,
+        offset_file: str | Path | None,
+    ) -> None:
+        """Of a consumer that is being made; nothing is asked yet."""
+        check_group(group)
+        model = MessageModel(model)
+        if not callable(allocation) and allocation not in STRATEGIES:
+            known = ", ".join(sorted(STRATEGIES))
+            raise ConfigError(f"consume {topic}: allocation {allocation!r}, wanted {known}")
+        if offset_file is not None and model is not MessageModel.BROADCASTING:
+            raise ConfigError(
+                f"consume {topic}: offset_file in CLUSTERING, where the brokers keep the offsets; "
+                "leave it out, or use BROADCASTING"
+            )
+        self.topic = topic
+        self.group = group
+        self.model = model
+        self.subscription = SubscriptionData.parse(topic, expression)
+        """The filter, parsed."""
+        self.queues: tuple[ProcessQueue, ...] = ()
+        """What is consumed now; replaced as a whole."""
+        self.is_complete = False
+        """Whether the last round got all that is ours."""
+        self._client = client
+        self._owner = owner
+        self._from_where = ConsumeFromWhere(from_where)
+        self._from_ms = 0
+        if from_time is not None:
+            self._from_where = ConsumeFromWhere.CONSUME_FROM_TIMESTAMP
+            self._from_ms = int(from_time * 1000)
+        self._strategy = allocation if callable(allocation) else STRATEGIES[allocation]
+        self._store = None if offset_file is None else LocalOffsetStore(Path(offset_file))
+        self._table: dict[MessageQueue, ProcessQueue] = {}
+        self._readers: dict[BrokerLink, tuple[int, core.Reader]] = {}
+        self._bell = client.next_bell()
+        self._known: dict[str, tuple[int, int]] = {}
+        self._members: list[str] = []
+        self._revoked: dict[tuple[BrokerLink, int, int], None] = {}
+        self._revoked_ns: dict[MessageQueue, int] = {}
+        self._is_closed = False
+        self._busy = threading.Lock()
+        """Held for whole rounds, with requests in them; never by who takes notices."""
+        self._lock = threading.Lock()
+        """Held for a look at the tables."""
+
+    def __str__(self) -> str:
+        return f"group={self.group} topic={self.topic}"
+
+    def describe(self) -> dict[str, object]:
+        """The subscription as a heartbeat tells it."""
+        subscription = self.subscription
+        return {
+            "topic": self.topic,
+            "subString": subscription.sub_string,
+            "tagsSet": sorted(subscription.tags_set),
+            "codeSet": sorted(subscription.code_set),
+            "subVersion": 1,
+            "expressionType": "TAG",
+        }
+
+    @property
+    def from_where(self) -> ConsumeFromWhere:
+        """Where a new group starts."""
+        return self._from_where
+
+    # ---- a round ---------------------------------------------------------------------------------
+
+    def want_rebalance(self) -> None:
+        """Have a round soon. Any thread; never blocks."""
+        self._client.rebalancer.request(self)
+
+    def rebalance(self) -> None:
+        """Give up what is no longer ours, claim what is.
+
+        Raises:
+            TopicNotExistError, ServiceNotAvailableError and others: as much as could be was done.
+        """
+        with self._busy:
+            if self._is_closed:
+                return
+            self.is_complete = False
+            queues = self._all_queues()
+            away = self._greet({queue.broker_name for queue in queues})
+            members, is_new = self._ask_members({queue.broker_name for queue in queues} - away)
+            mine = set(self._strategy(queues, members, self._client.client_id))
+            with self._lock:
+                gone = [queue for key, queue in self._table.items() if key not in mine]
+                wanted = sorted(mine - self._table.keys())
+            self._release(gone)
+            now_ns = SYSTEM_CLOCK.monotonic_ns()
+            free = [
+                key
+                for key in wanted
+                if key.broker_name not in away
+                and (is_new or now_ns - self._revoked_ns.get(key, -_REVOKED_NS) >= _REVOKED_NS)
+            ]
+            failure = self._take(free)
+            self._save()
+            self.is_complete = free == wanted and failure is None and not away
+            if failure is not None:
+                raise failure
+
+    def _all_queues(self) -> list[MessageQueue]:
+        """All queues of the topic, those of brokers that are away for a moment included: else the
+        others would be dealt out anew for a restart.
+        """
+        now_ns = SYSTEM_CLOCK.monotonic_ns()
+        route = self._client.routes.route(self.topic, is_fresh=True)
+        for data in route.queue_datas:
+            self._known[data.broker_name] = data.read_queue_nums, now_ns
+        for name, (_, seen_ns) in tuple(self._known.items()):
+            if now_ns - seen_ns > AWAY_NS:
+                del self._known[name]
+        return sorted(
+            MessageQueue(self.topic, name, queue_id)
+            for name, (count, _) in self._known.items()
+            for queue_id in range(count)
+        )
+
+    def _greet(self, names: Iterable[str]) -> set[str]:
+        """See that these brokers know us; those that are away."""
+        away = set()
+        for name in names:
+            try:
+                self._client.greet(name)
+            except ServiceNotAvailableError as error:
+                _log.debug("greet %s: %s", name, error)
+                away.add(name)
+        return away
+
+    def _ask_members(self, names: Iterable[str]) -> tuple[list[str], bool]:
+        """The sorted client ids of the group, and whether they are others than before."""
+        if self.model is MessageModel.BROADCASTING:
+            return [self._client.client_id], False
+        members = {self._client.client_id}
+        for name in sorted(names):
+            answer = self._client.link(name).call(
+                RequestCode.GET_CONSUMER_LIST_BY_GROUP, {"consumerGroup": self.group}
+            )
+            listed = answer.json()["consumerIdList"]
+            assert isinstance(listed, list)
+            members.update(str(item) for item in listed)
+        known, self._members = self._members, sorted(members)
+        return self._members, known != self._members
+
+    # ---- taking ----------------------------------------------------------------------------------
+
+    def _take(self, keys: list[MessageQueue]) -> ShmqError | None:
+        failure = None
+        for name in sorted({key.broker_name for key in keys}):
+            ids = [key.queue_id for key in keys if key.broker_name == name]
+            try:
+                link = self._client.link(name)
+                if self.model is MessageModel.BROADCASTING:
+                    self._adopt(link, ids)
+                else:
+                    self._claim(link, ids)
+            except ShmqError as error:
+                failure = error
+        return failure
+
+    def _claim(self, link: BrokerLink, ids: list[int]) -> None:
+        reader = self._reader(link)
+        claims = link.claim(
+            self.group,
+            self.topic,
+            ids,
+            from_where=str(self._from_where.value),
+            timestamp=self._from_ms,
+        )
+        made = [
+            self._process_queue(
+                link,
+                reader,
+                facts,
+                begin_offset=max(facts["consumerOffset"], facts["minOffset"]),
+                slot=facts["slot"],
+                claim=facts["claim"],
+            )
+            for facts in claims
+        ]
+        self._enter(link, made)
+
+    def _adopt(self, link: BrokerLink, ids: list[int]) -> None:
+        """Broadcasting: nobody is asked for these queues."""
+        reader = self._reader(link)
+        made = []
+        for facts in link.read_queues(self.topic):
+            if facts["queueId"] not in ids:
+                continue
+            key = MessageQueue(self.topic, link.broker_name, facts["queueId"])
+            begin_offset = self._store.offset(key) if self._store is not None else None
+            if begin_offset is None:
+                begin_offset = self._first_offset(link, facts)
+            begin_offset = min(max(begin_offset, facts["minOffset"]), facts["visibleMax"])
+            made.append(self._process_queue(link, reader, facts, begin_offset=begin_offset))
+        self._enter(link, made)
+
+    def _first_offset(self, link: BrokerLink, facts: Mapping[str, int]) -> int:
+        if self._from_where is ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET:
+            return facts["minOffset"]
+        if self._from_where is ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET:
+            return facts["visibleMax"]
+        return link.search_offset(self.topic, facts["queueId"], self._from_ms)
+
+    def _process_queue(
+        self,
+        link: BrokerLink,
+        reader: core.Reader,
+        facts: Mapping[str, int],
+        *,
+        begin_offset: int,
+        slot: int = -1,
+        claim: int = 0,
+    ) -> ProcessQueue:
+        return ProcessQueue(
+            self._owner,
+            link,
+            reader,
+            MessageQueue(self.topic, link.broker_name, facts["queueId"]),
+            facts["row"],
+            facts["generation"],
+            slot=slot,
+            claim=claim,
+            begin_offset=begin_offset,
+        )
+
+    def _enter(self, link: BrokerLink, made: list[ProcessQueue]) -> None:
+        """Begin to consume them, but for those that were revoked before we knew we had them."""
+        with self._lock:
+            for queue in made:
+                key = link, queue.message_queue.queue_id, queue.claim
+                if key in self._revoked:
+                    queue.drop()
+                else:
+                    self._table[queue.message_queue] = queue
+            self._revoked.clear()
+            self.queues = tuple(self._table.values())
+        for queue in made:
+            if queue.is_dropped:
+                link.forget_claim(queue.slot, queue.claim)
+        link.subscribe_bell(self._bell, [(queue.row, queue.generation) for queue in made])
+        self._owner.wake()
+
+    def _reader(self, link: BrokerLink) -> core.Reader:
+        known = self._readers.get(link)
+        if known is None or known[0] != link.generation:
+            self._readers[link] = known = link.share_reader(self._bell)
+        return known[1]
+
+    def readers(self) -> list[core.Reader]:
+        """All that the consumer may be waiting on."""
+        return [reader for _, reader in tuple(self._readers.values())]
+
+    # ---- giving up -------------------------------------------------------------------------------
+
+    def _release(self, queues: list[ProcessQueue]) -> None:
+        self._drop(queues)
+        for link in {queue.link for queue in queues}:
+            ours = [queue for queue in queues if queue.link is link]
+            try:
+                link.unsubscribe_bell(self._bell, [(q.row, q.generation) for q in ours])
+                for queue in ours:
+                    queue.reader.unwatch(queue.row)
+                if self.model is MessageModel.CLUSTERING:
+                    claims = [(q.message_queue.queue_id, q.slot, q.claim) for q in ours]
+                    link.release(self.group, self.topic, claims)
+            except ShmqError as error:
+                _log.debug("release %s at %s: %s", self, link.broker_name, error)
+
+    def _drop(self, queues: Iterable[ProcessQueue]) -> None:
+        with self._lock:
+            for queue in queues:
+                queue.drop()
+                if self._table.get(queue.message_queue) is queue:
+                    del self._table[queue.message_queue]
+            self.queues = tuple(self._table.values())
+
+    def _drop_where(self, is_gone: Callable[[ProcessQueue], bool]) -> None:
+        self._drop([queue for queue in self.queues if is_gone(queue)])
+
+    def _save(self) -> None:
+        """Broadcasting: keep the offsets, if there is a file."""
+        if self._store is not None:
+            self._store.save({q.message_queue: q.settled_offset for q in self.queues})
+
+    def close(self) -> None:
+        """Give up everything."""
+        with self._busy:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._save()
+            self._release(list(self.queues))
+            for _, reader in self._readers.values():
+                reader.close()
+            self._readers.clear()
+
+    # ---- elsewhere -------------------------------------------------------------------------------
+
+    def seek(
+        self,
+        key: MessageQueue,
+        queue_offset: int | None,
+        where: ConsumeFromWhere | None,
+        time: float | None,
+    ) -> int:
+        """As Consumer.seek."""
+        with self._busy:
+            old = self._table.get(key)
+            if old is None:
+                raise OffsetIllegalError(
+                    f"seek in queue {key.queue_id} of {key.topic} at {key.broker_name}: it is not "
+                    "assigned to this consumer; see Consumer.assigned"
+                )
+            first = old.reader.min_queue_offset(old.row)
+            last = old.reader.visible_max(old.row)
+            if time is not None:
+                queue_offset = old.link.search_offset(key.topic, key.queue_id, int(time * 1000))
+            elif where is ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET:
+                queue_offset = last
+            elif queue_offset is None:
+                queue_offset = first
+            if not first <= queue_offset <= last:
+                raise OffsetIllegalError(
+                    f"seek in queue {key.queue_id} of {key.topic} at {key.broker_name} to "
+                    f"{queue_offset}: it has {first} to {last}"
+                )
+            new = ProcessQueue(
+                self._owner,
+                old.link,
+                old.reader,
+                key,
+                old.row,
+                old.generation,
+                slot=old.slot,
+                claim=old.claim,
+                begin_offset=queue_offset,
+            )
+            with self._lock:
+                old.drop()
+                if self._table.get(key) is old:  # else it was revoked this moment
+                    self._table[key] = new
+                self.queues = tuple(self._table.values())
+            new.report()
+        self._owner.wake()
+        return queue_offset
+
+    # ---- what the client tells, in threads that must not wait ------------------------------------
+
+    def notified(self, link: BrokerLink, command: Command) -> None:
+        """A broker's notice."""
+        code, fields = command.code, command.ext_fields
+        if code == RequestCode.NOTIFY_CONSUMER_IDS_CHANGED:
+            if fields.get("consumerGroup") == self.group:
+                self.want_rebalance()
+        elif code == RequestCode.NOTIFY_TOPIC_CHANGED:
+            if fields.get("topic") == self.topic:
+                self.want_rebalance()
+        elif code == RequestCode.NOTIFY_CLAIMS_REVOKED:
+            if (fields.get("consumerGroup"), fields.get("topic")) == (self.group, self.topic):
+                self._revoke(link, command)
+        elif code == RequestCode.RESET_CONSUMER_CLIENT_OFFSET and (
+            (fields.get("group"), fields.get("topic")) == (self.group, self.topic)
+        ):
+            self._reset(link, command)
+
+    def _reset(self, link: BrokerLink, command: Command) -> None:
+        """Offsets were set by hand: what was fetched does not count."""
+        table = command.json()["offsetTable"]
+        assert isinstance(table, list)
+        ids = {int(row["queueId"]) for row in table}
+        gone = [q for q in self.queues if q.link is link and q.message_queue.queue_id in ids]
+        self._drop(gone)
+        for queue in gone:
+            link.forget_claim(queue.slot, queue.claim)
+            self._revoked_ns.pop(queue.message_queue, None)
+        self.want_rebalance()
+
+    def _revoke(self, link: BrokerLink, command: Command) -> None:
+        claims = command.json()["claims"]
+        assert isinstance(claims, list)
+        now_ns = SYSTEM_CLOCK.monotonic_ns()
+        revoked = {(link, int(claim["queueId"]), int(claim["claim"])) for claim in claims}
+        with self._lock:
+            self._revoked.update(dict.fromkeys(revoked))
+        for _, queue_id, _ in revoked:
+            self._revoked_ns[MessageQueue(self.topic, link.broker_name, queue_id)] = now_ns
+        self._drop_where(lambda q: (q.link, q.message_queue.queue_id, q.claim) in revoked)
+        for claim in claims:
+            link.forget_claim(int(claim["slot"]), int(claim["claim"]))
+        self.want_rebalance()
+
+    def reconnected(self, link: BrokerLink) -> None:
+        """A broker is back; what it does not know of us any more is dropped and claimed anew."""
+        self._revoked_ns.clear()
+        reader = self._readers.get(link)
+        if reader is not None and reader[0] != link.generation:
+            self._drop_where(lambda queue: queue.link is link)
+            reader[1].close()  # who waits on it gets up
+        else:
+            self._drop_where(
+                lambda queue: (
+                    queue.link is link
+                    and (
+                        (queue.row, queue.generation) in link.stale_handles
+                        or (queue.slot >= 0 and not link.has_claim(queue.slot, queue.claim))
+                    )
+                )
+            )
+        self.want_rebalance()
+        self._owner.wake()

@@ -1,0 +1,172 @@
+"""PushConsumer: a group's member that calls a function with each message, in several threads.
+
+What lives here: `PushConsumer` and its pool. The threads of a topic take turns: one waits for
+messages on behalf of all, hands the waiting on when it has one, and calls the listener itself, so
+that a message meets its listener in the thread that it woke. Which process: the program's, threads
+of its own. Writes: progress, through the Consumer. May fail: what Client.consumer raises; what a
+listener raises is logged and the message delivered again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, NoReturn, Self
+
+from shmq.client.consumer import Consumer
+from shmq.errors import ClosedError, ConfigError, ForkError
+from shmq.status import ConsumeStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Any
+
+    from shmq.client.instance import Client
+    from shmq.core import core
+
+    Listener = Callable[[core.Message], ConsumeStatus | None]
+
+__all__ = ["PushConsumer"]
+
+_log = logging.getLogger("shmq.client")
+
+_WAIT_S = 3600.0
+_TAKE_MAX = 16
+"""Messages that a thread takes in one turn where there are more than threads."""
+
+
+class PushConsumer:
+    """A member of a group. A context manager: leaving it waits for calls that are on.
+
+    The listener settles a message by returning None or ConsumeStatus.CONSUME_SUCCESS. If it
+    returns RECONSUME_LATER or raises, the message is delivered again, later each time.
+
+    Example:
+        with client.push_consumer("billing", print, threads=4) as consumer:
+            consumer.subscribe("orders", "new || paid")
+            ...
+    """
+
+    def __init__(self, client: Client, group: str, listener: Listener, *, threads: int) -> None:
+        """By Client.push_consumer()."""
+        if threads < 1:
+            raise ConfigError(f"consume in group {group}: {threads} threads, wanted 1 or more")
+        self.group = group
+        """The group."""
+        self._client = client
+        self._listener = listener
+        self._thread_max = threads
+        self._pools: list[_Pool] = []
+        self._is_closed = False
+
+    def subscribe(self, topic: str, filter: str | None = None, **options: Any) -> None:
+        """Begin to consume a topic; options as for Client.consumer. May be called for several.
+
+        Raises:
+            What Client.consumer raises.
+        """
+        if self._is_closed:
+            raise ClosedError(f"subscribe to {topic}: this push consumer is closed")
+        consumer = self._client.consumer(
+            topic, self.group, filter=filter, auto_settle=False, **options
+        )
+        self._pools.append(_Pool(consumer, self._listener, self._thread_max))
+
+    def close(self) -> None:
+        """Take nothing more, wait for the calls that are on, and leave the group."""
+        if self._is_closed or self._client.is_forked:
+            return
+        self._is_closed = True
+        for pool in self._pools:
+            pool.close()
+        self._client.leave(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("pickle a PushConsumer: it holds shared memory; connect where it is used")
+
+
+class _Pool:
+    """The threads of one topic; as many as are busy at once, and one that waits."""
+
+    def __init__(self, consumer: Consumer, listener: Listener, thread_max: int) -> None:
+        self._consumer = consumer
+        self._listener = listener
+        self._thread_max = thread_max
+        self._turn = threading.Lock()
+        self._lock = threading.Lock()
+        self._idle_count = 0
+        self._threads: list[threading.Thread] = []
+        self._is_closed = False
+        self._spawn()
+
+    def _spawn(self) -> None:
+        with self._lock:
+            if self._is_closed or self._idle_count or len(self._threads) >= self._thread_max:
+                return
+            self._idle_count += 1
+            thread = threading.Thread(
+                target=self._work, name=f"shmq-listen-{len(self._threads)}", daemon=True
+            )
+            self._threads.append(thread)
+        thread.start()
+
+    def _work(self) -> None:
+        consumer = self._consumer
+        while not self._is_closed:  # as long as the consumer is open
+            items = []
+            try:
+                with self._turn:
+                    item = consumer.take(_WAIT_S)
+                    if item is None:
+                        continue
+                    items.append(item)
+                    more = min(consumer.ready_count // self._thread_max, _TAKE_MAX - 1)
+                    for _ in range(more):
+                        item = consumer.take(0.0)
+                        if item is not None:
+                            items.append(item)
+            except (ClosedError, ForkError):
+                return
+            with self._lock:
+                self._idle_count -= 1
+            self._spawn()  # somebody waits while this one works
+            for _, _, message in items:
+                self._call(message)
+            with self._lock:
+                self._idle_count += 1
+
+    def _call(self, message: core.Message) -> None:
+        try:
+            with message.process():
+                if self._listener(message) == ConsumeStatus.RECONSUME_LATER:
+                    raise _LaterError
+        except _LaterError:
+            return
+        except Exception:  # noqa: BLE001 # a listener may raise anything; the message comes again
+            _log.exception("listener of %s: message %s", self._consumer.topic, message.message_id)
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            threads = list(self._threads)
+        self._consumer.stop()  # whoever waits gets up; what is being processed still settles
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        self._consumer.close()
+
+
+class _LaterError(Exception):
+    """The listener said RECONSUME_LATER."""

@@ -1,0 +1,467 @@
+"""Consumers in a real cluster: what is received, settled, delivered again; from where; by whom."""
+
+import ctypes
+import os
+import pickle
+import re
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shmq
+from shmq import ConsumeFromWhere, MessageModel
+from shmq.errors import ConfigError, ForkError, OffsetIllegalError
+from shmq.remoting.codes import RequestCode
+from shmq.status import ConsumeStatus, PullStatus
+from tests.support.cluster import Cluster, Program, wait_for
+from tests.support.require import require_program
+
+pytestmark = pytest.mark.cluster
+
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, cluster_name):
+    with Cluster(tmp_path, cluster_name) as made:
+        yield made
+
+
+@pytest.fixture
+def client(cluster: Cluster):
+    with cluster.connect() as made:
+        yield made
+
+
+def send(client: shmq.Client, topic: str, count: int, **options) -> None:
+    producer = client.producer()
+    for number in range(count):
+        producer.send_oneway(topic, b"%d" % number, **options)
+    producer.drain()
+
+
+def receive(consumer: shmq.Consumer, count: int) -> list[int]:
+    """Numbers of the next `count` messages."""
+    got: list[int] = []
+    while len(got) < count:
+        messages = consumer.receive(count - len(got), timeout=PATIENCE_S)
+        assert messages, got
+        got += [int(bytes(message)) for message in messages]
+    return got
+
+
+def group_offset(client: shmq.Client, topic: str, group: str) -> int:
+    """Sum of what the broker has as the group's offsets."""
+    link = client.link("broker-a")
+    answer = link.call(RequestCode.GET_CONSUME_STATS, {"consumerGroup": group, "topic": topic})
+    return sum(max(0, row["consumerOffset"]) for row in answer.json()["queues"])
+
+
+def test_iteration_gives_each_message_once_and_settles_the_one_before(client):
+    send(client, "t", 20)
+    with client.consumer("t", "g") as consumer:
+        got = []
+        for message in consumer:
+            got.append(int(bytes(message)))
+            if len(got) == 20:
+                break
+        assert sorted(got) == list(range(20))
+    with client.consumer("t", "g") as consumer:
+        again = receive(consumer, 1)  # the last was not settled
+        assert again == got[-1:]
+        assert consumer.receive(5, timeout=0.05) == []
+
+
+def test_process_settles_on_success_and_delivers_again_after_an_exception(client):
+    send(client, "t", 3)
+    seen: list[int] = []
+    with client.consumer("t", "g", auto_settle=False) as consumer:
+        for message in consumer:
+            number = int(bytes(message))
+            seen.append(number)
+            try:
+                with message.process():
+                    if number == 1 and seen.count(1) < 3:
+                        raise ValueError(number)
+            except ValueError:
+                continue
+            if len(seen) == 5:
+                break
+        assert sorted(seen) == [0, 1, 1, 1, 2]
+        wait_for(lambda: group_offset(client, "t", "g") == 3, "the progress")
+
+
+def test_process_rules_over_auto_settle(client):
+    send(client, "t", 1)
+    with client.consumer("t", "g") as consumer:
+        message = consumer.try_next(PATIENCE_S)
+        assert message is not None
+        with pytest.raises(ValueError, match="no"), message.process():
+            raise ValueError("no")
+        again = consumer.try_next(PATIENCE_S)  # asking for the next settles nothing here
+        assert again is not None
+        assert again.message_id == message.message_id
+
+
+def test_message_of_no_consumer_cannot_be_processed():
+    with pytest.raises(TypeError, match="no consumer"):
+        shmq.Message("t", b"x").process()
+
+
+def test_messages_settled_out_of_order_count_up_to_the_first_gap(client):
+    client.create_topic("one", queues=1)
+    send(client, "one", 10)
+    with client.consumer("one", "g", auto_settle=False) as consumer:
+        messages = [consumer.try_next(PATIENCE_S) for _ in range(10)]
+        for message in messages[5:]:
+            message.settle()
+        messages[0].settle()
+        wait_for(lambda: group_offset(client, "one", "g") == 1, "the progress")
+        for message in messages[1:5]:
+            message.settle()
+        wait_for(lambda: group_offset(client, "one", "g") == 10, "the progress")
+
+
+def test_receive_many_gives_columns_and_stacks_bodies(client):
+    client.create_topic("one", queues=1)
+    producer = client.producer()
+    for number in range(100):
+        producer.send_oneway("one", np.array([number, number * 2], "i4"))
+    producer.drain()
+    with client.consumer("one", "g") as consumer:
+        batch = consumer.receive_many(timeout=PATIENCE_S)
+        assert len(batch) == 100
+        assert batch.queue_offsets.tolist() == list(range(100))
+        assert set(batch.body_sizes.tolist()) == {8}
+        stacked = batch.stack("i4")
+        assert stacked.shape == (100, 2)
+        assert stacked[:, 1].tolist() == list(range(0, 200, 2))
+        assert batch[7].array().tolist() == [7, 14]
+        assert len(consumer.receive_many(timeout=0.05)) == 0  # settles the first
+        wait_for(lambda: group_offset(client, "one", "g") == 100, "the progress")
+
+
+def test_batch_that_failed_is_delivered_again(client):
+    client.create_topic("one", queues=1)
+    send(client, "one", 3)
+    with client.consumer("one", "g", auto_settle=False) as consumer:
+        with pytest.raises(ValueError, match="no"), consumer.receive_many(timeout=PATIENCE_S):
+            raise ValueError("no")
+        assert receive(consumer, 3) == [0, 1, 2]
+
+
+def test_body_lies_in_the_mapped_log(client):
+    producer = client.producer()
+    producer.send("t", np.arange(1000, dtype="f8").reshape(10, 100))
+    with client.consumer("t", "g") as consumer:
+        (message,) = consumer.receive(1, timeout=PATIENCE_S)
+        array = message.array()
+        assert array.shape == (10, 100)
+        assert not array.flags.writeable
+        address = array.__array_interface__["data"][0]
+        view = np.frombuffer(message.body, "u1")
+        assert view.__array_interface__["data"][0] == address
+        mapped = Path("/proc/self/maps").read_text()
+        for line in mapped.splitlines():
+            first, last = (int(part, 16) for part in line.split()[0].split("-"))
+            if first <= address < last:
+                assert line.split()[1].startswith("r--")
+                assert "/dev/shm/shmq." in line
+                break
+        else:
+            raise AssertionError("mapped nowhere")
+        assert ctypes.string_at(address, 8) == bytes(message.body[:8])
+
+
+def test_filter_passes_wanted_tags_only(client):
+    producer = client.producer()
+    for number in range(30):
+        producer.send("t", b"%d" % number, tag="abc"[number % 3])
+    # AaAa and BBBB have the same hash: the tag itself is compared
+    producer.send("t", b"100", tag="AaAa")
+    producer.send("t", b"101", tag="BBBB")
+    with client.consumer("t", "g", filter="a || c || BBBB") as consumer:
+        got = receive(consumer, 21)
+        assert sorted(got) == sorted([n for n in range(30) if n % 3 != 1] + [101])
+        assert consumer.receive(1, timeout=0.05) == []
+        wait_for(lambda: group_offset(client, "t", "g") == 32, "what was passed over counts")
+
+
+def test_new_group_starts_where_it_says(client):
+    client.create_topic("one", queues=1)
+    send(client, "one", 5)
+    producer = client.producer()
+    middle = producer.send("one", b"5")
+    with client.pull_consumer("one") as pull:
+        (queue,) = pull.queues()
+        time = pull.pull(queue, middle.queue_offset).messages[0].store_timestamp / 1000
+    with (
+        client.consumer("one", "first") as first,
+        client.consumer(
+            "one", "last", from_where=ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET
+        ) as last,
+        client.consumer("one", "time", from_time=time) as timed,
+    ):
+        producer.send("one", b"6")
+        assert receive(first, 7) == list(range(7))
+        assert receive(last, 1) == [6]
+        assert receive(timed, 1)[0] <= 5
+
+
+def test_broadcasting_gives_everything_to_everybody_and_keeps_its_own_offsets(
+    cluster, client, tmp_path
+):
+    send(client, "t", 10)
+    saved = tmp_path / "offsets.json"
+    options = {"model": MessageModel.BROADCASTING, "offset_file": saved}
+    with (
+        cluster.connect() as other,
+        client.consumer("t", "g", **options) as one,
+        other.consumer("t", "g", model=MessageModel.BROADCASTING) as two,
+    ):
+        assert sorted(receive(one, 10)) == list(range(10))
+        assert sorted(receive(two, 10)) == list(range(10))
+        assert one.receive(1, timeout=0.05) == []
+    send(client, "t", 1)
+    with client.consumer("t", "g", **options) as one:
+        assert receive(one, 1) == [0]
+        assert one.receive(1, timeout=0.05) == []
+
+
+def test_pull_reads_any_queue_from_anywhere(client):
+    client.create_topic("one", queues=1)
+    send(client, "one", 100, tag="x")
+    with client.pull_consumer("one") as pull:
+        (queue,) = pull.queues()
+        assert (pull.min_offset(queue), pull.max_offset(queue)) == (0, 100)
+        result = pull.pull(queue, 40, 10)
+        assert result.pull_status is PullStatus.FOUND
+        assert [int(bytes(m)) for m in result.messages] == list(range(40, 50))
+        assert result.next_begin_offset == 50
+        assert pull.pull(queue, 100).pull_status is PullStatus.NO_NEW_MSG
+        assert pull.pull(queue, 101).pull_status is PullStatus.OFFSET_ILLEGAL
+        assert pull.pull(queue, 101).next_begin_offset == 100
+        sender = threading.Timer(0.1, lambda: send(client, "one", 1))
+        sender.start()
+        assert len(pull.pull(queue, 100, timeout=PATIENCE_S).messages) == 1
+        sender.join()
+    with client.pull_consumer("one", filter="y") as pull:
+        assert pull.pull(queue, 0, 10).pull_status is PullStatus.NO_MATCHED_MSG
+
+
+def test_seek_goes_back_and_forth(client):
+    client.create_topic("one", queues=1)
+    send(client, "one", 50)
+    with client.consumer("one", "g") as consumer:
+        assert receive(consumer, 50) == list(range(50))
+        (queue,) = consumer.assigned
+        assert consumer.seek(queue, 10) == 10
+        assert receive(consumer, 40) == list(range(10, 50))
+        assert consumer.seek(queue, where=ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET) == 0
+        assert receive(consumer, 1) == [0]
+        assert consumer.seek(queue, where=ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET) == 50
+        assert consumer.receive(1, timeout=0.05) == []
+        with pytest.raises(OffsetIllegalError, match="0 to 50"):
+            consumer.seek(queue, 51)
+        with pytest.raises(OffsetIllegalError, match="not assigned"):
+            consumer.seek(queue._replace(queue_id=9), 0)
+        wait_for(lambda: group_offset(client, "one", "g") == 50, "the progress")
+
+
+def test_queue_that_is_full_is_read_on_when_something_is_settled(client):
+    client.create_topic("one", queues=1)
+    for _ in range(4):
+        send(client, "one", 1000)
+    with client.consumer("one", "g", auto_settle=False) as consumer:
+        taken = [consumer.try_next(PATIENCE_S) for _ in range(1000)]
+        assert consumer.try_next(0.05) is None
+        settler = threading.Timer(0.1, lambda: [message.settle() for message in taken])
+        settler.start()
+        more = [consumer.try_next(PATIENCE_S) for _ in range(1000)]
+        settler.join()
+        assert None not in more
+        for message in more[1:]:
+            message.settle()
+        # One that is never settled does not let all that come behind it pile up.
+        behind = 0
+        while (message := consumer.try_next(0.05)) is not None:
+            message.settle()
+            behind += 1
+        assert behind == 1000
+
+
+def test_full_queue_counts_bytes(client):
+    client.create_topic("one", queues=1)
+    producer = client.producer()
+    for _ in range(30):
+        producer.send("one", bytes(4_000_000))
+    with client.consumer("one", "g", auto_settle=False) as consumer:
+        count = 0
+        while consumer.try_next(0.05 if count else PATIENCE_S) is not None:
+            count += 1
+        assert count == 30  # of one read; the next waits for room
+        producer.send("one", b"small")
+        assert consumer.try_next(0.05) is None
+
+
+@pytest.mark.parametrize("allocation", ["average", "circle"])
+def test_members_share_the_queues(cluster, client, allocation):
+    client.create_topic("t", queues=6)
+    with (
+        cluster.connect() as other,
+        client.consumer("t", "g", allocation=allocation) as one,
+        other.consumer("t", "g", allocation=allocation) as two,
+    ):
+        wait_for(lambda: len(one.assigned) == 3 and len(two.assigned) == 3, "equal shares")
+        ids = sorted(queue.queue_id for queue in one.assigned)
+        assert ids in (
+            [[0, 1, 2], [3, 4, 5]] if allocation == "average" else [[0, 2, 4], [1, 3, 5]]
+        )
+        two.close()
+        wait_for(lambda: len(one.assigned) == 6, "everything")
+
+
+def test_second_member_in_one_client_is_refused(client):
+    with client.consumer("t", "g"), pytest.raises(ConfigError, match="another client"):
+        client.consumer("t", "g")
+
+
+def test_topic_that_comes_later_is_consumed(client):
+    with client.consumer("later", "g") as consumer:
+        sender = threading.Timer(0.1, lambda: send(client, "later", 1))
+        sender.start()
+        assert receive(consumer, 1) == [0]
+        sender.join()
+
+
+# ---- push ----------------------------------------------------------------------------------------
+
+
+def test_push_calls_a_listener_in_several_threads_at_once(client):
+    together = threading.Barrier(4)
+    names: set[str] = set()
+
+    def listener(message: shmq.Message) -> None:
+        together.wait(PATIENCE_S)
+        names.add(threading.current_thread().name)
+
+    with client.push_consumer("g", listener, threads=4) as push:
+        push.subscribe("t")
+        send(client, "t", 8)
+        wait_for(lambda: group_offset(client, "t", "g") == 8, "the progress")
+    assert len(names) == 4
+
+
+def test_push_delivers_again_what_a_listener_refuses_or_raises_over(client):
+    calls: list[int] = []
+    lock = threading.Lock()
+
+    def listener(message: shmq.Message) -> ConsumeStatus | None:
+        number = int(bytes(message))
+        with lock:
+            calls.append(number)
+            tries = calls.count(number)
+        if number == 0 and tries == 1:
+            raise ValueError(number)
+        return ConsumeStatus.RECONSUME_LATER if number == 1 and tries < 3 else None
+
+    send(client, "t", 3)
+    send(client, "u", 1, tag="no")
+    with client.push_consumer("g", listener, threads=2) as push:
+        push.subscribe("t")
+        push.subscribe("u", "yes")
+        wait_for(lambda: group_offset(client, "t", "g") == 3, "the progress")
+        wait_for(lambda: group_offset(client, "u", "g") == 1, "what was passed over")
+    assert sorted(calls) == [0, 0, 1, 1, 1, 2]
+
+
+def test_push_waits_for_calls_that_are_on(client):
+    begun, ended = threading.Event(), threading.Event()
+
+    def listener(message: shmq.Message) -> None:
+        begun.set()
+        ended.wait(PATIENCE_S)
+
+    send(client, "t", 1)
+    push = client.push_consumer("g", listener)
+    push.subscribe("t")
+    assert begun.wait(PATIENCE_S)
+    threading.Timer(0.1, ended.set).start()
+    push.close()
+    assert ended.is_set()
+    with client.consumer("t", "g") as consumer:
+        assert consumer.receive(1, timeout=0.05) == []
+
+
+# ---- waiting -------------------------------------------------------------------------------------
+
+WAITING = """
+import sys, threading, shmq
+with shmq.connect(sys.argv[1]) as client, client.consumer("t", "g") as consumer:
+    print(len(consumer.assigned), flush=True)
+    for message in consumer:
+        print(message.queue_id, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_waiting_consumer_of_two_brokers_makes_hardly_a_system_call(tmp_path, cluster_name):
+    strace = require_program("strace", "strace")
+    with Cluster(tmp_path, cluster_name, brokers=2) as cluster, cluster.connect() as client:
+        client.create_topic("t", queues=2)
+        with Program(WAITING, cluster.runtime) as program:
+            while program.hear() != 4:
+                continue
+            trace = tmp_path / "trace"
+            tracer = subprocess.Popen(
+                [strace, "-qq", "-o", str(trace), "-p", str(program.process.pid)],
+                stderr=subprocess.DEVNULL,
+            )
+            threading.Event().wait(10.0)  # the figure is of ten seconds
+            tracer.terminate()
+            tracer.wait()
+            calls = [line for line in trace.read_text().splitlines() if re.match(r"\w+\(", line)]
+            assert len(calls) < 20, calls
+            producer = client.producer()
+            for queue in producer.queues("t"):  # either broker wakes it
+                producer.send("t", b"x", queue=queue)
+                assert program.hear() == queue.queue_id
+
+
+# ---- forks and pickles ---------------------------------------------------------------------------
+
+
+def test_forked_child_gets_an_error_and_the_parent_goes_on(client):
+    send(client, "t", 1)
+    producer = client.producer()
+    producer.send("t", b"1")
+    with client.consumer("t", "g") as consumer:
+        receive(consumer, 2)
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(30)  # a child that hangs is no success either
+            code = 0
+            for use in (
+                lambda: consumer.receive(1),
+                lambda: producer.send("t", b"x"),
+                lambda: client.consumer("t", "h"),
+            ):
+                try:
+                    use()
+                except ForkError:
+                    code += 1
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+        producer.send("t", b"2")
+        assert receive(consumer, 1) == [2]
+
+
+def test_nothing_is_pickled(client):
+    with client.consumer("t", "g") as consumer, client.pull_consumer("t") as pull:
+        for what in (client, client.producer(), consumer, pull):
+            with pytest.raises(TypeError, match="connect"):
+                pickle.dumps(what)

@@ -1,0 +1,99 @@
+"""shmq.local(): a private cluster that ends with its program, however that ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shmq
+from tests.support.cluster import Program, wait_for
+from tests.support.repository import ROOT
+
+pytestmark = pytest.mark.cluster
+
+PROGRAM = """
+import json, os, sys, shmq
+client = shmq.local(sys.argv[1])
+client.producer().send("t", b"kept")
+if sys.argv[2] == "fork" and os.fork() == 0:
+    sys.stdin.read()
+    os._exit(0)
+print(json.dumps([int(name) for name in os.listdir("/proc") if name.isdigit()]), flush=True)
+if sys.argv[2] == "wait" or sys.argv[2] == "fork":
+    sys.stdin.read()
+"""
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Whose command line names the folder, but for the program itself and us."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                words = Path("/proc", name, "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if any(str(folder).encode() in word for word in words) and b"-c" not in words:
+                found.append(int(name))
+    return found
+
+
+def test_cluster_ends_with_an_interpreter_that_does_not_close_it(tmp_path: Path):
+    with Program(PROGRAM, tmp_path / "kept", "exit") as program:
+        program.hear()
+        assert program.end() == 0
+        wait_for(lambda: not processes_of(tmp_path), "the end of the cluster")
+
+
+@pytest.mark.parametrize("kind", ["wait", "fork"])
+def test_cluster_ends_with_a_program_that_is_killed(tmp_path: Path, kind: str):
+    with Program(PROGRAM, tmp_path / "kept", kind) as program:
+        program.hear()
+        assert processes_of(tmp_path)
+        program.kill()  # a child that it forked lives on, with all its descriptors
+        wait_for(lambda: not processes_of(tmp_path), "the end of the cluster")
+    with shmq.local(tmp_path / "kept") as client, client.consumer("t", "g") as consumer:
+        message = consumer.try_next(30.0)  # as a kernel that was restarted finds it
+        assert message is not None
+        assert bytes(message) == b"kept"
+
+
+def test_temporary_folder_is_removed(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with shmq.local() as client:
+        client.producer().send("t", b"x")
+        assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupt_of_the_terminal_leaves_the_cluster_to_its_program(tmp_path: Path):
+    with shmq.local(tmp_path / "kept") as client:
+        for pid in processes_of(tmp_path):
+            if os.getpgid(pid) == os.getpgid(0):
+                os.kill(pid, signal.SIGINT)
+        assert client.producer().send("t", b"x", timeout=30.0)
+
+
+USER_TEST = """
+def test_order_is_billed(shmq_client):
+    shmq_client.producer().send("orders", b"one")
+    with shmq_client.consumer("orders", "billing") as consumer:
+        assert bytes(consumer.try_next(30.0)) == b"one"
+"""
+
+
+def test_fixture_is_there_for_tests_of_other_programs(tmp_path: Path):
+    (tmp_path / "test_orders.py").write_text(USER_TEST)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout

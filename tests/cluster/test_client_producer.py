@@ -1,0 +1,351 @@
+"""Producers in a real cluster: every way to send, where messages go, and what a restart does."""
+
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+import shmq
+from shmq.errors import (
+    BodyTypeError,
+    IllegalTopicError,
+    MessageTooLargeError,
+    OutcomeUnknownError,
+    SendTimeoutError,
+    TopicNotExistError,
+)
+from shmq.subscription import java_hash
+from tests.support.cluster import Cluster, wait_for
+
+pytestmark = pytest.mark.cluster
+
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, cluster_name):
+    with Cluster(tmp_path, cluster_name) as made:
+        yield made
+
+
+@pytest.fixture
+def pair(tmp_path: Path, cluster_name):
+    with Cluster(tmp_path, cluster_name, brokers=2) as made:
+        yield made
+
+
+@pytest.fixture
+def client(cluster: Cluster):
+    with cluster.connect() as made:
+        yield made
+
+
+def bodies(client: shmq.Client, topic: str) -> list[bytes]:
+    """All messages of a topic, by broker and queue, in order."""
+    found = []
+    with client.pull_consumer(topic) as pull:
+        for queue in pull.queues():
+            at = pull.min_offset(queue)
+            while at < pull.max_offset(queue):
+                result = pull.pull(queue, at, 1000)
+                found += [bytes(message) for message in result.messages]
+                at = result.next_begin_offset
+    return found
+
+
+def test_send_says_where_the_message_is(client):
+    client.create_topic("one", queues=1)
+    producer = client.producer()
+    results = [producer.send("one", "größer", tag="x", keys=["k"], flag=7) for _ in range(3)]
+    assert [result.queue_offset for result in results] == [0, 1, 2]
+    assert len({result.message_id for result in results}) == 3
+    with client.consumer("one", "g") as consumer:
+        message = consumer.try_next(PATIENCE_S)
+        assert message is not None
+        assert message.message_id == results[0].message_id
+        assert message.body_bytes.decode() == "größer"
+        assert (message.tag, message.keys, message.flag) == ("x", ("k",), 7)
+
+
+def test_message_brings_everything_itself(client):
+    producer = client.producer()
+    message = shmq.Message("t", b"x", tag="a", keys="k l", properties={"p": "q"}, flag=3)
+    producer.send(message)
+    producer.send_async(message).result(PATIENCE_S)
+    with client.consumer("t", "g") as consumer:
+        for _ in range(2):
+            got = consumer.try_next(PATIENCE_S)
+            assert got is not None
+            assert (got.tag, got.keys, got.flag, got.properties["p"]) == ("a", ("k", "l"), 3, "q")
+
+
+def test_bodies_and_names_that_cannot_be_sent_are_told(client):
+    producer = client.producer()
+    with pytest.raises(TypeError, match="serialise"):
+        producer.send("t", 5)
+    with pytest.raises(BodyTypeError):
+        producer.send_async("t", object())
+    with pytest.raises(BodyTypeError):
+        producer.send_oneway("t", [b"x"])
+    with pytest.raises(IllegalTopicError):
+        producer.send("no topic", b"x")
+    with pytest.raises(MessageTooLargeError):
+        producer.send("t", bytes(5 << 20))
+
+
+def test_large_bodies_go_through_the_chunk_memory(client):
+    producer = client.producer()
+    body = bytes(range(256)) * 8000
+    producer.send("t", body)
+    producer.send_oneway("t", body)
+    assert producer.send_async("t", body).result(PATIENCE_S).queue_offset >= 0
+    producer.send_many("t", [body, b"small"])
+    producer.drain(PATIENCE_S)
+    assert sorted(bodies(client, "t")) == sorted([body] * 4 + [b"small"])
+
+
+def test_futures_and_callbacks_have_the_results_in_order(client):
+    client.create_topic("one", queues=1)
+    producer = client.producer()
+    called: list[int] = []
+
+    def callback(future: Future) -> None:
+        called.append(future.result().queue_offset)
+
+    futures = [
+        producer.send_async("one", b"%d" % number, callback=callback) for number in range(5000)
+    ]
+    assert [f.result(PATIENCE_S).queue_offset for f in futures] == list(range(5000))
+    assert len({f.result().message_id for f in futures}) == 5000
+    assert called == list(range(5000))
+    names = [thread.name for thread in threading.enumerate()]
+    assert len([name for name in names if name.startswith("shmq-broker")]) <= 2  # not one a send
+
+
+def test_callback_may_send(client):
+    producer = client.producer()
+    done = threading.Event()
+
+    def callback(future: Future) -> None:
+        producer.send("t", b"second")
+        done.set()
+
+    producer.send_async("t", b"first", callback=callback)
+    assert done.wait(PATIENCE_S)
+    assert sorted(bodies(client, "t")) == [b"first", b"second"]
+
+
+def test_send_many_stores_in_one_queue_in_order_with_a_result_each(client):
+    producer = client.producer()
+    results = producer.send_many("t", (b"%d" % n for n in range(3000)), tag="x", key="k")
+    assert [r.queue_offset for r in results] == list(range(3000))
+    assert len({r.message_queue for r in results}) == 1
+    assert len({r.message_id for r in results}) == 3000
+    assert bodies(client, "t") == [b"%d" % n for n in range(3000)]
+
+
+def test_loan_is_filled_in_place(client):
+    producer = client.producer()
+    with producer.loan("t", dtype="f4", shape=(10, 20), tag="x") as slot:
+        slot.array()[:] = 1.5
+    assert slot.result.send_status == shmq.SendStatus.SEND_OK
+    with producer.loan("t", 5) as slot:
+        slot.view[:] = b"hello"
+    with pytest.raises(ValueError, match="no"), producer.loan("t", 5) as slot:
+        raise ValueError("no")
+    with pytest.raises(ValueError, match="not sent"):
+        _ = slot.result
+    with client.consumer("t", "g", filter="x") as consumer:
+        message = consumer.try_next(PATIENCE_S)
+        assert message is not None
+        assert message.array().shape == (10, 20)
+        assert float(message.array().sum()) == 300.0
+    assert b"hello" in bodies(client, "t")
+    assert len(bodies(client, "t")) == 2
+
+
+def test_loan_with_a_living_array_says_what_to_do(client):
+    producer = client.producer()
+    with pytest.raises(BufferError, match="del it"), producer.loan("t", 8) as slot:
+        array = slot.array("u1")
+    del array
+    producer.send("t", b"after")  # the ring is free again
+    assert bodies(client, "t") == [b"after"]
+
+
+# ---- where to ------------------------------------------------------------------------------------
+
+
+def test_key_goes_to_the_queue_that_rocketmq_would_choose(client):
+    client.create_topic("t", queues=5)
+    producer = client.producer()
+    queues = producer.queues("t")
+    for key in ("a", "user-7", "polygenelubricants", "ω"):  # the third has the hash -2**31
+        wanted = queues[abs(java_hash(key)) % 5]
+        for _ in range(2):
+            assert producer.send("t", b"x", key=key).message_queue == wanted
+
+
+def test_queue_is_chosen_by_hand_by_function_or_by_load(client):
+    producer = client.producer()
+    client.create_topic("t", queues=4)
+    queues = producer.queues("t")
+    assert producer.send("t", b"x", queue=queues[2]).message_queue == queues[2]
+    assert producer.send("t", b"x", queue=max).message_queue == queues[-1]
+    assert producer.send("t", b"x", queue="least-loaded").message_queue in queues
+    with pytest.raises(TopicNotExistError, match="no such queue"):
+        producer.send("t", b"x", queue=queues[0]._replace(queue_id=9))
+    turns = {producer.send("t", b"x").message_queue for _ in range(4)}
+    assert turns == set(queues)
+
+
+def test_threads_that_share_a_producer_keep_the_order_of_a_key(client):
+    producer = client.producer()
+    lock = threading.Lock()
+    sent: list[bytes] = []
+
+    def work(name: int) -> None:
+        for number in range(300):
+            body = b"%d-%d" % (name, number)
+            with lock:
+                producer.send_oneway("t", body, key="one")
+                sent.append(body)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    producer.drain()
+    assert bodies(client, "t") == sent
+
+
+# ---- brokers that go -----------------------------------------------------------------------------
+
+
+def test_unkeyed_sends_avoid_a_broker_that_is_down_and_keyed_ones_wait_for_it(pair):
+    with pair.connect() as client:
+        client.create_topic("t", queues=2)
+        producer = client.producer()
+        keys = {}
+        for number in range(50):
+            where = producer.send("t", b"0", key=f"k{number}").message_queue
+            keys[where.broker_name] = f"k{number}"
+        pair.brokers[0].kill()
+        wait_for(lambda: not client.link("broker-a").is_up, "that it is noticed")
+        for _ in range(20):
+            assert producer.send("t", b"1").message_queue.broker_name == "broker-b"
+        assert producer.send("t", b"2", key=keys["broker-b"])
+        with pytest.raises(OutcomeUnknownError, match="has not said"):
+            producer.send("t", b"3", key=keys["broker-a"], timeout=0.2)
+        future = producer.send_async("t", b"4", key=keys["broker-a"], timeout=PATIENCE_S)
+        late = producer.send_async("t", b"5", key=keys["broker-a"], timeout=0.1)
+        with pytest.raises(OutcomeUnknownError):
+            late.result(PATIENCE_S)
+        pair.brokers[0].restart()
+        assert future.result(PATIENCE_S).message_queue.broker_name == "broker-a"
+        assert producer.send("t", b"6", key=keys["broker-a"], timeout=PATIENCE_S)
+        assert producer.resent_count == 0
+        stored = bodies(client, "t")
+        assert [stored.count(b"%d" % n) for n in (3, 4, 5, 6)] == [1, 1, 1, 1]
+
+
+def test_key_keeps_its_queue_for_a_producer_that_starts_while_a_broker_is_down(pair):
+    with pair.connect() as client:
+        client.create_topic("t", queues=3)
+        producer = client.producer()
+        wanted = {f"k{n}": producer.send("t", b"x", key=f"k{n}").message_queue for n in range(30)}
+    pair.brokers[1].kill()
+    with pair.connect() as client:
+        wait_for(lambda: len(client.routes.brokers()) == 1, "that it left the routes")
+        producer = client.producer()
+        for key, queue in wanted.items():
+            if queue.broker_name == "broker-a":
+                assert producer.send("t", b"y", key=key).message_queue == queue
+            else:
+                with pytest.raises(SendTimeoutError, match="nothing was sent"):
+                    producer.send("t", b"y", key=key, timeout=0.05)
+        lost = next(key for key, queue in wanted.items() if queue.broker_name == "broker-b")
+        restarter = threading.Thread(target=pair.brokers[1].restart)
+        restarter.start()
+        assert producer.send("t", b"z", key=lost, timeout=PATIENCE_S).message_queue == wanted[lost]
+        restarter.join()
+
+
+def test_broker_that_lost_its_memory_gets_unsettled_sends_again_under_the_same_id(cluster, client):
+    producer = client.producer()
+    first = producer.send("t", b"before")
+    broker = cluster.brokers[0]
+    broker.kill()
+    wait_for(lambda: not client.link("broker-a").is_up, "that it is noticed")
+    sent: list[shmq.SendResult] = []
+    thread = threading.Thread(
+        target=lambda: sent.append(producer.send("t", b"sync", timeout=PATIENCE_S))
+    )
+    thread.start()
+    futures = [producer.send_async("t", b"async", timeout=PATIENCE_S) for _ in range(10)]
+    message = shmq.Message("t", b"whole", tag="x")
+    whole = producer.send_async(message, timeout=PATIENCE_S)
+    for path in Path("/dev/shm").glob(f"shmq.{broker.cluster_name}.*"):
+        path.unlink()
+    broker.restart()
+    results = [future.result(PATIENCE_S) for future in futures]
+    assert whole.result(PATIENCE_S).queue_offset >= 0
+    thread.join()
+    assert producer.resent_count == 12
+    ids = {result.message_id for result in results} | {sent[0].message_id}
+    with client.consumer("t", "g") as consumer:
+        got = {}
+        while not ids <= got.keys():
+            for received in consumer.receive(32, timeout=PATIENCE_S):
+                got[received.message_id] = bytes(received)
+        got.pop(first.message_id, None)  # it need not have reached the disk
+        assert sorted(got.values()) == [b"async"] * 10 + [b"sync", b"whole"]
+
+
+def test_oneway_meets_the_new_session_of_a_broker_that_lost_its_memory(cluster, client):
+    producer = client.producer()
+    producer.send("t", b"before")
+    broker = cluster.brokers[0]
+    broker.kill()
+    wait_for(lambda: not client.link("broker-a").is_up, "that it is noticed")
+
+    def fill() -> None:
+        for _ in range(100_000):
+            producer.send_oneway("t", bytes(1000), timeout=0.0)
+
+    with pytest.raises(SendTimeoutError):
+        fill()
+    for path in Path("/dev/shm").glob(f"shmq.{broker.cluster_name}.*"):
+        path.unlink()
+    restarter = threading.Thread(target=broker.restart)
+    restarter.start()
+    after = b"after".ljust(1000)  # there is no room for it, either
+    producer.send_oneway("t", after, timeout=600.0)  # of which it waits for the restart only
+    restarter.join()
+    producer.drain(PATIENCE_S)
+    assert after in bodies(client, "t")
+
+
+def test_slow_broker_is_avoided_for_a_while(pair):
+    with pair.connect() as client:
+        client.create_topic("t", queues=2)
+        producer = client.producer()
+        producer.send("t", b"x")
+        producer._took(  # what a send of 600 ms does; no broker is that slow on demand
+            next(
+                q
+                for q in producer._targets["t"].queues
+                if q.message_queue.broker_name == "broker-a"
+            ),
+            600_000_000,
+        )
+        names = {producer.send("t", b"x").message_queue.broker_name for _ in range(8)}
+        assert names == {"broker-b"}
+
+
+def test_nobody_there_is_told_with_what_to_do(tmp_path):
+    (tmp_path / "run").mkdir(mode=0o750)
+    with pytest.raises(shmq.ShmqError, match="shmq dev"):
+        shmq.connect(tmp_path / "run")

@@ -1,0 +1,119 @@
+"""A NameServer and brokers as processes, and clients of them, for tests from outside.
+
+What lives here: `Cluster`. Its brokers are small, take the test's cluster name, and are killed and
+restarted by the test itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import shmq
+from tests.cluster.namesrv_process import NamesrvProcess
+from tests.support.broker_process import ROOT, BrokerProcess
+
+WAIT_S = 60.0
+_LOOK_S = 0.01
+
+
+def wait_for(is_there: Callable[[], Any], what: str = "what is waited for") -> Any:
+    """Look until it is true; what it gave."""
+    waiting = threading.Event()
+    for _ in range(int(WAIT_S / _LOOK_S)):
+        found = is_there()
+        if found:
+            return found
+        waiting.wait(_LOOK_S)
+    raise AssertionError(f"{what} does not come in {WAIT_S} s")
+
+
+class Cluster:
+    """One NameServer and some brokers. A context manager."""
+
+    def __init__(
+        self, folder: Path, cluster_name: str, *, brokers: int = 1, **settings: str
+    ) -> None:
+        self.runtime = folder / "run"
+        self.runtime.mkdir(mode=0o750)
+        self._stack = contextlib.ExitStack()
+        self.namesrv = self._stack.enter_context(NamesrvProcess(self.runtime))
+        self.brokers = [
+            self._stack.enter_context(
+                BrokerProcess(
+                    folder,
+                    f"{cluster_name}",
+                    name=f"broker-{letter}",
+                    runtime=self.runtime,
+                    wait=False,
+                    **settings,
+                )
+            )
+            for letter in "abcd"[:brokers]
+        ]
+        for broker in self.brokers:
+            broker.wait_running()
+        with self.connect() as client:
+            wait_for(lambda: len(client.routes.brokers()) == brokers, "the registration")
+
+    def connect(self, **options: Any) -> shmq.Client:
+        return shmq.connect(self.runtime, **options)
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+class Program:
+    """A Python program of the cluster's, in a process of its own, that talks in lines of JSON. A
+    context manager: it is killed if it still runs."""
+
+    def __init__(self, source: str, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", source, *map(str, arguments)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def hear(self) -> Any:
+        """Its next line."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"it ended with {self.process.wait()}"
+        return json.loads(line)
+
+    def say(self, line: str = "") -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def end(self) -> int:
+        """Close its standard input and wait."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        return self.process.wait(WAIT_S)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            with contextlib.suppress(OSError):
+                stream.close()
