@@ -70,6 +70,7 @@ def demo_stores(folder: Path) -> list[Kept]:
         ],
         capture_output=True,
         text=True,
+        timeout=120,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,6 +13,7 @@ import random
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,15 @@ from tests.interop.kept_stores import (
     moved,
 )
 from tests.support.dev_shm import RUN_TOKEN
-from tests.support.rocketmq import Place, Progress, RealMessage, Release, RocketMQ, free_port
+from tests.support.rocketmq import (
+    Place,
+    Progress,
+    RealMessage,
+    Release,
+    RocketMQ,
+    free_port,
+    read_conf,
+)
 
 VERSIONS = ("4.9.7", "5.5.0")
 TIMEOUT_S = 30.0
@@ -249,29 +258,54 @@ def test_rocketmq_goes_on_with_the_group_and_shmq_takes_both_back(
     assert {"consumequeue", "checkpoint", "index"} <= {path.name for path in store.iterdir()}
 
     everything = {m.place: m.body for m in old} | new
-    runtime = real.folder / "run"
-    with (
-        NamesrvProcess(runtime),
-        broker(real.folder, "shop", 0, runtime),
-        shmq.connect(runtime) as client,
-    ):
-        assert _receive(client, BILLING, len(new)) == new
-        assert _receive(client, "newcomers", len(everything)) == everything
+    with _taken_back(real, "shop") as client:
+        assert _receive(client, ORDERS, BILLING, len(new)) == new
+        assert _receive(client, ORDERS, "newcomers", len(everything)) == everything
         result = client.producer().send(ORDERS, b"from shmq", timeout=TIMEOUT_S)
         queue_id = result.message_queue.queue_id
         assert result.queue_offset == ends[queue_id] + 3
         everything[Place("shop", queue_id, result.queue_offset)] = b"from shmq"
     assert not {"consumequeue", "checkpoint", "index"} & {path.name for path in store.iterdir()}
 
+    rocketmq.start_brokers([store])
+    assert {m.place: m.body for m in rocketmq.read(ORDERS).messages} == everything
+    assert {queue.lag for queue in rocketmq.progress("newcomers").values()} == {0, 1}
 
-def _receive(client: shmq.Client, group: str, count: int) -> dict[Place, bytes]:
-    """What a group gets of topic ORDERS: so many messages, each once, and then nothing more."""
+
+def test_shmq_takes_the_store_of_a_killed_rocketmq(real: Real, stores: Stores) -> None:
+    bodies = [b"from RocketMQ %d" % number for number in range(20)]
+    offsets = real.rocketmq.send(NOTES, "mended", 0, bodies)
+    real.rocketmq.kill_broker("mended")
+    wanted = {m.place: m.body for m in stores.mended.sent}
+    wanted |= {Place("mended", 0, n): body for n, body in zip(offsets, bodies, strict=True)}
+    with _taken_back(real, "mended") as client:
+        received = _receive(client, NOTES, "readers", len(wanted) + 1)
+    assert received.pop(stores.lost.place).startswith(b"shmq: lost")
+    assert received == wanted
+
+
+@contextmanager
+def _taken_back(real: Real, name: str) -> Iterator[shmq.Client]:
+    """A client of shmq's broker on a store that RocketMQ had."""
+    runtime = real.folder / f"run-{name}"
+    port = int(read_conf(real.folder / f"store-{name}")["listenPort"])
+    with (
+        NamesrvProcess(runtime),
+        broker(real.folder, name, port, runtime),
+        shmq.connect(runtime) as client,
+    ):
+        yield client
+
+
+def _receive(client: shmq.Client, topic: str, group: str, count: int) -> dict[Place, bytes]:
+    """What a group gets of a topic: so many messages, each once, and then nothing more."""
     received: dict[Place, bytes] = {}
-    with client.consumer(ORDERS, group) as consumer:
+    with client.consumer(topic, group) as consumer:
         while len(received) < count:
             message = consumer.try_next(TIMEOUT_S)
             assert message is not None, f"{len(received)} of {count}"
-            place = Place("shop", message.queue_id, message.queue_offset)
+            (broker_name,) = {queue.broker_name for queue in consumer.assigned}
+            place = Place(broker_name, message.queue_id, message.queue_offset)
             assert place not in received
             received[place] = bytes(message.body)
         assert consumer.try_next(0.0) is None

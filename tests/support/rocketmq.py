@@ -223,7 +223,7 @@ class RocketMQ:
         ]  # fmt: skip
 
     def _start(self, name: str, main: str, *arguments: str) -> subprocess.Popen[bytes]:
-        with (self._folder / f"{name}.out").open("ab") as out:
+        with (self._folder / f"{name}.out").open("wb") as out:  # of this life
             return subprocess.Popen(
                 self._command(main, *arguments),
                 cwd=self._folder,
@@ -259,6 +259,13 @@ class RocketMQ:
         self._brokers |= started
         for name, process in started.items():
             self._wait_booted(name, process)
+        waiting = threading.Event()
+        for _ in range(int(_START_TIMEOUT_S / _LOOK_S)):
+            missing = started.keys() - {name for _, name in self._ask("brokers")}
+            if not missing:
+                return
+            waiting.wait(_LOOK_S)
+        raise AssertionError(f"not registered: {missing}")
 
     def stop_broker(self, name: str) -> None:
         """End it in order, and wait until it is gone."""

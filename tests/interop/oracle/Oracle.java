@@ -75,6 +75,7 @@ public class Oracle {
 
     private static void answer(String[] words) throws Exception {
         switch (words[0]) {
+            case "brokers" -> brokers();
             case "read" -> read(words[1]);
             case "keys" -> keys(words[1], Path.of(words[2]));
             case "unique" -> unique(words[1], Path.of(words[2]));
@@ -84,6 +85,13 @@ public class Oracle {
             case "send" -> send(words[1], words[2], Integer.parseInt(words[3]), words[4]);
             case "mqadmin" -> mqadmin(Arrays.copyOfRange(words, 1, words.length));
             default -> throw new IllegalArgumentException(words[0]);
+        }
+    }
+
+    /** Who is registered. */
+    private static void brokers() throws Exception {
+        for (String name : admin.examineBrokerClusterInfo().getBrokerAddrTable().keySet()) {
+            answers.println("broker\t" + name);
         }
     }
 
