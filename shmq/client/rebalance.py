@@ -1,4 +1,5 @@
-"""The thread that shares queues out: at once when something changed, and each 20 s.
+"""The thread that shares queues out: at once when something changed, some times soon after, and
+each 20 s.
 
 What lives here: `RebalanceService`, one for each client with consumers (RocketMQ's class of that
 name). Control requests are made here, so that a program that is busy with a message, or waits for
@@ -24,6 +25,10 @@ _log = logging.getLogger("shmq.client")
 
 INTERVAL_NS = 20_000_000_000
 """RocketMQ's rebalanceInterval."""
+_SETTLE_FIRST_NS = 1_000_000_000
+"""After a change the next round follows so soon, then after twice the time, up to the interval:
+members that joined while a broker was away cannot be told of its return, and until they look again
+some of its queues, or those they share with it, are nobody's."""
 _RETRY_FIRST_NS = 20_000_000
 _RETRY_MAX_NS = 1_000_000_000
 """RocketMQ's interval after a round that did not succeed."""
@@ -34,6 +39,7 @@ class RebalanceService:
 
     def __init__(self) -> None:
         self._due: dict[Assignment, int] = {}
+        self._intervals: dict[Assignment, int] = {}
         self._delays: dict[Assignment, int] = {}
         self._said: dict[Assignment, str] = {}
         self._turn = threading.Condition(threading.Lock())
@@ -44,7 +50,7 @@ class RebalanceService:
         """Look after it from now on; its first round was made by whoever adds it."""
         with self._turn:
             self._due[assignment] = SYSTEM_CLOCK.monotonic_ns() + (
-                INTERVAL_NS if assignment.is_complete else _RETRY_FIRST_NS
+                _SETTLE_FIRST_NS if assignment.is_complete else _RETRY_FIRST_NS
             )
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -57,6 +63,7 @@ class RebalanceService:
         """Look after it no more; a round that is on goes on."""
         with self._turn:
             self._due.pop(assignment, None)
+            self._intervals.pop(assignment, None)
             self._delays.pop(assignment, None)
             self._said.pop(assignment, None)
 
@@ -65,6 +72,7 @@ class RebalanceService:
         with self._turn:
             if assignment in self._due:
                 self._due[assignment] = 0
+                self._intervals.pop(assignment, None)
                 self._turn.notify()
 
     def close(self) -> None:
@@ -81,7 +89,9 @@ class RebalanceService:
                 assignment = self._next()
                 if assignment is None:
                     return
-                self._due[assignment] = SYSTEM_CLOCK.monotonic_ns() + INTERVAL_NS
+                interval_ns = self._intervals.get(assignment, _SETTLE_FIRST_NS)
+                self._intervals[assignment] = min(interval_ns * 2, INTERVAL_NS)
+                self._due[assignment] = SYSTEM_CLOCK.monotonic_ns() + interval_ns
             is_complete = self._round(assignment)
             with self._turn:
                 if is_complete:
