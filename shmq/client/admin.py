@@ -306,12 +306,14 @@ class Admin:
                 f"-{key}" if value is None else f"+{key}={value}"
                 for key, value in attributes.items()
             )
-        return {
+        made = {
             name: TopicConfig.from_dict(
                 self._ask(name, RequestCode.UPDATE_AND_CREATE_TOPIC, fields).json()
             )
             for name in sorted(names)
         }
+        self._configure(topic)
+        return made
 
     def delete_topic(self, topic: str, *, brokers: Iterable[str] | None = None) -> list[str]:
         """Delete a topic and its messages; the names of the brokers that had it.
@@ -323,7 +325,18 @@ class Admin:
         names = sorted(self.topic(topic) if brokers is None else brokers)
         for name in names:
             self._ask(name, RequestCode.DELETE_TOPIC_IN_BROKER, {"topic": topic})
+        self._configure(topic)
         return names
+
+    def _configure(self, topic: str) -> None:
+        """Tell the NameServers which queues there are: a key keeps its queue while a broker is
+        down.
+        """
+        try:
+            table = self.topic(topic)
+        except TopicNotExistError:
+            table = {}
+        self._routes.configure(topic, {name: one.write_queue_nums for name, one in table.items()})
 
     def topic_stats(self, topic: str) -> list[QueueStats]:
         """The queues of a topic and what is in them.

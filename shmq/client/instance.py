@@ -33,6 +33,7 @@ from shmq.errors import (
     ForkError,
     ServiceNotAvailableError,
     ShmqError,
+    TopicNotExistError,
 )
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.runtime_folder import RuntimeFolder
@@ -237,7 +238,11 @@ class Client:
                 RequestCode.UPDATE_AND_CREATE_TOPIC,
                 {"topic": topic, "readQueueNums": queues, "writeQueueNums": queues},
             )
-        self.routes.configure(topic, dict.fromkeys(names, queues))
+        try:
+            known = self.routes.configured(topic)
+        except TopicNotExistError:
+            known = {}  # made this moment: no route has it yet
+        self.routes.configure(topic, {**known, **dict.fromkeys(names, queues)})
 
     def close(self) -> None:
         """Close producers and consumers, then leave the brokers. Twice does nothing."""

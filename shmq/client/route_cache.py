@@ -17,6 +17,7 @@ from shmq.remoting.client import Client as Connection
 from shmq.remoting.namesrv_requests import (
     cluster_info,
     cluster_of,
+    delete_kv_config,
     put_kv_config,
     route_info,
     route_of,
@@ -98,12 +99,14 @@ class RouteCache:
 
     def configure(self, topic: str, queues: Mapping[str, int]) -> None:
         """Tell all NameServers how many queues a topic has on each broker, whoever is away: a key's
-        queue is counted over these (RocketMQ's order topics).
+        queue is counted over these (RocketMQ's order topics). No queues: they forget the topic.
 
         Raises:
             ServiceNotAvailableError: none of them took it.
         """
         conf = ";".join(f"{name}:{count}" for name, count in sorted(queues.items()))
+        with self._lock:
+            self._routes.pop(topic, None)
         last: ShmqError | None = None
         told = 0
         for name in self._folder.socket_names("namesrv"):
@@ -111,9 +114,12 @@ class RouteCache:
                 with Connection(
                     self._folder, name, role="client", timeout_s=_TIMEOUT_S
                 ) as connection:
-                    connection.call(
-                        put_kv_config(ORDER_TOPIC_CONFIG, topic, conf), timeout_s=_TIMEOUT_S
+                    command = (
+                        put_kv_config(ORDER_TOPIC_CONFIG, topic, conf)
+                        if conf
+                        else delete_kv_config(ORDER_TOPIC_CONFIG, topic)
                     )
+                    connection.call(command, timeout_s=_TIMEOUT_S)
                 told += 1
             except ShmqError as error:  # what a killed one left, for instance
                 last = error
