@@ -131,12 +131,16 @@ class Consumer:
             self._last = None
             if last[1] not in last[0].held:
                 last[0].settle_offset(last[1])
-        item = self.take(timeout)
-        if item is None:
-            return None
+        ready = self._ready
+        while True:  # bounded: what was dropped goes, what is fetched ends it, or the time does
+            if not ready and not self._fetch(timeout, 1):
+                return None
+            queue, offset, message = ready.popleft()
+            if not queue.is_dropped:
+                break
         if self._auto_settle:
-            self._last = item[0], item[1]
-        return item[2]
+            self._last = queue, offset
+        return message
 
     def receive(self, max_count: int = 32, *, timeout: float = 1.0) -> list[core.Message]:
         """Up to `max_count` messages; none if none came in `timeout` seconds."""
@@ -481,8 +485,10 @@ class Consumer:
         self._is_closed = True
         self.stop()
         self._client.leave(self)
-        self._ready.clear()
-        self._again.clear()
+        # Others, not emptied ones: another thread may be taking from these this moment. They must go,
+        # for messages know their consumer and the collector of cycles does not know messages.
+        self._ready = deque()
+        self._again = []
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from shmq.errors import ShmqError
@@ -226,8 +225,10 @@ class ProcessQueue:
         while batches and batches[0][0] <= settled_offset:
             self.unsettled_bytes -= batches.popleft()[1]
         if self.slot >= 0 and not self.is_dropped:
-            with suppress(ShmqError):  # the session has ended: its successor begins anew
+            try:
                 self.reader.report(self.slot, settled_offset)
+            except ShmqError:  # the session has ended: its successor begins anew
+                pass  # a context manager takes longer than the report
 
 
 class _Processing:

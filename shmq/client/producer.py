@@ -464,7 +464,9 @@ class Producer:
                 f"in {timeout} s; nothing was sent"
             )
         else:
-            raise _refusal(status, chosen.message_queue, message_id, timeout)
+            # A session that ended, its memory with it, tells no more than time that is up.
+            said = _TIMED_OUT if status == _CLOSED else status
+            raise _refusal(said, chosen.message_queue, message_id, timeout)
 
     def _put(
         self, request: _Request, deadline_ns: int, timeout: float, *, keep: bool

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self
 
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
-from shmq.errors import ServiceNotAvailableError, ShmqError, TopicNotExistError, for_status
+from shmq.errors import (
+    ClosedError,
+    ServiceNotAvailableError,
+    ShmqError,
+    TopicNotExistError,
+    for_status,
+)
 from shmq.result import MessageQueue, PullResult
 from shmq.status import PullStatus
 from shmq.subscription import SubscriptionData
@@ -33,6 +39,8 @@ _FENCED = core.STATUS["FENCED"][0]
 _NAMES = {value: name for name, (value, _) in core.STATUS.items()}
 _COLD_BATCH = 256
 _READ_TIMEOUT_S = 1.0
+_LOOK_S = 1.0
+"""A pull that waits looks whether its session is the broker's current one."""
 
 
 class _Place(NamedTuple):
@@ -136,7 +144,7 @@ class PullConsumer:
             left_s = (deadline_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
             if result.pull_status is not PullStatus.NO_NEW_MSG or left_s <= 0:
                 return result
-            self._sleep(place, queue_offset, left_s)
+            self._sleep(place, queue_offset, min(left_s, _LOOK_S))
 
     def _read(
         self, queue: MessageQueue, place: _Place, queue_offset: int, max_count: int
@@ -181,9 +189,13 @@ class PullConsumer:
         if key not in self._belled:
             place.link.subscribe_bell(self._bell, [key[1:]])
             self._belled.add(key)
-        place.reader.watch(place.row, place.generation, queue_offset)
-        place.reader.wait(timeout)
-        place.reader.unwatch(place.row)
+        try:
+            place.reader.watch(place.row, place.generation, queue_offset)
+            place.reader.wait(timeout)
+            place.reader.unwatch(place.row)
+        except ClosedError:
+            if self._is_closed:
+                raise
 
     def _place(self, queue: MessageQueue) -> _Place:
         self._client.check(f"pull from {self.topic}")
