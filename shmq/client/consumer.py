@@ -485,7 +485,7 @@ class Consumer:
         self._is_closed = True
         self.stop()
         self._client.leave(self)
-        # Others, not emptied ones: another thread may be taking from these this moment. They must go,
+        # Others, not emptied ones: another thread may be taking from these just now. They must go,
         # for messages know their consumer and the collector of cycles does not know messages.
         self._ready = deque()
         self._again = []
