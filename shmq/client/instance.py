@@ -131,6 +131,11 @@ class Client:
 
     # ---- what programs use -----------------------------------------------------------------------
 
+    @property
+    def namesrv(self) -> Path:
+        """The runtime folder, for `connect` in other processes."""
+        return self._folder.path
+
     def producer(self, group: str = DEFAULT_PRODUCER) -> Producer:
         """A producer; threads may share it."""
         self.check("make a producer")

@@ -23,7 +23,7 @@ from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import OwnerError, ServiceNotAvailableError, ShmqError
 from shmq.remoting.runtime_folder import RuntimeFolder
 
-__all__ = ["LOG", "local"]
+__all__ = ["LOG", "local", "start"]
 
 _START_TIMEOUT_S = 60.0
 LOG = "cluster.log"
@@ -33,26 +33,39 @@ _ROCKETMQ_PORTS = range(10_911, 65_000, 10)
 that takes a store over will listen. A port of its own for each, with room for those beside it."""
 
 
-def local(
-    folder: str | Path | None = None, *, brokers: int = 1, runtime: str | Path | None = None
-) -> Client:
+def local(folder: str | Path | None = None, *, brokers: int = 1) -> Client:
     """A Client with a private NameServer and broker, child processes that end with it.
 
     Args:
         folder: where the store is kept and found again; None: a temporary one, removed.
         brokers: how many masters.
-        runtime: the runtime folder, for other programs to connect to; None: `run` in the folder.
 
     Raises:
         ServiceNotAvailableError: they did not come up.
     """
-    is_temporary = folder is None
     root = Path(tempfile.mkdtemp(prefix="shmq-")) if folder is None else Path(folder).absolute()
+    return start(root, root / "run", brokers=brokers, is_temporary=folder is None)
+
+
+def start(root: Path, run: Path, *, brokers: int, is_temporary: bool) -> Client:
+    """As `local`.
+
+    Args:
+        root: absolute folder of stores and log.
+        run: absolute runtime folder.
+        brokers: how many masters.
+        is_temporary: remove `root`, and what is in shared memory, at the end.
+
+    Raises:
+        OwnerError: another cluster is served in `run`.
+        ServiceNotAvailableError: they did not come up.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    run = root / "run" if runtime is None else Path(runtime).absolute()
     names = [f"broker-{chr(ord('a') + index)}" for index in range(brokers)]
+    # Nobody comes back for the memory of a store that is removed, whoever is still attached.
+    memory = 'keep_memory = "never"\n' if is_temporary else ""
     tables = [
-        f'[broker."{name}"]\nstore_path = "{root / name}"\nlisten_port = {port}\n'
+        f'[broker."{name}"]\nstore_path = "{root / name}"\nlisten_port = {port}\n{memory}'
         for name, port in zip(names, _ROCKETMQ_PORTS, strict=False)
     ]
     (root / "cluster.toml").write_text("\n".join(tables), encoding="utf-8")

@@ -10,6 +10,7 @@ import pytest
 
 import shmq
 from tests.support.cluster import Program, wait_for
+from tests.support.dev_shm import left_behind, ours_in_dev_shm
 from tests.support.repository import ROOT
 
 pytestmark = pytest.mark.cluster
@@ -23,6 +24,15 @@ if sys.argv[2] == "fork" and os.fork() == 0:
     os._exit(0)
 print(json.dumps([int(name) for name in os.listdir("/proc") if name.isdigit()]), flush=True)
 if sys.argv[2] == "wait" or sys.argv[2] == "fork":
+    sys.stdin.read()
+"""
+
+
+ATTACHED = """
+import sys, shmq
+with shmq.connect(sys.argv[1]) as client:
+    client.producer().send("t", b"x")
+    print("1", flush=True)
     sys.stdin.read()
 """
 
@@ -67,6 +77,14 @@ def test_temporary_folder_is_removed(tmp_path: Path, monkeypatch):
         client.producer().send("t", b"x")
         assert list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
+
+
+def test_memory_of_a_temporary_cluster_goes_whoever_is_attached(tmp_path: Path):
+    before = ours_in_dev_shm()
+    with shmq.local() as client, Program(ATTACHED, client.namesrv) as program:
+        program.hear()
+        client.close()
+        assert left_behind(before, strict=False) == []
 
 
 def test_interrupt_of_the_terminal_leaves_the_cluster_to_its_program(tmp_path: Path):

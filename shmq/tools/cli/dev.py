@@ -6,12 +6,11 @@ import queue
 import signal
 import tempfile
 import threading
-from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from shmq.client.local import LOG, local
+from shmq.client.local import LOG, start
 from shmq.config import default_runtime_folder
 
 __all__ = ["dev"]
@@ -39,11 +38,9 @@ def dev(folder: Path | None, brokers: int, runtime: Path | None) -> None:
     disk; a temporary store is removed.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    with ExitStack() as undo:
-        root = folder or Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="shmq-dev-")))
-        client = undo.enter_context(
-            local(root, brokers=brokers, runtime=runtime or default_runtime_folder())
-        )
+    root = Path(tempfile.mkdtemp(prefix="shmq-dev-")) if folder is None else folder.absolute()
+    run = (runtime or default_runtime_folder()).absolute()
+    with start(root, run, brokers=brokers, is_temporary=folder is None) as client:
         names = ", ".join(sorted(client.routes.brokers()))
         at = "" if runtime is None else f" -n {runtime}"
         where = "" if runtime is None else repr(str(runtime))
