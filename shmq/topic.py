@@ -22,6 +22,7 @@ __all__ = [
     "BrokerData",
     "DLQ_PREFIX",
     "FLUSH_DISK_TYPE_ATTRIBUTE",
+    "TOPIC_ATTRIBUTES",
     "NAME_CHARACTERS",
     "NOT_SENDABLE_TOPICS",
     "Permission",
@@ -76,6 +77,10 @@ SYSTEM_TOPICS = NOT_SENDABLE_TOPICS | {
 
 FLUSH_DISK_TYPE_ATTRIBUTE = "shmq.flush.disk.type"
 """Topic attribute of ours: SYNC_FLUSH or ASYNC_FLUSH for this topic, else the broker's default."""
+TOPIC_ATTRIBUTES = frozenset(
+    {"cleanup.policy", "message.type", "queue.type", "reserve.time", FLUSH_DISK_TYPE_ATTRIBUTE}
+)
+"""Attributes that may be given: those of RocketMQ's, which travel with the store, and ours."""
 
 
 def check_topic(name: str) -> None:

@@ -30,6 +30,7 @@ from shmq.json_fields import Fields
 from shmq.store.config_files import ConfigFiles, DataVersion, Topics, numbers_by_number
 from shmq.topic import (
     AUTO_CREATE_TOPIC,
+    TOPIC_ATTRIBUTES,
     Permission,
     TopicConfig,
     check_sendable_topic,
@@ -450,12 +451,15 @@ def changed_attributes(config: TopicConfig, changes: str) -> TopicConfig:
     """The configuration with its attributes changed as RocketMQ writes it: "+key=value,-key".
 
     Raises:
-        ConfigError: a part is neither.
+        ConfigError: a part is neither, or the key is nobody's.
     """
     attributes = dict(config.attributes)
     for part in filter(None, (piece.strip() for piece in changes.split(","))):
         key, equals, value = part[1:].partition("=")
         if part[0] == "+" and key and equals and value:
+            if key not in TOPIC_ATTRIBUTES:
+                known = ", ".join(sorted(TOPIC_ATTRIBUTES))
+                raise ConfigError(f"topic {config.topic_name}: attribute {key!r}, wanted {known}")
             attributes[key] = value
         elif part[0] == "-" and key and not equals:
             attributes.pop(key, None)

@@ -84,11 +84,11 @@ def test_topic_is_created_shown_changed_and_deleted(shell: Shell) -> None:
     [found] = [t for t in shell.json("topic", "list")["topics"] if t["topic"] == "life"]
     assert found["brokers"]["broker-a"]["writeQueueNums"] == 4
     assert list(found["brokers"]) == ["broker-a"]
-    shell.out("topic", "update", "life", "--write-queues", "2", "-a", "flush.disk.type=SYNC_FLUSH")
+    shell.out("topic", "update", "life", "--write-queues", "2", "-a", "shmq.flush.disk.type=SYNC_FLUSH")
     shown = shell.json("topic", "show", "life")
     config = shown["brokers"]["broker-a"]
     assert (config["readQueueNums"], config["writeQueueNums"]) == (4, 2)
-    assert config["attributes"] == {"flush.disk.type": "SYNC_FLUSH"}
+    assert config["attributes"] == {"shmq.flush.disk.type": "SYNC_FLUSH"}
     assert [queue["queueId"] for queue in shown["queues"]] == [0, 1, 2, 3]
     assert "life" in shell.out("topic", "list")
     assert "--yes" in shell.fails("topic", "delete", "life", code=64)

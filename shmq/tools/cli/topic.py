@@ -106,7 +106,7 @@ def _changes(function: click.decorators.FC) -> click.decorators.FC:
             "attributes",
             multiple=True,
             metavar="KEY=VALUE",
-            help="E.g. flush.disk.type=SYNC_FLUSH; KEY= takes it away.",
+            help="E.g. shmq.flush.disk.type=SYNC_FLUSH; KEY= takes it away.",
         ),
         click.option("-b", "--broker", "brokers", multiple=True, help="Only there; repeatable."),
         json_option,

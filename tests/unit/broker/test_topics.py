@@ -54,12 +54,15 @@ def put(topics: TopicTable, name: str, nums: int = 2, **more) -> None:
 
 
 def test_attributes_change_as_rocketmq_writes_them() -> None:
-    config = TopicConfig(topic_name="t", attributes={"a": "1", "b": "2"})
-    assert changed_attributes(config, "+a=3,-b, +c=4").attributes == {"a": "3", "c": "4"}
+    config = TopicConfig(topic_name="t", attributes={"queue.type": "1", "b": "2"})
+    changed = changed_attributes(config, "+queue.type=3,-b, +message.type=FIFO")
+    assert changed.attributes == {"queue.type": "3", "message.type": "FIFO"}
     assert changed_attributes(config, "") == config
     for bad in ("a=1", "+a", "+=1", "-a=1", "*a", "+a="):
         with pytest.raises(ConfigError, match="attributes"):
             changed_attributes(config, bad)
+    with pytest.raises(ConfigError, match="'flush.disk.type', wanted .*shmq.flush.disk.type"):
+        changed_attributes(config, "+flush.disk.type=SYNC_FLUSH")
 
 
 def test_version_counts_changes_and_only_those(store, config) -> None:
