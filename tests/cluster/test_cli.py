@@ -84,7 +84,8 @@ def test_topic_is_created_shown_changed_and_deleted(shell: Shell) -> None:
     [found] = [t for t in shell.json("topic", "list")["topics"] if t["topic"] == "life"]
     assert found["brokers"]["broker-a"]["writeQueueNums"] == 4
     assert list(found["brokers"]) == ["broker-a"]
-    shell.out("topic", "update", "life", "--write-queues", "2", "-a", "shmq.flush.disk.type=SYNC_FLUSH")
+    flush = "shmq.flush.disk.type=SYNC_FLUSH"
+    shell.out("topic", "update", "life", "--write-queues", "2", "-a", flush)
     shown = shell.json("topic", "show", "life")
     config = shown["brokers"]["broker-a"]
     assert (config["readQueueNums"], config["writeQueueNums"]) == (4, 2)
