@@ -19,6 +19,9 @@ from shmq.errors import ShmqError
 from shmq.store.message_store import MessageStore
 
 GIB = 1 << 30
+TAKEOVER_MAX_S = 30.0
+TAKEOVER_PAUSE_S = 12.0
+"""The supervisor waits longer after each death, until a broker has lived for 10 s."""
 
 
 def row_recovery(options: argparse.Namespace) -> dict[str, Figure]:
@@ -68,14 +71,17 @@ def _killed(client: shmq.Client, folder: str) -> float:
     producer.send("recover", b"before")
     begin = time.perf_counter()
     os.kill(_broker(folder), signal.SIGKILL)
-    while True:  # until the successor answers
+    problem: ShmqError | None = None
+    while time.perf_counter() - begin < TAKEOVER_MAX_S:
         try:
-            producer.send("recover", b"after", timeout=30.0)
-        except ShmqError:
+            producer.send("recover", b"after")
+        except ShmqError as error:
+            problem = error
             continue
         took = time.perf_counter() - begin
-        time.sleep(12.0 if took > 0.5 else 1.0)  # the supervisor's delay grows with deaths in a row
+        time.sleep(TAKEOVER_PAUSE_S)
         return took
+    raise SystemExit(f"no send was accepted {TAKEOVER_MAX_S} s after the kill: {problem}")
 
 
 def _broker(folder: str) -> int:
