@@ -9,7 +9,7 @@ with shmq.local() as client:
     with client.producer() as producer:
         # Waits until the message is stored, and says where.
         result = producer.send("orders", "order 1", tag="new", keys=["o-1"])
-        print(result.message_queue.queue_id, result.queue_offset)
+        print("order 1 is in queue", result.message_queue.queue_id, "at", result.queue_offset)
 
         # All messages of a key go to one queue and stay in order.
         for step in ("order 2 made", "order 2 paid", "order 2 sent"):

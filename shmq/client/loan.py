@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import DTypeLike as DTypeLike  # for whoever offers loans
+    from numpy.typing import NDArray
 
     from shmq.core import core
     from shmq.result import SendResult

@@ -40,10 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from numpy.typing import DTypeLike
-
     from shmq.client.broker_link import BrokerLink
     from shmq.client.instance import Client
+    from shmq.client.loan import DTypeLike
     from shmq.client.queue_selector import QueueSelector
     from shmq.remoting.command import Command
 

@@ -387,6 +387,90 @@ def test_thread_that_waits_sees_what_is_watched_meanwhile(
     assert outcome == [queue.row]
 
 
+def test_readers_that_share_a_bell_wait_each_for_its_own_queues(
+    client: StoreClient, store: StoreProcess
+) -> None:
+    queues = [store.add_queue("Shared", number) for number in range(2)]
+    client.grant(*queues)
+    for queue in queues:
+        client.subscribe(queue)
+    readers = [client.reader.share(), client.reader.share()]
+    for reader, queue in zip(readers, queues, strict=True):
+        reader.watch(*queue, 0)
+    waits = [in_thread(lambda r=reader: r.wait(60)) for reader in readers]
+    wait_until(lambda: is_asleep(client))
+    send(client, queues[1], b"x")  # rings for both, and is one's alone
+    waits[1][0].join()
+    assert waits[1][1] == [queues[1].row]
+    assert waits[0][1] == []
+    readers[1].close()  # who shares it goes on
+    send(client, queues[0], b"x")
+    waits[0][0].join()
+    assert waits[0][1] == [queues[0].row]
+    readers[0].close()
+
+
+def test_one_wait_is_for_the_readers_of_several_sessions(
+    client: StoreClient, store: StoreProcess
+) -> None:
+    with StoreClient(store) as other:
+        queues = [store.add_queue("Several", number) for number in range(2)]
+        readers = (client.reader, other.reader)
+        for each, queue in zip((client, other), queues, strict=True):
+            each.grant(queue)
+            each.subscribe(queue)
+            each.reader.watch(*queue, 0)
+        assert core.Reader.wait_any(readers, 0) == core.Reader.wait_any(readers, 0.01) == -1
+        for index, each in enumerate((client, other)):
+            thread, outcome = in_thread(lambda: core.Reader.wait_any(readers, 60))
+            wait_until(lambda: is_asleep(client) and is_asleep(other))
+            send(each, queues[index], b"x")
+            thread.join()
+            assert outcome == [index]
+            each.reader.watch(*queues[index], 1)
+        thread, outcome = in_thread(lambda: core.Reader.wait_any(readers, 60))
+        wait_until(lambda: is_asleep(client) and is_asleep(other))
+        other.reader.wake()
+        thread.join()
+        assert outcome == [1]
+        thread, outcome = in_thread(lambda: core.Reader.wait_any(readers, 60))
+        wait_until(lambda: is_asleep(client) and is_asleep(other))
+        other.reader.close()
+        thread.join()
+        assert isinstance(outcome[0], errors.ClosedError)
+        for lane in other.lanes:
+            lane.close()
+    with pytest.raises(ValueError, match="1 to 128"):
+        core.Reader.wait_any((), 0)
+    with pytest.raises(TypeError, match="want a Reader"):
+        core.Reader.wait_any((client,), 0)  # type: ignore[arg-type]
+
+
+def test_message_tells_the_keeper_that_the_read_named(
+    client: StoreClient, queue: QueueHandle
+) -> None:
+    class Keeper:
+        def __init__(self) -> None:
+            self.told: list[tuple[str, int]] = []
+
+        def process(self, message: core.Message) -> str:
+            self.told.append(("process", message.queue_offset))
+            return "a context"
+
+        def settle(self, message: core.Message) -> None:
+            self.told.append(("settle", message.queue_offset))
+
+    send(client, queue, b"a", b"b")
+    keeper = Keeper()
+    _, messages, _ = client.reader.read(*queue, 0, keeper=keeper)  # type: ignore[arg-type]
+    assert messages[1].process() == "a context"  # type: ignore[comparison-overlap]
+    messages[0].settle()
+    assert keeper.told == [("process", 1), ("settle", 0)]
+    _, nobodys, _ = client.reader.read(*queue, 0)
+    with pytest.raises(TypeError, match="no consumer"):
+        nobodys[0].process()
+
+
 def test_wake_ends_the_wait_that_is_on_or_else_the_next(
     client: StoreClient, queue: QueueHandle
 ) -> None:
