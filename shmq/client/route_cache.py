@@ -12,7 +12,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from shmq.clock import SYSTEM_CLOCK
-from shmq.errors import ServiceNotAvailableError, ShmqError, TopicNotExistError
+from shmq.errors import (
+    PermissionDeniedError,
+    ServiceNotAvailableError,
+    ShmqError,
+    TopicNotExistError,
+)
 from shmq.remoting.client import Client as Connection
 from shmq.remoting.namesrv_requests import (
     cluster_info,
@@ -148,7 +153,7 @@ class RouteCache:
                         self._folder, names.pop(), role="client", timeout_s=_TIMEOUT_S
                     )
                 return self._connection.call(command, timeout_s=_TIMEOUT_S)
-            except TopicNotExistError:
+            except (TopicNotExistError, PermissionDeniedError):
                 raise
             except ShmqError as error:
                 last = error
@@ -156,6 +161,6 @@ class RouteCache:
                     self._connection.close()
                     self._connection = None
         raise ServiceNotAvailableError(
-            f"ask a NameServer in {self._folder.path}: {last or 'there is none'}; "
-            "start one: shmq-namesrv, or shmq dev"
+            f"ask a NameServer in {self._folder.path}: {last or 'there is none'}",
+            hint="start one: shmq-namesrv, or shmq dev",
         )

@@ -142,6 +142,17 @@ class RuntimeFolder:
                 f" wanted uid {os.geteuid()}: remove it, or name another folder"
             )
 
+    def _give_to_group(self, place: str) -> None:
+        """Whoever is in the folder's group may connect, with or without its set-group-ID bit."""
+        group = os.fstat(self._fd).st_gid
+        try:
+            os.chown(place, -1, group, dir_fd=self._fd)
+        except PermissionError as error:
+            raise OwnerError(
+                f"listen in {self.path}: its group is {group}, and uid {os.geteuid()} is not in it;"
+                " join it, or chgrp the folder to a group of its owner"
+            ) from error
+
     def listen(self, name: str) -> "Listener":
         """Listen on the socket `name` (of `namesrv_socket_name` or `broker_socket_name`).
 
@@ -171,6 +182,7 @@ class RuntimeFolder:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=self._fd)  # of a predecessor killed right here
             sock.bind(self._address(temporary))
+            self._give_to_group(temporary)
             os.chmod(temporary, SOCKET_MODE, dir_fd=self._fd)
             sock.listen(BACKLOG_COUNT)
             place = f"{name}{_SUFFIX}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -38,10 +39,26 @@ class Cluster:
     """One NameServer and some brokers. A context manager."""
 
     def __init__(
-        self, folder: Path, cluster_name: str, *, brokers: int = 1, **settings: str
+        self,
+        folder: Path,
+        cluster_name: str,
+        *,
+        brokers: int = 1,
+        group: int = -1,
+        **settings: str,
     ) -> None:
+        """Start them.
+
+        Args:
+            folder: for the stores and the runtime folder.
+            cluster_name: the test's.
+            brokers: how many.
+            group: gid of the runtime folder; -1: our own.
+            settings: of the brokers.
+        """
         self.runtime = folder / "run"
         self.runtime.mkdir(mode=0o750)
+        os.chown(self.runtime, -1, group)
         self._stack = contextlib.ExitStack()
         self.namesrv = self._stack.enter_context(NamesrvProcess(self.runtime))
         self.brokers = [
