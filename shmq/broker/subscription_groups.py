@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from shmq.errors import SubscriptionGroupNotExistError
+from shmq.errors import ConfigError, SubscriptionGroupNotExistError
 from shmq.store.config_files import ConfigFiles, DataVersion, SubscriptionGroups
 from shmq.subscription import SubscriptionGroupConfig, check_group, is_system_group
 
 from .saver import Saver
+from .topics import QUEUE_NUMS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,10 +97,11 @@ class GroupTable:
         """Make or change a group; returns when it is on disk.
 
         Raises:
-            IllegalGroupError: nothing has changed.
+            IllegalGroupError, ConfigError: nothing has changed.
             DiskFullError, StoreError: it holds, but not beyond this broker's life.
         """
         check_group(wanted.group_name)
+        _check(wanted)
         if self._groups.get(wanted.group_name) == wanted:
             return
         self._groups[wanted.group_name] = wanted
@@ -120,3 +122,16 @@ class GroupTable:
         return SubscriptionGroups(
             data_version=self.data_version, groups=dict(self._groups), other=self._other
         )
+
+
+def _check(config: SubscriptionGroupConfig) -> None:
+    """ConfigError for numbers that no broker can act on."""
+    for key, value, least, most in (
+        ("retryQueueNums", config.retry_queue_nums, 1, QUEUE_NUMS_MAX),
+        ("retryMaxTimes", config.retry_max_times, 0, 2**31 - 1),
+        ("consumeTimeoutMinute", config.consume_timeout_minute, 1, 2**31 - 1),
+    ):
+        if not least <= value <= most:
+            raise ConfigError(
+                f"group {config.group_name}: {key} = {value}, wanted {least} to {most}"
+            )

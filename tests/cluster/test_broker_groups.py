@@ -401,3 +401,12 @@ def test_deleted_group_has_no_members_claims_or_offsets(a, b):
         a.claim(GROUP, TOPIC, {0: 0})
     a.heartbeat(consumers={GROUP: [TOPIC]})
     assert a.claim(GROUP, TOPIC, {0: 0})[0]["consumerOffset"] == 0
+
+
+@pytest.mark.parametrize("nums", [0, -1, 65_536, 2**31 - 1])
+def test_group_whose_retry_topic_nobody_could_make_is_refused(a, nums):
+    body = {"groupName": "greedy", "retryQueueNums": nums}
+    with pytest.raises(ConfigError, match=f"retryQueueNums = {nums}, wanted 1 to 65535"):
+        a.call(RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, body=body)
+    with pytest.raises(SubscriptionGroupNotExistError):
+        a.call(RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG, {"group": "greedy"})
