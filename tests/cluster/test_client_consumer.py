@@ -105,6 +105,8 @@ def test_process_rules_over_auto_settle(client):
         again = consumer.try_next(PATIENCE_S)  # asking for the next settles nothing here
         assert again is not None
         assert again.message_id == message.message_id
+    with client.consumer("t", "g") as consumer:
+        assert receive(consumer, 1) == [0]
 
 
 def test_message_of_no_consumer_cannot_be_processed():

@@ -287,6 +287,17 @@ def test_broker_that_lost_its_memory_gets_unsettled_sends_again_under_the_same_i
     futures = [producer.send_async("t", b"async", timeout=PATIENCE_S) for _ in range(10)]
     message = shmq.Message("t", b"whole", tag="x")
     whole = producer.send_async(message, timeout=PATIENCE_S)
+    lanes = client.link("broker-a").lanes
+
+    def under_way() -> set[str | None]:
+        return {
+            lane.unique_key(sequence)
+            for lane in lanes
+            for sequence in range(lane.done_sequence, lane.next_sequence)
+        }
+
+    wait_for(lambda: len(under_way()) == 12, "that all are in the rings")
+    under_their_ids = under_way()
     for path in Path("/dev/shm").glob(f"shmq.{broker.cluster_name}.*"):
         path.unlink()
     broker.restart()
@@ -294,7 +305,8 @@ def test_broker_that_lost_its_memory_gets_unsettled_sends_again_under_the_same_i
     assert whole.result(PATIENCE_S).queue_offset >= 0
     thread.join()
     assert producer.resent_count == 12
-    ids = {result.message_id for result in results} | {sent[0].message_id}
+    ids = {result.message_id for result in [*results, whole.result(), *sent]}
+    assert ids == under_their_ids
     with client.consumer("t", "g") as consumer:
         got = {}
         while not ids <= got.keys():
