@@ -37,6 +37,7 @@ __all__ = [
     "Machine",
     "SEGMENT_COUNT_FLOOR",
     "SEGMENT_COUNT_MAX",
+    "open_files_wanted",
     "plan_sizes",
     "raise_open_files",
 ]
@@ -220,6 +221,11 @@ def plan_sizes(request: HotLogRequest, machine: Machine) -> HotLogPlan:
     raise _refusal(request, machine)
 
 
+def open_files_wanted(*, segment_count: int, session_count: int) -> int:
+    """Return how many files a broker may have open at a time: for `raise_open_files`."""
+    return _FDS_OF_BROKER + _FDS_PER_SEGMENT * segment_count + _FDS_PER_SESSION * session_count
+
+
 def raise_open_files(open_files: int) -> None:
     """Raise the soft limit of open files to `open_files` where it is lower.
 
@@ -353,9 +359,7 @@ def _plan(
         ring_bytes=ring_bytes,
         shm_bytes=shm_bytes,
         memory_bytes=shm_bytes + session_count * ring_bytes,
-        open_files=(
-            _FDS_OF_BROKER + _FDS_PER_SEGMENT * segment_count + _FDS_PER_SESSION * session_count
-        ),
+        open_files=open_files_wanted(segment_count=segment_count, session_count=session_count),
         shrunk=tuple(shrunk),
     )
 

@@ -20,10 +20,15 @@ def open_error(what: str, error: OSError) -> ShmError:
         error: as caught. posix_ipc leaves errno unset when there is no fd left.
 
     Returns:
-        LimitError where fds ran out, else ShmError with the kernel's reason.
+        LimitError where fds or memory ran out, else ShmError with the kernel's reason.
     """
     if error.errno in {None, errno.EMFILE, errno.ENFILE}:
         return LimitError(
             f"{what}: no file descriptor left; raise LimitNOFILE= in the unit, or ulimit -n"
+        )
+    if error.errno == errno.ENOMEM:
+        return LimitError(
+            f"{what}: the kernel has no memory for it; raise MemoryMax= in the unit, or docker"
+            " --memory"
         )
     return ShmError(f"{what}: {error.strerror}")

@@ -134,9 +134,9 @@ class SegmentHeader:
             )
         if self.layout_version != core.LAYOUT_VERSION:
             raise LayoutVersionError(
-                f"attach {name}: layout {self.layout_version}, need {core.LAYOUT_VERSION}; stop the"
-                " broker with the release that wrote it, so that its messages are in files, then"
-                " start this one"
+                f"attach {name}: layout {self.layout_version}, need {core.LAYOUT_VERSION}; start"
+                " the release that wrote it and stop it with keep_memory=never, so that its"
+                " messages are in files, then start this one"
             )
         for what, seen, wanted in (("kind", self.kind, kind), ("number", self.number, name.n)):
             if seen != wanted:
@@ -147,7 +147,10 @@ class SegmentHeader:
             ("boot id in the name", name.store.boot8, boot_id.hex()[:8]),
         ):
             if text != text_wanted:
-                raise OwnerError(f"attach {name}: {what} {text}, wanted {text_wanted}")
+                raise OwnerError(
+                    f"attach {name}: {what} {text}, wanted {text_wanted}; to go on from the files"
+                    " of the store alone, move its shmq/manifest.json away"
+                )
         may_be_larger = name.kind in GROWING_KINDS
         if self.size_bytes > object_size_bytes or (
             self.size_bytes != object_size_bytes and not may_be_larger

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from shmq.core import core
 from shmq.core.fields import read_ints
-from shmq.errors import ShmError
+from shmq.errors import LayoutVersionError, ShmError
 from shmq.shm import manifest as manifests
 from shmq.shm import reaper, segment
 from shmq.shm.incarnation import Incarnation, boot_id
@@ -188,8 +188,10 @@ class StoreMemory:
         """Attach to what a dead predecessor left, after checking that it is whole.
 
         Raises:
-            ShmError and its kin: an object is missing, of another layout, boot or owner; nothing
-                was changed, and the caller recovers from files.
+            LayoutVersionError, OwnerError: another release of shmq or another uid made it.
+            LimitError: no fd is left.
+            ShmError: an object is missing or damaged; the caller recovers from files. Nothing was
+                changed.
         """
         memory = cls(manifest, path, mark)
         try:
@@ -199,6 +201,12 @@ class StoreMemory:
                     memory._segments[kind] = segment.attach(entry.name, readonly=False)
             if len(memory._segments) != 3:
                 raise ShmError(f"adopt {memory.store}: the manifest lists no control segment")
+            if manifest.layout_version != core.LAYOUT_VERSION:
+                raise LayoutVersionError(
+                    f"adopt {memory.store}: layout {manifest.layout_version}, need"
+                    f" {core.LAYOUT_VERSION}; start the release that wrote it and stop it with"
+                    " keep_memory=never, so that its messages are in files, then start this one"
+                )
             config_size = core.LAYOUT["control_config"][0]
             with core.Mapping(
                 memory._segments[ObjectKind.CONTROL].fileno(), 2 * config_size
@@ -305,10 +313,17 @@ class StoreMemory:
             made.close()
             raise
         hot = HotSegment(number, made, mapping)
-        with self._lock:
-            self.manifest = self.manifest.with_object(name, size_bytes=made.size_bytes)
-            manifests.save(self.manifest, self._path)
-            self._hot[number] = hot
+        try:
+            with self._lock:
+                manifest = self.manifest.with_object(name, size_bytes=made.size_bytes)
+                manifests.save(manifest, self._path)
+                self.manifest = manifest
+                self._hot[number] = hot
+        except BaseException:  # a full disk: the next attempt takes another name
+            segment.unlink(name)
+            mapping.close()
+            made.close()
+            raise
         return hot
 
     def _attach_hot(self, number: int, size_bytes: int) -> None:

@@ -20,9 +20,23 @@ from typing import TYPE_CHECKING, NamedTuple
 from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.core import core
 from shmq.core.fields import field_place, read_ints, struct_size
-from shmq.errors import ServiceNotAvailableError, ShmError, ShmqError, StoreCorruptError
+from shmq.errors import (
+    LayoutVersionError,
+    LimitError,
+    OwnerError,
+    ServiceNotAvailableError,
+    ShmError,
+    ShmqError,
+    StoreCorruptError,
+)
 from shmq.shm import manifest as manifests
-from shmq.shm.budget import HotLogRequest, Machine, plan_sizes, raise_open_files
+from shmq.shm.budget import (
+    HotLogRequest,
+    Machine,
+    open_files_wanted,
+    plan_sizes,
+    raise_open_files,
+)
 from shmq.shm.in_use import InUseMark
 from shmq.shm.incarnation import boot_id
 from shmq.status import FlushDiskType
@@ -169,9 +183,14 @@ class MessageStore:
     def _try_adopt(
         self, manifest: Manifest, known: positions.Positions | None, undo: contextlib.ExitStack
     ) -> bool:
-        """Adopt the predecessor's memory if it is all there; False: recover from files."""
-        if manifest.boot_id != boot_id() or manifest.layout_version != core.LAYOUT_VERSION:
-            _log.info("memory of another boot or release: recovering from files")
+        """Adopt the predecessor's memory if it is all there; False: recover from files.
+
+        Raises:
+            LayoutVersionError, LimitError, OwnerError: it is there, and not for this process as it
+                is; it stays.
+        """
+        if manifest.boot_id != boot_id():
+            _log.info("memory of another boot: recovering from files")
             self._discard(manifest)
             return False
         if boot_files.derived_by_rocketmq(self.config.store_path):
@@ -184,6 +203,8 @@ class MessageStore:
             )
             try:
                 memory = StoreMemory.adopt(manifest, self._manifest_path, mark, self.config)
+            except (LayoutVersionError, LimitError, OwnerError):
+                raise  # it may be whole, and hold what no file has: somebody else can adopt it
             except ShmError as error:
                 _log.warning("memory cannot be adopted, recovering from files: %s", error)
                 mine.close()
@@ -219,6 +240,11 @@ class MessageStore:
         fields = read_ints(memory.control, "control_config", struct_size("segment_header"))
         self.file_size_bytes = fields["file_size_bytes"]
         segment_count = fields["hot_slot_count"]
+        raise_open_files(
+            open_files_wanted(
+                segment_count=segment_count, session_count=fields["session_slot_count"]
+            )
+        )
         self._wire(memory, undo, segment_count, fields["session_slot_count"])
         used = set()
         for file_position, hot in self._hot_files(memory):

@@ -19,11 +19,14 @@ from shmq.core import core
 from shmq.errors import (
     ClosedError,
     ConfigError,
+    LayoutVersionError,
     LimitError,
+    OwnerError,
     QuotaError,
     ServiceNotAvailableError,
     ShmError,
     ShmFullError,
+    ShmqError,
     StoreError,
     StoreLockedError,
     TopicNotExistError,
@@ -332,8 +335,8 @@ def dead(config: StoreConfig) -> Iterator[StoreConfig]:
             (SHM / name).unlink()
 
 
-def _assert_recovers_from_files(config: StoreConfig, *, foreign: str | None = None) -> None:
-    """Nothing of the dead store's memory is used or left, but an object that is not ours."""
+def _assert_recovers_from_files(config: StoreConfig) -> None:
+    """Nothing of the dead store's memory is used or left."""
     with MessageStore(config) as store:
         assert not store.is_adopted
         assert _bodies(store, store.queues.find("orders", 0)) == [b"one", b"two", b"three"]
@@ -343,7 +346,19 @@ def _assert_recovers_from_files(config: StoreConfig, *, foreign: str | None = No
             for name in os.listdir(SHM)
             if config.cluster_name in name and generation not in name
         }
-        assert left == (set() if foreign is None else {foreign}), "left of the dead one"
+        assert left == set(), "left of the dead one"
+
+
+def _objects(config: StoreConfig) -> set[str]:
+    return {name for name in os.listdir(SHM) if config.cluster_name in name}
+
+
+def _assert_refused(config: StoreConfig, error: type[ShmqError], remedy: str) -> None:
+    """The store does not open, and says what to do; all that the dead one left stays."""
+    before = _objects(config)
+    with pytest.raises(error, match=remedy):
+        MessageStore(config).open()
+    assert _objects(config) == before
 
 
 def test_killed_store_is_adopted(dead: StoreConfig) -> None:
@@ -352,22 +367,30 @@ def test_killed_store_is_adopted(dead: StoreConfig) -> None:
         assert _bodies(store, store.queues.find("orders", 0)) == [b"one", b"two", b"three"]
 
 
-def test_memory_of_another_layout_version_is_not_adopted(dead: StoreConfig) -> None:
+def test_memory_of_another_layout_version_is_refused_and_stays(dead: StoreConfig) -> None:
     path = manifests.manifest_path(dead.store_path)
     manifest = manifests.load(path)
     assert manifest is not None
     manifests.save(replace(manifest, layout_version=core.LAYOUT_VERSION + 1), path)
-    _assert_recovers_from_files(dead)
+    _assert_refused(dead, LayoutVersionError, "start the release that wrote it")
+    manifests.save(manifest, path)
+    test_killed_store_is_adopted(dead)
 
 
-def test_segment_of_another_layout_version_is_not_adopted(dead: StoreConfig) -> None:
+def test_segment_of_another_layout_version_is_refused_and_stays(dead: StoreConfig) -> None:
     place = next(
         place for name, place, *_ in core.LAYOUT["segment_header"][1] if name == "layout_version"
     )
-    with (_object(dead, "control")).open("r+b") as file:
-        file.seek(place)
-        file.write((core.LAYOUT_VERSION + 1).to_bytes(4, "little"))
-    _assert_recovers_from_files(dead)
+
+    def write(version: int) -> None:
+        with (_object(dead, "control")).open("r+b") as file:
+            file.seek(place)
+            file.write(version.to_bytes(4, "little"))
+
+    write(core.LAYOUT_VERSION + 1)
+    _assert_refused(dead, LayoutVersionError, "start the release that wrote it")
+    write(core.LAYOUT_VERSION)
+    test_killed_store_is_adopted(dead)
 
 
 def test_memory_of_another_boot_is_not_adopted(dead: StoreConfig) -> None:
@@ -390,11 +413,37 @@ def test_memory_with_an_object_missing_is_not_adopted(dead: StoreConfig, kind: s
 
 
 @pytest.mark.parametrize("kind", ["control", "topics", "arena", "hot"])
-def test_memory_of_another_owner_is_not_adopted(dead: StoreConfig, kind: str) -> None:
+def test_memory_of_another_owner_is_refused_and_stays(dead: StoreConfig, kind: str) -> None:
     require_root()
     path = _object(dead, kind)
     os.chown(path, 65534, -1)
-    _assert_recovers_from_files(dead, foreign=path.name)
+    _assert_refused(dead, OwnerError, "run as the user that made it")
+    os.chown(path, os.geteuid(), -1)
+    test_killed_store_is_adopted(dead)
+
+
+def test_successor_raises_its_soft_limit_of_open_files(dead: StoreConfig) -> None:
+    low = ("prlimit", "--nofile=128:")
+    with StoreProcess(dead, wrapper=low) as process:
+        assert process.is_adopted
+        limits = Path(f"/proc/{process.pid}/limits").read_text().splitlines()
+        soft = next(int(line.split()[3]) for line in limits if line.startswith("Max open files"))
+        assert soft > 128
+
+
+def test_segment_that_no_manifest_can_list_leaves_nothing(config: StoreConfig) -> None:
+    with MessageStore(config) as store:
+        wait_until(lambda: store.appender_state()["ready_end"] == 3 * FILE_SIZE)
+        before = _objects(config), len(os.listdir("/proc/self/fd"))
+        path = manifests.manifest_path(config.store_path)
+        blocked = path.with_suffix(".json.tmp")
+        blocked.mkdir()
+        with pytest.raises(ShmqError):
+            store._memory.create_hot()
+        assert (_objects(config), len(os.listdir("/proc/self/fd"))) == before
+        blocked.rmdir()
+        store._memory.drop_hot(store._memory.create_hot().number)
+        assert (_objects(config), len(os.listdir("/proc/self/fd"))) == before
 
 
 @pytest.mark.parametrize("kind", ["control", "topics", "arena", "hot"])
