@@ -143,8 +143,12 @@ class Consumer:
         return message
 
     def receive(self, max_count: int = 32, *, timeout: float = 1.0) -> list[core.Message]:
-        """Up to `max_count` messages; none if none came in `timeout` seconds."""
-        self._client.check(f"consume {self.topic}")
+        """Up to `max_count` messages; none if none came in `timeout` seconds.
+
+        Raises:
+            ClosedError: this consumer or its client is closed.
+        """
+        self._check()
         self._settle_received()
         items: list[_Item] = []
         if len(self._ready) < max_count:
@@ -161,8 +165,11 @@ class Consumer:
     def receive_many(self, max_count: int = COLUMNS_MAX, *, timeout: float = 1.0) -> MessageBatch:
         """Up to `max_count` messages of one queue as columns; an empty batch if none came in
         `timeout` seconds. The quickest way to consume; numpy is imported when a column is used.
+
+        Raises:
+            ClosedError: this consumer or its client is closed.
         """
-        self._client.check(f"consume {self.topic}")
+        self._check()
         self._settle_received()
         deadline_ns = _deadline(timeout)
         while True:  # bounded by the deadline
@@ -171,6 +178,11 @@ class Consumer:
                 return batch
             if not self._wait(deadline_ns):
                 return MessageBatch.empty(self.topic)
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise ClosedError(f"consume {self.topic}: this consumer is closed")
+        self._client.check(f"consume {self.topic}")
 
     def settle(self, message: core.Message) -> None:
         """This message is done with; the same as message.settle()."""
@@ -197,7 +209,7 @@ class Consumer:
         Raises:
             OffsetIllegalError: no such place, or not our queue.
         """
-        self._client.check(f"seek in {queue}")
+        self._check()
         return self._assignment.seek(queue, queue_offset, where, time)
 
     @property

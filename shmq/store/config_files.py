@@ -71,7 +71,7 @@ _SIZE_MAX = 1 << 30
 _NO_CHECKSUM = b"00000000"
 _END = re.compile(rb'"([^"]{9})": "([0-9A-Fa-f]{8})"\n}\n\Z')
 # A text, or a number that stands where a key must: behind { or , and before a colon.
-_TEXT_OR_BARE_KEY = re.compile(r'"(?:[^"\\]|\\.)*"|(?<=[{,])(\s*)(-?\d+)(?=\s*:)')
+_TEXT_OR_BARE_KEY = re.compile(r'"(?:[^"\\]|\\.)*"|(?<=[{,])(\s*)(-?[0-9]+)(?=\s*:)')
 _T = TypeVar("_T")
 
 
@@ -314,7 +314,9 @@ class Topics:
         table, version, other = _split(data, "topicConfigTable")
         return cls(
             data_version=version,
-            topics={name: TopicConfig.from_dict(_object(item)) for name, item in table.items()},
+            topics={
+                name: TopicConfig.from_dict(_object(item, name)) for name, item in table.items()
+            },
             other=other,
         )
 
@@ -346,7 +348,7 @@ class SubscriptionGroups:
         return cls(
             data_version=version,
             groups={
-                name: SubscriptionGroupConfig.from_dict(_object(item))
+                name: SubscriptionGroupConfig.from_dict(_object(item, name))
                 for name, item in table.items()
             },
             other=other,
@@ -427,18 +429,18 @@ def _split(
     return table, DataVersion.from_dict(data.get("dataVersion")), other
 
 
-def _object(item: object) -> Mapping[str, object]:
+def _object(item: object, what: str) -> Mapping[str, object]:
     if not isinstance(item, Mapping):
-        raise ConfigError(f"{item!r}, wanted an object")
+        raise ConfigError(f"{what}: {item!r}, wanted an object")
     return item
 
 
 def numbers_by_number(what: str, item: object) -> dict[int, int]:
     """Return an object of whole numbers by whole numbers; ConfigError names what is none."""
     numbers = {}
-    for key, value in _object(item).items():
+    for key, value in _object(item, what).items():
         is_number = isinstance(value, int) and not isinstance(value, bool)
-        if not is_number or not re.fullmatch(r"-?\d+", key):
+        if not is_number or not re.fullmatch(r"-?[0-9]+", key):
             raise ConfigError(f"{what}: {key}: {value!r}, wanted a whole number for a whole number")
         numbers[int(key)] = int(str(value))
     return numbers

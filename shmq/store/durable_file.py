@@ -64,6 +64,10 @@ def disk_error(what: str, error: OSError) -> ShmqError:
         return LimitError(
             f"{what}: no file descriptor left; raise LimitNOFILE= in the unit, or ulimit -n"
         )
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return StoreError(
+            f"{what}: no right for uid {os.geteuid()}", hint="run as the user that owns the store"
+        )
     return StoreError(f"{what}: {error.strerror or error}")
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import shmq
-from shmq import ConsumeFromWhere, MessageModel
-from shmq.errors import ConfigError, ForkError, OffsetIllegalError
+from shmq import ConsumeFromWhere, MessageModel, MessageQueue
+from shmq.errors import ClosedError, ConfigError, ForkError, OffsetIllegalError
 from shmq.remoting.codes import RequestCode
 from shmq.status import ConsumeStatus, PullStatus
 from tests.support.cluster import Cluster, Program, wait_for
@@ -460,6 +460,20 @@ def test_forked_child_gets_an_error_and_the_parent_goes_on(client):
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
         producer.send("t", b"2")
         assert receive(consumer, 1) == [2]
+
+
+def test_closed_consumer_says_so(client):
+    send(client, "t", 1)
+    consumer = client.consumer("t", "g")
+    consumer.close()
+    for call in (
+        lambda: consumer.receive(1, timeout=0.0),
+        lambda: consumer.receive_many(1, timeout=0.0),
+        lambda: consumer.seek(MessageQueue("t", "broker-a", 0), 0),
+    ):
+        with pytest.raises(ClosedError, match="this consumer is closed"):
+            call()
+    assert list(consumer) == []
 
 
 def test_nothing_is_pickled(client):

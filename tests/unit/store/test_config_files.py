@@ -245,3 +245,26 @@ def test_offsets_behind_their_queue_are_cut_back_and_counted() -> None:
 def test_queue_without_messages_goes_on_where_it_was_consumed() -> None:
     offsets = {"old@a": {0: 50, 1: 0}, "old@b": {0: 70}, "orders@a": {0: 99}, "bad": {0: 1}}
     assert unknown_queue_ends(offsets, {QueueKey("orders", 0): 10}) == {QueueKey("old", 0): 70}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"topicConfigTable": {"orders": 5}}', "topics.json: orders: 5, wanted an object"),
+        ('{"topicConfigTable": 5}', "topics.json: topicConfigTable: int, wanted an object"),
+    ],
+)
+def test_content_of_another_shape_is_named(tmp_path: Path, text: str, said: str) -> None:
+    files = ConfigFiles(tmp_path)
+    files.folder.mkdir()
+    (files.folder / "topics.json").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        files.load_topics()
+
+
+def test_digits_of_other_scripts_are_no_numbers(tmp_path: Path) -> None:
+    files = ConfigFiles(tmp_path)
+    files.folder.mkdir()
+    (files.folder / "consumerOffset.json").write_text('{"offsetTable": {"a@b": {"\u0663": 4}}}')
+    with pytest.raises(ConfigError, match="wanted a whole number"):
+        files.load_consumer_offsets()

@@ -581,7 +581,7 @@ def test_store_of_another_user_is_refused_by_name(config: StoreConfig, tmp_path:
     )
     assert result.stdout.startswith("StoreError True True "), result
     assert str(config.store_path) in result.stdout
-    assert "ermission" in result.stdout
+    assert "no right for uid 65534" in result.stdout
 
 
 # ---- queues --------------------------------------------------------------------------------------
