@@ -165,11 +165,13 @@ class MessageStore:
             self._positions_path = positions.positions_path(config.store_path)
             known = self._load_positions()
             manifest = manifests.load(self._manifest_path)
+            made = contextlib.ExitStack()
             if manifest is None or not self._try_adopt(manifest, known, undo):
-                self._recover(self._load_positions(), undo)
+                made = self._recover(self._load_positions(), undo)
             boot_files.make_abort(config.store_path)
             boot_files.write_broker_conf(config, file_size_bytes=self.file_size_bytes)
             self._save_positions(is_clean=False)
+            made.pop_all()
             self._undo = undo.pop_all()
 
     def _load_positions(self) -> positions.Positions | None:
@@ -365,9 +367,13 @@ class MessageStore:
             positions.save(self._positions_path, salvaged, durable=True)
         _log.error("salvaged begin=%d end=%d", flushed, committed)
 
-    def _recover(self, known: positions.Positions | None, undo: contextlib.ExitStack) -> None:
-        """Scan the files, make new memory, and put what is behind the last complete file into
-        it.
+    def _recover(
+        self, known: positions.Positions | None, undo: contextlib.ExitStack
+    ) -> contextlib.ExitStack:
+        """Scan the files, make new memory, and put what is behind the last complete file into it.
+
+        Returns:
+            What removes that memory again, in `undo` until the caller empties it.
         """
         config = self.config
         plan = self._plan(known)
@@ -415,7 +421,7 @@ class MessageStore:
             len(recovered.holes),
             len(self.queues),
         )
-        drop.pop_all()
+        return drop
 
     def _plan(self, known: positions.Positions | None) -> HotLogPlan:
         config = self.config

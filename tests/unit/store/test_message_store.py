@@ -431,6 +431,30 @@ def test_successor_raises_its_soft_limit_of_open_files(dead: StoreConfig) -> Non
         assert soft > 128
 
 
+def test_start_that_fails_behind_recovery_leaves_nothing(config: StoreConfig) -> None:
+    blocked = config.store_path / "broker.conf"
+    blocked.mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"broker\.conf"):
+        MessageStore(config).open()
+    assert _objects(config) == set()
+    assert not manifests.manifest_path(config.store_path).exists()
+    blocked.rmdir()
+    with MessageStore(config) as store:
+        assert not store.is_adopted
+
+
+def test_successor_that_fails_behind_adoption_leaves_everything(dead: StoreConfig) -> None:
+    conf = dead.store_path / "broker.conf"
+    conf.unlink()
+    conf.mkdir()
+    before = _objects(dead)
+    with pytest.raises(StoreError, match=r"broker\.conf"):
+        MessageStore(dead).open()
+    assert _objects(dead) == before
+    conf.rmdir()
+    test_killed_store_is_adopted(dead)
+
+
 def test_segment_that_no_manifest_can_list_leaves_nothing(config: StoreConfig) -> None:
     with MessageStore(config) as store:
         wait_until(lambda: store.appender_state()["ready_end"] == 3 * FILE_SIZE)
