@@ -25,7 +25,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from shmq.errors import ConfigError, IllegalTopicError, SystemBusyError, TopicNotExistError
+from shmq.errors import (
+    ConfigError,
+    IllegalTopicError,
+    ShmqError,
+    SystemBusyError,
+    TopicNotExistError,
+)
 from shmq.json_fields import Fields
 from shmq.store.config_files import ConfigFiles, DataVersion, Topics, numbers_by_number
 from shmq.topic import (
@@ -105,6 +111,16 @@ class TopicTable:
 
     # ---- opening -----------------------------------------------------------------------------
 
+    def _check_loaded(self, name: str, config: TopicConfig) -> None:
+        try:
+            check_topic(name)
+            if config.topic_name != name:
+                raise ConfigError(f"topic {name}: topicName {config.topic_name!r}, wanted {name!r}")
+            _check_values(config)
+        except ShmqError as error:
+            path = self._files.file(Topics.FILE_NAME).path
+            raise ConfigError(f"{path}: {error}") from None
+
     def load(self, unknown_ends: Mapping[tuple[str, int], int]) -> None:
         """Read topics.json and bring the rows in line with it. Blocks; no loop runs yet.
 
@@ -116,6 +132,8 @@ class TopicTable:
             ShmFullError: no room for the rows.
         """
         found = self._files.load_topics()
+        for name, config in found.topics.items():
+            self._check_loaded(name, config)
         self._topics = dict(found.topics)
         self._deleted = _deleted_from(found.other.get(_DELETED_KEY))
         self._other = {key: value for key, value in found.other.items() if key != _DELETED_KEY}

@@ -60,6 +60,12 @@ def start(root: Path, run: Path, *, brokers: int, is_temporary: bool) -> Client:
         OwnerError: another cluster is served in `run`.
         ServiceNotAvailableError: they did not come up.
     """
+    try:
+        _check_free(run)
+    except ShmqError:
+        if is_temporary:
+            shutil.rmtree(root, ignore_errors=True)
+        raise
     root.mkdir(parents=True, exist_ok=True)
     names = [f"broker-{chr(ord('a') + index)}" for index in range(brokers)]
     # Nobody comes back for the memory of a store that is removed, whoever is still attached.
@@ -69,7 +75,6 @@ def start(root: Path, run: Path, *, brokers: int, is_temporary: bool) -> Client:
         for name, port in zip(names, _ROCKETMQ_PORTS, strict=False)
     ]
     (root / "cluster.toml").write_text("\n".join(tables), encoding="utf-8")
-    _check_free(run)
     guard = subprocess.Popen(
         [
             sys.executable,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.core import core
 from shmq.core.fields import field_place, read_ints, struct_size
-from shmq.errors import ClosedError, QuotaError, ShmError
+from shmq.errors import ClosedError, OwnerError, QuotaError, ShmError
 from shmq.shm import memfd
 from shmq.shm.names import ObjectKind
 from shmq.shm.segment import open_readonly
@@ -28,6 +28,7 @@ from shmq.store.memory import completion_size, ingress_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from shmq.shm.segment import Segment
     from shmq.store.log_channel import LogChannel
     from shmq.store.memory import StoreMemory
 
@@ -146,13 +147,12 @@ class Sessions:
             ShmFullError, LimitError, ShmError: no memory or fds for it.
         """
         with self._lock, contextlib.ExitStack() as undo:
-            session = self._free_slot()
             lanes = (lane_count or self._lane_count) if producer else 0
             capacity = self._lane_capacity_bytes if producer else 0
             completions = self._completion_capacity if producer else 0
             claims = _CLAIM_CAPACITY if consumer else 0
             size = completion_size(lanes, completions)
-            segment, completion = self._memory.create_completion(session, size)
+            session, segment, completion = self._take_slot(size)
             undo.callback(self._memory.drop_completion, session)
             undo.callback(segment.close)
             fds: dict[str, int] = {}
@@ -457,12 +457,22 @@ class Sessions:
         if session not in self._live:
             raise ClosedError(f"use session {session}: it is not open")
 
-    def _free_slot(self) -> int:
+    def _take_slot(self, completion_bytes: int) -> tuple[int, Segment, core.Mapping]:
+        """A free slot, and the completion object made for it."""
+        squatted = 0
         for session in range(self._slot_count):
-            if session not in self._live and session not in self._lost:
-                return session
+            if session in self._live or session in self._lost:
+                continue
+            try:
+                return session, *self._memory.create_completion(session, completion_bytes)
+            except OwnerError as error:  # /dev/shm is everybody's: the next slot has another name
+                squatted += 1
+                _log.warning("session slot passed over: %s", error)
         raise QuotaError(
-            f"open a session: all {self._slot_count} slots are taken; raise session_count"
+            f"open a session: all {self._slot_count} slots are taken, {squatted} by objects that "
+            "another uid put in their places in /dev/shm; raise session_count"
+            if squatted
+            else f"open a session: all {self._slot_count} slots are taken; raise session_count"
         )
 
     def _slot(self, session: int) -> dict[str, int]:

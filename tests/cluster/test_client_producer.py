@@ -359,5 +359,6 @@ def test_slow_broker_is_avoided_for_a_while(pair):
 
 def test_nobody_there_is_told_with_what_to_do(tmp_path):
     (tmp_path / "run").mkdir(mode=0o750)
-    with pytest.raises(shmq.ShmqError, match="shmq dev"):
+    with pytest.raises(shmq.ShmqError, match="there is none") as caught:
         shmq.connect(tmp_path / "run")
+    assert "shmq dev" in caught.value.hint

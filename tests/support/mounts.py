@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tests.support.require import require_or_skip, require_program, require_root
 
 _EXT4_IOC_SHUTDOWN = 0x8004587D
 _NO_LOG_FLUSH = 2
+_RELEASE_STEP_S = 0.02
+_RELEASE_TRIES = 1500
 
 
 @contextlib.contextmanager
@@ -86,6 +89,21 @@ class Ext4OnLoop:
     def boot(self) -> None:
         """Mount again what has reached the disk. Nobody may have a file of it open or mapped."""
         self._unmount()
+        # A mount namespace made meanwhile by somebody else holds the file system a while longer:
+        # mounted again it would be the one without power.
+        waiting = threading.Event()
+        for _ in range(_RELEASE_TRIES):
+            used = subprocess.run(
+                ["losetup", "--associated", str(self._image)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            if not used.stdout:
+                break
+            waiting.wait(_RELEASE_STEP_S)
+        else:
+            require_or_skip(f"another mount namespace holds {self.folder}")
         self._mount()
 
     def _unmount(self) -> None:

@@ -490,7 +490,7 @@ def test_cluster_file_names_brokers_and_how_they_are_treated(tmp_path: Path) -> 
     ]
     file = tmp_path / "cluster.toml"
     assert found.brokers[1].command == (
-        *(sys.executable, "-m", "shmq.broker", "--config", str(file)),
+        *(sys.executable, "-P", "-m", "shmq.broker", "--config", str(file)),
         *("--broker", "a-slave", "--runtime", "/run/x"),
     )
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -812,3 +813,57 @@ def test_cold_entries_are_those_of_the_log(config: StoreConfig) -> None:
             assert [int.from_bytes(m.body_bytes[:4], "big") for m in messages] == list(range(10))
         assert store.read_cold("orders", 0, 10_000, 1) is None
         assert store.read_cold("nothing", 0, 0, 1) is None
+
+
+# Root in reserve: it plays the stranger who makes objects in the sticky /dev/shm first.
+SQUATTED = """
+import encodings.ascii, os, sys  # later this uid may not read them
+from pathlib import Path
+from shmq.config import StoreConfig
+from shmq.errors import QuotaError
+from shmq.store.message_store import MessageStore
+folder = Path(sys.argv[1])
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 0)
+config = StoreConfig(
+    store_path=folder / "store", runtime_path=folder / "run", cluster_name=sys.argv[2],
+    commit_log_file_size_bytes=1 << 20, max_message_size_bytes=1 << 16, hot_segment_count=3,
+    session_count=4,
+)
+with MessageStore(config) as store:
+    name = [each for each in os.listdir("/dev/shm") if sys.argv[2] in each][0].rsplit(".", 2)[0]
+    squatted = [f"/dev/shm/{name}.completion.{number}" for number in (0, 1, 3)]
+    os.seteuid(0)
+    for path in squatted:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+    os.seteuid(65534)
+    print(store.sessions.open(uid=1, pid=1, pid_start_time=1).session)
+    try:
+        store.sessions.open(uid=1, pid=1, pid_start_time=1)
+    except QuotaError as error:
+        print(error)
+    os.seteuid(0)
+    for path in squatted:
+        os.unlink(path)
+    os.seteuid(65534)
+"""
+
+
+def test_stranger_that_takes_a_sessions_name_first_takes_that_slot_and_no_more(
+    cluster_name: str,
+) -> None:
+    require_root()
+    with tempfile.TemporaryDirectory() as folder:  # where another uid may go
+        os.chown(folder, 65534, 65534)
+        done = subprocess.run(
+            [sys.executable, "-c", SQUATTED, folder, cluster_name],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    slot, refusal = done.stdout.splitlines()
+    assert slot == "2"
+    assert "all 4 slots are taken, 3 by objects that another uid put in their places" in refusal
