@@ -498,9 +498,29 @@ class ConfigFiles:
             return make(file.load().data)
         except ConfigError as error:
             text = str(error)
-            raise ConfigError(
-                text if text.startswith("read ") else f"{file.path}: {text}"
-            ) from None
+            if text.startswith("read "):
+                raise
+            raise ConfigError(f"{file.path}{_line_of(file.path, text)}: {text}") from None
+
+
+def _line_of(path: Path, problem: str) -> str:
+    """Where the key that a problem names first stands; nothing if that cannot be said.
+
+    A problem reads "topic x: perm: 'y', wanted ..." or "a@b: 1: ...": what it is in, then the key.
+    """
+    words = [word.removeprefix("topic ").removeprefix("group ") for word in problem.split(": ")[:2]]
+    lines = (read_file(path, size_max=_SIZE_MAX) or b"").decode(errors="replace").splitlines()
+    number = 0
+    for word in words:
+        name = re.escape(word)
+        key = re.compile(rf'(?:"{name}"|(?:^|[{{,])\s*{name})\s*:')
+        found = next((n for n, line in enumerate(lines[number:], number) if key.search(line)), None)
+        if found is None:
+            break
+        number = found
+    else:
+        return f" line {number + 1}"
+    return ""
 
 
 # ---- offsets -------------------------------------------------------------------------------------

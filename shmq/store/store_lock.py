@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from shmq.errors import StoreLockedError
+from shmq.errors import OwnerError, StoreLockedError
 from shmq.store.durable_file import FILE_MODE, disk_error, fsync_folder, write_fully
 
 __all__ = ["LOCK_FILE", "StoreLock", "lock_holder"]
@@ -65,6 +65,13 @@ class StoreLock:
                 os.close(self._fd)
                 raise
             status = os.fstat(self._fd)
+            if status.st_uid != os.geteuid():  # root: files it made there would be out of its reach
+                os.close(self._fd)
+                raise OwnerError(
+                    f"open the store {self._path.parent}: it is uid {status.st_uid}'s, and this is "
+                    f"uid {os.geteuid()}",
+                    hint="run as its owner, or chown the whole store",
+                )
             self._key = (status.st_dev, status.st_ino)
             self._pid = os.getpid()
             _held.add(self._key)

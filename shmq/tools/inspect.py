@@ -81,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sections.append(section)
             if not arguments.json:
                 _print(section)
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_SHOWN
     except (ShmqError, OSError, UnicodeDecodeError) as error:
         problem = str(error)
     if arguments.json:

@@ -2,6 +2,8 @@ import contextlib
 import logging
 import os
 import random
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -268,3 +270,30 @@ def test_digits_of_other_scripts_are_no_numbers(tmp_path: Path) -> None:
     (files.folder / "consumerOffset.json").write_text('{"offsetTable": {"a@b": {"\u0663": 4}}}')
     with pytest.raises(ConfigError, match="wanted a whole number"):
         files.load_consumer_offsets()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "load", "wanted"),
+    [
+        (
+            "topics.json",
+            '{\n "topicConfigTable": {\n  "a": {"topicName":"a", "perm": 6},\n'
+            '  "b": {\n   "topicName":"b",\n   "perm": "x"}}}\n',
+            ConfigFiles.load_topics,
+            "topics.json line 6: topic b: perm: 'x', wanted a whole number",
+        ),
+        (
+            "consumerOffset.json",
+            '{\n"offsetTable":{\n"t@g":{0:1,\n1:"x"}}}\n',
+            ConfigFiles.load_consumer_offsets,
+            "consumerOffset.json line 4: t@g: 1: 'x', wanted a whole number",
+        ),
+    ],
+)
+def test_value_of_another_kind_is_told_with_its_line(
+    tmp_path: Path, name: str, text: str, load: Callable[[ConfigFiles], object], wanted: str
+) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / name).write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(wanted)):
+        load(ConfigFiles(tmp_path))

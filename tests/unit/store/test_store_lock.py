@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from shmq.errors import StoreError, StoreLockedError
-from shmq.store.store_lock import StoreLock, lock_holder
+from shmq.errors import OwnerError, StoreError, StoreLockedError
+from shmq.store.store_lock import LOCK_FILE, StoreLock, lock_holder
 from tests.support.repository import ROOT
+from tests.support.require import require_root
 
 HOLD = """
 import sys
@@ -103,3 +104,15 @@ def test_link_in_place_of_the_lock_is_refused(tmp_path: Path) -> None:
 
 def test_store_that_nobody_ever_locked_has_no_holder(tmp_path: Path) -> None:
     assert lock_holder(tmp_path) is None
+
+
+def test_root_leaves_another_users_store_alone(tmp_path: Path) -> None:
+    require_root()
+    with StoreLock(tmp_path):
+        pass
+    os.chown(tmp_path / LOCK_FILE, 65534, 65534)
+    with pytest.raises(OwnerError, match="it is uid 65534's, and this is uid 0"):
+        StoreLock(tmp_path)
+    os.chown(tmp_path / LOCK_FILE, 0, 0)
+    with StoreLock(tmp_path):
+        pass
