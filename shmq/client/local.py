@@ -20,7 +20,7 @@ from pathlib import Path
 
 from shmq.client.instance import Client
 from shmq.clock import SYSTEM_CLOCK
-from shmq.errors import OwnerError, ServiceNotAvailableError, ShmqError
+from shmq.errors import ConfigError, OwnerError, ServiceNotAvailableError, ShmqError
 from shmq.remoting.runtime_folder import RuntimeFolder
 
 __all__ = ["LOG", "local", "start"]
@@ -41,8 +41,11 @@ def local(folder: str | Path | None = None, *, brokers: int = 1) -> Client:
         brokers: how many masters.
 
     Raises:
+        ConfigError: no broker.
         ServiceNotAvailableError: they did not come up.
     """
+    if brokers < 1:
+        raise ConfigError(f"start a private cluster: {brokers} brokers, wanted 1 or more")
     root = Path(tempfile.mkdtemp(prefix="shmq-")) if folder is None else Path(folder).absolute()
     return start(root, root / "run", brokers=brokers, is_temporary=folder is None)
 

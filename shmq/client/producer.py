@@ -128,9 +128,10 @@ class Producer:
             body: any buffer or numpy array (its dtype and shape travel along), or a str as UTF-8.
             tag: for filters.
             keys: to find it by.
-            properties: of the user.
+            properties: of the user. A UNIQ_KEY in them is the message's id, in place of one made
+                here: whoever sends a message on keeps its id that way, and keeps it unique.
             flag: of the user, 32 bits.
-            key: messages of one key go to one queue, in order.
+            key: messages of one key go to one queue, in order; rules over `queue`.
             queue: this queue; or a function that chooses one of those given; or "least-loaded".
             timeout: seconds for everything. A send with a key or a queue waits so long for its
                 broker; one without goes to another broker while its own is away or slow.

@@ -104,7 +104,13 @@ class Target:
         self.turn = cycle if until_ns is None else _Until(self, cycle, until_ns)
 
     def by_key(self, key: str) -> SendQueue:
-        """RocketMQ's SelectMessageQueueByHash."""
+        """RocketMQ's SelectMessageQueueByHash.
+
+        Raises:
+            TypeError: a key that is no str.
+        """
+        if not isinstance(key, str):
+            raise TypeError(f"send: key {key!r}: wanted a str; write it as text")
         return self.queues[abs(_key_hash(key)) % len(self.queues)]
 
     def choose(self, selector: QueueSelector) -> SendQueue:

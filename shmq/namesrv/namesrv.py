@@ -68,10 +68,11 @@ def load_cluster(
         command: what starts a broker, before its arguments; None: this Python, -m shmq.broker.
 
     Raises:
-        ConfigError: it cannot be used; two tables name the same broker.
+        ConfigError: it cannot be used; two tables name the same broker or listen_port.
     """
     start = tuple(command or (sys.executable, "-P", "-m", "shmq.broker"))
     brokers: dict[str, SupervisedBroker] = {}
+    ports: dict[object, str] = {}
     for name, table in load_broker_tables(file).items():
         broker_name = table.get("broker_name", table.get("brokerName", name))
         broker_id = table.get("broker_id", table.get("brokerId", 0))
@@ -84,6 +85,12 @@ def load_cluster(
             raise ConfigError(
                 f"{file}: [broker.{name}]: broker {broker_name}:{broker_id} is"
                 f" [broker.{brokers[socket_name].name}] already; give it another broker_id"
+            )
+        port = table.get("listen_port", table.get("listenPort"))
+        if port is not None and ports.setdefault(port, name) != name:
+            raise ConfigError(  # ids of messages have the port in them: they would be the same
+                f"{file}: [broker.{name}]: listen_port: {port} is that of [broker.{ports[port]}]"
+                " already; give each broker its own"
             )
         arguments = ("--config", str(file), "--broker", name, "--runtime", str(runtime_path))
         brokers[socket_name] = SupervisedBroker(

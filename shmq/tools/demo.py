@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING
 
 import shmq
 from shmq.clock import SYSTEM_CLOCK
+from shmq.shm.manifest import load, manifest_path
+from shmq.shm.reaper import reap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -218,6 +220,15 @@ def _run(root: Path, files: Sequence[Path], line_count_min: int) -> int:
     return 0 if not (lost or out_of_order or wrong) else 1
 
 
+def _forget_memory(root: Path) -> None:
+    """Remove what a broker that was killed left for a successor, if the end came before that."""
+    for store in root.glob("broker-*"):
+        manifest = load(manifest_path(store))
+        if manifest is not None:
+            marks = sorted((root / "run").glob("broker-*.d"))
+            reap(marks, [], dry_run=False, unmarked={manifest.store})
+
+
 def _kill_broker(client: shmq.Client, count: int) -> str:
     name = "broker-a"
     os.kill(client.link(name).connection.identity.pid, signal.SIGKILL)
@@ -341,7 +352,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 64
     if options.keep is None:
         with tempfile.TemporaryDirectory(prefix="shmq-demo-") as folder:
-            return _run(Path(folder), files, options.lines)
+            try:
+                return _run(Path(folder), files, options.lines)
+            finally:
+                _forget_memory(Path(folder))
     options.keep.mkdir(parents=True, exist_ok=True)
     code = _run(options.keep.absolute(), files, options.lines)
     for rest in options.keep.iterdir():
@@ -353,4 +367,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # of the terminal: its children get it as well, and say nothing
+        if "--role" not in sys.argv:
+            print("demo: interrupted", file=sys.stderr)
+        sys.exit(130)

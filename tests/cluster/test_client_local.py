@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import shmq
+from shmq.errors import ConfigError
 from tests.support.cluster import Program, wait_for
 from tests.support.dev_shm import left_behind, ours_in_dev_shm
 from tests.support.repository import ROOT
@@ -77,6 +78,11 @@ def test_temporary_folder_is_removed(tmp_path: Path, monkeypatch):
         client.producer().send("t", b"x")
         assert list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
+
+
+def test_cluster_of_no_broker_is_refused():
+    with pytest.raises(ConfigError, match="0 brokers, wanted 1 or more"):
+        shmq.local(brokers=0)
 
 
 def test_memory_of_a_temporary_cluster_goes_whoever_is_attached(tmp_path: Path):

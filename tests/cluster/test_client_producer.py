@@ -92,6 +92,16 @@ def test_bodies_and_names_that_cannot_be_sent_are_told(client):
         producer.send("no topic", b"x")
     with pytest.raises(MessageTooLargeError):
         producer.send("t", bytes(5 << 20))
+    with pytest.raises(TypeError, match="key 5: wanted a str"):
+        producer.send("t", b"x", key=5)
+
+
+def test_message_that_is_sent_on_keeps_its_id(client):
+    producer = client.producer()
+    assert producer.send("t", b"x", properties={"UNIQ_KEY": "mine-1"}).message_id == "mine-1"
+    with client.consumer("t", "g") as consumer:
+        (message,) = consumer.receive(1, timeout=30.0)
+        assert message.message_id == "mine-1"
 
 
 def test_large_bodies_go_through_the_chunk_memory(client):

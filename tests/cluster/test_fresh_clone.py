@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.dev_shm import left_behind, ours_in_dev_shm
 from tests.support.repository import ROOT
 from tests.support.require import require_program, require_root
 
@@ -146,3 +148,25 @@ def test_demo_of_this_checkout_ends_with_its_line() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert LAST_LINE.fullmatch(done.stdout.splitlines()[-1]), done.stdout
+
+
+def test_demo_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    before = ours_in_dev_shm()
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "shmq.tools.demo", "--lines", "2000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        cwd=ROOT,
+        text=True,
+        start_new_session=True,  # as a terminal: the interrupt goes to all of the group
+    ) as demo:
+        assert demo.stdout is not None
+        assert any("SIGKILL now" in line for line in demo.stdout)
+        os.killpg(demo.pid, signal.SIGINT)
+        _, said = demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    assert said.splitlines()[-1] == "demo: interrupted"
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+    assert left_behind(before, strict=False) == []

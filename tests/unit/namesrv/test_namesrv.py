@@ -506,6 +506,10 @@ def test_cluster_file_names_brokers_and_how_they_are_treated(tmp_path: Path) -> 
         ("[broker.a]\n[controller]", r"\[controller\]: a NameServer starts brokers only"),
         ("[broker.a]\n[proxy.p]", r"\[proxy\]: a NameServer starts brokers only"),
         ("[broker.a]\n[broker.b]\nbroker_name='a'", r"broker a:0 is \[broker.a\] already"),
+        (
+            "[broker.a]\nlisten_port = 10921\n[broker.b]\nlistenPort = 10921",
+            r"\[broker.b\]: listen_port: 10921 is that of \[broker.a\] already",
+        ),
         ("[broker.a]\nbroker_id = 'x'", "wanted text, number"),
         ("[broker.a]\n[cluster]\ncrash_count = 1", "did you mean crash_count_max"),
         ("[broker.a]\n[cluster]\ncrash_count_max = 0", "wanted 1 to 100"),
