@@ -17,6 +17,7 @@ import orjson
 from shmq.client.route_cache import RouteCache
 from shmq.config import default_namesrv_folder
 from shmq.errors import (
+    ServiceNotAvailableError,
     ShmqError,
     SubscriptionGroupNotExistError,
     TopicNotExistError,
@@ -289,7 +290,7 @@ class Admin:
             try:
                 names = list(self.topic(topic))
             except TopicNotExistError:
-                names = self._masters()
+                names = self._some_masters(f"create topic {topic}")
         else:
             names = list(brokers)
         fields: dict[str, Scalar] = {"topic": topic, "isForce": force}
@@ -377,7 +378,8 @@ class Admin:
     ) -> list[str]:
         """Create or replace a group on brokers (None: all masters); their names."""
         check_group(config.group_name)
-        names = sorted(self._masters() if brokers is None else brokers)
+        what = f"create group {config.group_name}"
+        names = sorted(self._some_masters(what) if brokers is None else brokers)
         body = orjson.dumps(config.to_dict())
         for name in names:
             self._ask(name, RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, None, body)
@@ -496,6 +498,15 @@ class Admin:
         return sorted(
             name for name, data in self.cluster().brokers.items() if 0 in data.broker_addrs
         )
+
+    def _some_masters(self, what: str) -> list[str]:
+        names = self._masters()
+        if not names:
+            raise ServiceNotAvailableError(
+                f"{what}: the NameServer that was asked knows no broker",
+                hint="wait until one has registered, or start one: shmq broker list shows them",
+            )
+        return names
 
     def _ask(
         self,

@@ -234,10 +234,17 @@ class Client:
 
         Raises:
             IllegalTopicError: the name.
-            ServiceNotAvailableError: a broker is away.
+            ServiceNotAvailableError: a broker is away, or no NameServer knows one yet.
         """
         self.check("create a topic")
-        names = sorted(brokers) if brokers else sorted(self.routes.brokers())
+        if isinstance(brokers, str):
+            raise TypeError(f"create topic {topic}: brokers is a text, wanted [{brokers!r}]")
+        names = sorted(brokers or self.routes.brokers())
+        if not names:
+            raise ServiceNotAvailableError(
+                f"create topic {topic}: the NameServer that was asked knows no broker",
+                hint="wait until one has registered, or start one: shmq broker list shows them",
+            )
         for name in names:
             self.link(name).call(
                 RequestCode.UPDATE_AND_CREATE_TOPIC,

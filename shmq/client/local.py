@@ -22,8 +22,10 @@ from shmq.client.instance import Client
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ConfigError, OwnerError, ServiceNotAvailableError, ShmqError
 from shmq.remoting.runtime_folder import RuntimeFolder
+from shmq.shm.manifest import load, manifest_path
+from shmq.shm.reaper import reap
 
-__all__ = ["LOG", "local", "start"]
+__all__ = ["LOG", "forget_memory", "local", "start"]
 
 _START_TIMEOUT_S = 60.0
 LOG = "cluster.log"
@@ -175,8 +177,22 @@ def _guard(root: Path, run: Path, program_pid: int, *, is_temporary: bool) -> in
     process.terminate()
     process.wait()
     if is_temporary:
+        forget_memory(root, run)
         shutil.rmtree(root, ignore_errors=True)
     return process.returncode
+
+
+def forget_memory(root: Path, run: Path) -> None:
+    """Remove what a killed broker left in shared memory for a successor that will not come.
+
+    Args:
+        root: folder of the stores, whose unflushed messages are lost.
+        run: the runtime folder.
+    """
+    for store in root.glob("broker-*"):
+        manifest = load(manifest_path(store))
+        if manifest is not None:
+            reap(sorted(run.glob("broker-*.d")), [], dry_run=False, unmarked={manifest.store})
 
 
 def _start_namesrv(root: Path, run: Path) -> subprocess.Popen[bytes]:

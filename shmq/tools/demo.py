@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import shmq
+from shmq.client.local import forget_memory
 from shmq.clock import SYSTEM_CLOCK
-from shmq.shm.manifest import load, manifest_path
-from shmq.shm.reaper import reap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -220,15 +219,6 @@ def _run(root: Path, files: Sequence[Path], line_count_min: int) -> int:
     return 0 if not (lost or out_of_order or wrong) else 1
 
 
-def _forget_memory(root: Path) -> None:
-    """Remove what a broker that was killed left for a successor, if the end came before that."""
-    for store in root.glob("broker-*"):
-        manifest = load(manifest_path(store))
-        if manifest is not None:
-            marks = sorted((root / "run").glob("broker-*.d"))
-            reap(marks, [], dry_run=False, unmarked={manifest.store})
-
-
 def _kill_broker(client: shmq.Client, count: int) -> str:
     name = "broker-a"
     os.kill(client.link(name).connection.identity.pid, signal.SIGKILL)
@@ -355,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 return _run(Path(folder), files, options.lines)
             finally:
-                _forget_memory(Path(folder))
+                forget_memory(Path(folder), Path(folder, "run"))
     options.keep.mkdir(parents=True, exist_ok=True)
     code = _run(options.keep.absolute(), files, options.lines)
     for rest in options.keep.iterdir():

@@ -93,6 +93,13 @@ def test_memory_of_a_temporary_cluster_goes_whoever_is_attached(tmp_path: Path):
         assert left_behind(before, strict=False) == []
 
 
+def test_memory_of_a_killed_broker_goes_with_its_temporary_cluster():
+    before = ours_in_dev_shm()
+    with shmq.local() as client:
+        os.kill(client.link("broker-a").connection.identity.pid, signal.SIGKILL)
+    assert left_behind(before, strict=False) == []
+
+
 def test_interrupt_of_the_terminal_leaves_the_cluster_to_its_program(tmp_path: Path):
     with shmq.local(tmp_path / "kept") as client:
         for pid in processes_of(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import shmq
 from shmq.errors import ServiceNotAvailableError
 from shmq.remoting.namesrv_requests import cluster_info, cluster_of, route_info
 from tests.cluster.namesrv_process import NamesrvProcess
@@ -102,3 +103,18 @@ def test_new_clients_connect_while_one_of_three_nameservers_lives(
         left.end(signal.SIGKILL)
         with pytest.raises(ServiceNotAvailableError, match="ask a NameServer"):
             cluster.connect()
+
+
+def test_topic_is_not_created_on_no_broker_at_all(tmp_path: Path):
+    (tmp_path / "run").mkdir(mode=0o750)
+    with NamesrvProcess(tmp_path / "run"), shmq.connect(tmp_path / "run") as client:
+        with pytest.raises(ServiceNotAvailableError, match="knows no broker"):
+            client.create_topic("t")
+        with pytest.raises(TypeError, match=r"wanted \['broker-a'\]"):
+            client.create_topic("t", brokers="broker-a")
+    with (
+        NamesrvProcess(tmp_path / "run"),
+        shmq.Admin(tmp_path / "run") as admin,
+        pytest.raises(ServiceNotAvailableError, match="knows no broker"),
+    ):
+        admin.create_topic("t")
