@@ -115,10 +115,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if is_full_run():
         return
-    left_out = [item for item in items if item.get_closest_marker("full")]
+    named = {Path(config.invocation_params.dir, arg.split("::")[0]) for arg in config.args}
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("full")
+        or (item.get_closest_marker("ci") and not in_ci() and item.path not in named)
+    ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(wrapper=True)

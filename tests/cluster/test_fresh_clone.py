@@ -19,7 +19,7 @@ from tests.support.dev_shm import left_behind, ours_in_dev_shm
 from tests.support.repository import ROOT
 from tests.support.require import require_program, require_root
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ci, pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 USER = "nobody"
 LAST_LINE = re.compile(

@@ -52,7 +52,7 @@ from tests.support.rocketmq import (
 VERSIONS = ("4.9.7", "5.5.0")
 TIMEOUT_S = 30.0
 # The first run fetches what it needs.
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ci, pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @dataclass(frozen=True)
