@@ -1,0 +1,62 @@
+"""bin/bench measures: its programs run, and give a figure for each of their rows."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.repository import ROOT
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    ("verb", "rows", "wanted"),
+    [
+        ("micro", "standing", ["start to first message", "memory beside the log"]),
+        (
+            "e2e",
+            "send_many,kill,reassign",
+            [
+                "send_many 100B 2 producers received",
+                "SIGKILL to first accepted send",
+                "SIGKILL to first message received",
+                "re-assignment, 1 of 2 killed",
+            ],
+        ),
+    ],
+)
+def test_bench_measures(tmp_path: Path, verb: str, rows: str, wanted: list[str]):
+    out = tmp_path / "figures.json"
+    done = subprocess.run(
+        [
+            sys.executable,
+            f"bench/{verb}.py",
+            "--quick",
+            *("--runs", "1", "--rows", rows, "--out", str(out)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text())["figures"]
+    assert all(figures[label]["median"] > 0 for label in wanted), figures.keys()
+
+
+@pytest.mark.parametrize("verb", ["micro", "e2e"])
+def test_unknown_row_is_named(verb: str):
+    done = subprocess.run(
+        [sys.executable, f"bench/{verb}.py", "--rows", "nothing"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no such rows: nothing" in done.stderr
