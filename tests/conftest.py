@@ -22,6 +22,9 @@ from tests.support.require import in_ci
 from tests.support.scale import is_full_run, scaled
 
 HARD_LIMIT_EXTRA_S = 60.0
+RERUNS = 1
+"""In CI, of a failed test that starts processes: one that then passes is shown as RERUN, with its
+failure, and is a defect to mend; it doesn't throw away the other two thousand answers."""
 SEED = int(os.environ.get("SHMQ_SEED", "0"), 0) or random.SystemRandom().getrandbits(48)
 _cluster_numbers = itertools.count()
 _stderr = os.fdopen(os.dup(sys.__stderr__.fileno()), "w") if sys.__stderr__ else None
@@ -113,6 +116,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if in_ci():
+        for item in items:
+            if _starts_processes(item):
+                item.add_marker(pytest.mark.flaky(reruns=RERUNS))
     if is_full_run():
         return
     named = {Path(config.invocation_params.dir, arg.split("::")[0]) for arg in config.args}
@@ -127,6 +134,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
+def _starts_processes(item: pytest.Item) -> bool:
+    rooms = {"cluster", "crash", "interop", "stress"}
+    return bool(rooms & ({*item.path.parent.parts} | {mark.name for mark in item.iter_markers()}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows why a test had to be run again."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"RERUN {report.nodeid}: its first failure")
+        terminalreporter.line(report.longreprtext)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Notes the test's name and arms the hard limit, for a hang that no signal can interrupt."""
@@ -135,7 +154,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         mark.write_text(item.nodeid)
     limit_s = _limit_s(item)
     if limit_s and _stderr:
-        faulthandler.dump_traceback_later(limit_s + HARD_LIMIT_EXTRA_S, exit=True, file=_stderr)
+        runs = 1 + RERUNS * in_ci()
+        faulthandler.dump_traceback_later(
+            runs * limit_s + HARD_LIMIT_EXTRA_S, exit=True, file=_stderr
+        )
     try:
         return (yield)
     finally:
