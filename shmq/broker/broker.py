@@ -26,6 +26,7 @@ from shmq.broker.interests import Interests
 from shmq.broker.notices import Notices
 from shmq.broker.processors.table import processor_table
 from shmq.broker.registration import Registration
+from shmq.broker.rights import Rights
 from shmq.broker.sessions import ClientSession, SessionTable
 from shmq.broker.subscription_groups import GroupTable
 from shmq.broker.topics import TopicTable
@@ -90,6 +91,7 @@ class Broker:
         self.offsets: OffsetTable
         self.claims: ClaimTable
         self.sessions: SessionTable
+        self.rights = Rights()
         self.interests = Interests()
         self.registry = ClientRegistry(clock, self._group_changed)
         self.notices = Notices(self.registry.consumers)

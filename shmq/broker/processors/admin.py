@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from shmq.broker.processors.fields import json_response, ranged
-from shmq.broker.rights import Action, require
+from shmq.broker.rights import Action
 from shmq.broker.topics import PERM_MAX, QUEUE_NUMS_MAX, changed_attributes
 from shmq.errors import TopicNotExistError
 from shmq.remoting.codes import RequestCode
@@ -62,7 +62,7 @@ class AdminProcessor:
         broker = self._broker
         take = command.fields()
         name = take.text("topic")
-        require(connection.identity, Action.ADMIN, name)
+        self._broker.rights.require(connection.identity, Action.ADMIN, name)
         before = broker.topics.configs.get(name)
         known = before or TopicConfig(topic_name=name)
         wanted = TopicConfig(
@@ -85,12 +85,12 @@ class AdminProcessor:
 
     async def _delete_topic(self, connection: Connection, command: Command) -> None:
         topic = command.fields().text("topic")
-        require(connection.identity, Action.ADMIN, topic)
+        self._broker.rights.require(connection.identity, Action.ADMIN, topic)
         await self._broker.delete_topic(topic)
         await self._broker.tell_namesrv(TELL_TIMEOUT_S)
 
     def _topics(self, connection: Connection, command: Command) -> Command:
-        require(connection.identity, Action.ADMIN, "")
+        self._broker.rights.require(connection.identity, Action.ADMIN, "")
         topics = self._broker.topics
         names, is_last = _page(command, topics.configs)
         table = {name: topics.configs[name].to_dict() for name in names}
@@ -102,12 +102,12 @@ class AdminProcessor:
 
     def _topic(self, connection: Connection, command: Command) -> Command:
         topic = command.fields().text("topic")
-        require(connection.identity, Action.PULL, topic)
+        self._broker.rights.require(connection.identity, Action.PULL, topic)
         return json_response(command, self._broker.topics.find(topic).to_dict())
 
     async def _topic_stats(self, connection: Connection, command: Command) -> Command:
         topic = command.fields().text("topic")
-        require(connection.identity, Action.PULL, topic)
+        self._broker.rights.require(connection.identity, Action.PULL, topic)
         queues = self._broker.store.queues
         spans = [
             (queue_id, queues.offsets(handle))
@@ -137,7 +137,7 @@ class AdminProcessor:
 
     async def _update_group(self, connection: Connection, command: Command) -> None:
         wanted = SubscriptionGroupConfig.from_dict(command.json())
-        require(connection.identity, Action.ADMIN, wanted.group_name)
+        self._broker.rights.require(connection.identity, Action.ADMIN, wanted.group_name)
         await self._broker.groups.update(wanted)
         await self._broker.topics.ensure_retry_topic(wanted.group_name, wanted.retry_queue_nums)
 
@@ -145,7 +145,7 @@ class AdminProcessor:
         broker = self._broker
         take = command.fields()
         group = take.text("groupName")
-        require(connection.identity, Action.ADMIN, group)
+        self._broker.rights.require(connection.identity, Action.ADMIN, group)
         await broker.groups.delete(group)
         broker.revoke(lambda queue: queue.group == group)
         if take.flag("cleanOffset", False):
@@ -153,7 +153,7 @@ class AdminProcessor:
         await broker.delete_topic(retry_topic(group))  # its dead letters stay, for people
 
     def _groups(self, connection: Connection, command: Command) -> Command:
-        require(connection.identity, Action.ADMIN, "")
+        self._broker.rights.require(connection.identity, Action.ADMIN, "")
         groups = self._broker.groups
         names, is_last = _page(command, groups.configs)
         table = {name: groups.configs[name].to_dict() for name in names}
@@ -165,13 +165,13 @@ class AdminProcessor:
 
     def _group(self, connection: Connection, command: Command) -> Command:
         group = command.fields().text("group")
-        require(connection.identity, Action.PULL, group)
+        self._broker.rights.require(connection.identity, Action.CONSUME, group)
         return json_response(command, self._broker.groups.find(group).to_dict())
 
     # ---- the broker --------------------------------------------------------------------------
 
     def _runtime_info(self, connection: Connection, command: Command) -> Command:
-        require(connection.identity, Action.ADMIN, "")
+        self._broker.rights.require(connection.identity, Action.ADMIN, "")
         return json_response(command, {"table": self._broker.runtime_info()})
 
     def _status(self, _connection: Connection, command: Command) -> Command:

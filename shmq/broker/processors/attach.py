@@ -12,7 +12,7 @@ import orjson
 
 from shmq.broker.claims import ClaimedQueue
 from shmq.broker.processors.fields import client_id_of, handles_of, items_of, pairs, ranged
-from shmq.broker.rights import Action, may, require
+from shmq.broker.rights import Action
 from shmq.core import core
 from shmq.errors import ClosedError, ConfigError, ShmqError, TopicNotExistError
 from shmq.remoting.codes import RequestCode
@@ -118,7 +118,9 @@ class AttachProcessor:
         good, stale = [], []
         for handle in handles:
             topic = self._broker.topic_of(handle)
-            if topic is not None and may(connection.identity, Action.SEND, topic):
+            if topic is not None and self._broker.rights.may(
+                connection.identity, Action.SEND, topic
+            ):
                 good.append(handle)
             else:
                 stale.append(handle)
@@ -170,7 +172,7 @@ class AttachProcessor:
         return stale
 
     def _may_map(self, connection: Connection) -> bool:
-        require(connection.identity, Action.MAP, "")
+        self._broker.rights.require(connection.identity, Action.MAP, "")
         return True
 
     def _offer(self, command: Command, offer: SessionOffer, *, body: bytes = b"") -> Command:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shmq.broker.claims import Claim, ClaimedQueue
 from shmq.broker.processors.fields import items_of, json_response, ranged
-from shmq.broker.rights import Action, require
+from shmq.broker.rights import Action
 from shmq.errors import ClosedError, ConfigError, PermissionDeniedError
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
@@ -47,8 +47,8 @@ class ClaimProcessor:
         group, topic = take.text("consumerGroup"), take.text("topic")
         where = _from_where(take.text("consumeFromWhere", _FIRST))
         timestamp = ranged(take, "consumeTimestamp", 0, _LONG_MAX, 0)
-        require(connection.identity, Action.PULL, group)
-        require(connection.identity, Action.PULL, topic)
+        self._broker.rights.require(connection.identity, Action.CONSUME, group)
+        self._broker.rights.require(connection.identity, Action.PULL, topic)
         config = broker.groups.find(group)
         if not config.consume_enable:
             raise PermissionDeniedError(f"claim {topic} for {group}: its consumeEnable is false")

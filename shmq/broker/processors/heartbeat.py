@@ -15,7 +15,7 @@ from shmq.broker.processors.fields import (
     items_of,
     json_response,
 )
-from shmq.broker.rights import Action, require
+from shmq.broker.rights import Action
 from shmq.errors import ConfigError, PermissionDeniedError
 from shmq.remoting.codes import RequestCode, ResponseCode
 from shmq.remoting.command import Command, response_to
@@ -68,7 +68,7 @@ class HeartbeatProcessor:
         for group in producers:
             check_group(group)
         for member in members:
-            require(connection.identity, Action.PULL, member.group)
+            self._broker.rights.require(connection.identity, Action.CONSUME, member.group)
             config = await broker.groups.ensure(member.group)
             is_broadcast = member.message_model is MessageModel.BROADCASTING
             if not config.consume_enable:
@@ -94,13 +94,13 @@ class HeartbeatProcessor:
 
     async def _consumer_list(self, connection: Connection, command: Command) -> Command:
         group = command.fields().text("consumerGroup")
-        require(connection.identity, Action.PULL, group)
+        self._broker.rights.require(connection.identity, Action.CONSUME, group)
         await self._broker.sessions.wait_all_back(self._broker.left_of_start_s(REGROUP_WAIT_S))
         return json_response(command, {"consumerIdList": self._broker.registry.consumer_ids(group)})
 
     def _consumer_connections(self, connection: Connection, command: Command) -> Command:
         group = command.fields().text("consumerGroup")
-        require(connection.identity, Action.PULL, group)
+        self._broker.rights.require(connection.identity, Action.CONSUME, group)
         clients = self._broker.registry.consumers(group)
         if not clients:
             return response_to(
@@ -127,7 +127,7 @@ class HeartbeatProcessor:
 
     def _producer_connections(self, connection: Connection, command: Command) -> Command:
         group = command.fields().text("producerGroup")
-        require(connection.identity, Action.SEND, group)
+        self._broker.rights.require(connection.identity, Action.ADMIN, group)
         clients = self._broker.registry.producers(group)
         return json_response(command, {"connectionSet": [_connected(c) for c in clients]})
 

@@ -13,7 +13,7 @@ import orjson
 
 from shmq.broker.claims import ClaimedQueue
 from shmq.broker.processors.fields import json_response, queue_of, ranged
-from shmq.broker.rights import Action, require
+from shmq.broker.rights import Action
 from shmq.errors import ConfigError, FencedError, OffsetIllegalError, TopicNotExistError
 from shmq.remoting.codes import RequestCode, ResponseCode
 from shmq.remoting.command import Command, response_to
@@ -56,7 +56,7 @@ class OffsetProcessor:
 
     def _query(self, connection: Connection, command: Command) -> Command:
         queue = _claimed(command)
-        require(connection.identity, Action.PULL, queue.group)
+        self._broker.rights.require(connection.identity, Action.CONSUME, queue.group)
         self._harvest(queue)
         consumer_offset = self._broker.offsets.query(*queue)
         if consumer_offset is None:
@@ -72,7 +72,7 @@ class OffsetProcessor:
         broker = self._broker
         queue = _claimed(command)
         consumer_offset = ranged(command.fields(), "commitOffset", 0, _LONG_MAX)
-        require(connection.identity, Action.PULL, queue.group)
+        self._broker.rights.require(connection.identity, Action.CONSUME, queue.group)
         handle = broker.topics.read_queue(queue.topic, queue.queue_id)
         broker.groups.find(queue.group)
         claim = broker.claims.find(queue)
@@ -107,7 +107,7 @@ class OffsetProcessor:
         whence = _whence(take.text("whence"))
         timestamp = ranged(take, "timestamp", 0, _LONG_MAX, 0)
         wanted = ranged(take, "offset", 0, _LONG_MAX, 0)
-        require(connection.identity, Action.ADMIN, group)
+        self._broker.rights.require(connection.identity, Action.ADMIN, group)
         broker.groups.find(group)
         queues = broker.topics.read_queues(topic)
         if queue_id >= 0:
@@ -155,7 +155,7 @@ class OffsetProcessor:
         broker = self._broker
         take = command.fields()
         group, topic = take.text("consumerGroup"), take.text("topic", "")
-        require(connection.identity, Action.PULL, group)
+        self._broker.rights.require(connection.identity, Action.CONSUME, group)
         broker.groups.find(group)
         broker.claims.harvest([c for s in broker.sessions.sessions for c in broker.claims.of(s)])
         topics = {topic} if topic else broker.topics_of_group(group)

@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from shmq.broker.processors.fields import handles_of, json_response, pairs, queue_of, ranged
-from shmq.broker.rights import Action, require
+from shmq.broker.rights import Action
 from shmq.core import core
 from shmq.errors import ClosedError, IllegalTopicError, PermissionDeniedError
 from shmq.remoting.codes import RequestCode, ResponseCode
@@ -60,7 +60,7 @@ class QueueProcessor:
         take = command.fields()
         topic = take.text("topic")
         nums = ranged(take, "defaultTopicQueueNums", 1, _LONG_MAX, CLIENT_QUEUE_NUMS)
-        require(connection.identity, Action.SEND, topic)
+        self._broker.rights.require(connection.identity, Action.SEND, topic)
         if broker.store.failure is not None:
             raise broker.store.failure
         check_sendable_topic(topic)
@@ -86,7 +86,7 @@ class QueueProcessor:
     def _topic_queues(self, connection: Connection, command: Command) -> Command:
         broker = self._broker
         topic = command.fields().text("topic")
-        require(connection.identity, Action.PULL, topic)
+        self._broker.rights.require(connection.identity, Action.PULL, topic)
         config = broker.topics.find(topic)
         if Permission.READ not in config.perm:
             raise PermissionDeniedError(f"read {topic}: its perm {int(config.perm)} has no R")
@@ -120,7 +120,7 @@ class QueueProcessor:
             if topic is None:
                 stale.append(handle)
             else:
-                require(connection.identity, Action.PULL, topic)
+                self._broker.rights.require(connection.identity, Action.PULL, topic)
                 broker.sessions.subscribe(session, bell, handle.row)
         return json_response(command, {"staleQueues": pairs(stale)})
 
@@ -143,7 +143,7 @@ class QueueProcessor:
         topic, queue_id = queue_of(command)
         queue_offset = ranged(take, "queueOffset", 0, _LONG_MAX)
         count = ranged(take, "count", 1, ENTRY_COUNT_MAX, ENTRY_COUNT_DEFAULT)
-        require(connection.identity, Action.PULL, topic)
+        self._broker.rights.require(connection.identity, Action.PULL, topic)
         store = self._broker.store
         handle = self._broker.topics.read_queue(topic, queue_id)
         now = store.queues.offsets(handle)
@@ -173,14 +173,14 @@ class QueueProcessor:
 
     def _max_offset(self, connection: Connection, command: Command) -> Command:
         queue = queue_of(command)
-        require(connection.identity, Action.PULL, queue.topic)
+        self._broker.rights.require(connection.identity, Action.PULL, queue.topic)
         handle = self._broker.topics.read_queue(*queue)
         visible_max = self._broker.store.queues.offsets(handle).visible_max
         return response_to(command, ext_fields={"offset": visible_max})
 
     def _min_offset(self, connection: Connection, command: Command) -> Command:
         queue = queue_of(command)
-        require(connection.identity, Action.PULL, queue.topic)
+        self._broker.rights.require(connection.identity, Action.PULL, queue.topic)
         handle = self._broker.topics.read_queue(*queue)
         low = self._broker.store.queues.offsets(handle).min_queue_offset
         return response_to(command, ext_fields={"offset": low})
@@ -188,7 +188,7 @@ class QueueProcessor:
     async def _search(self, connection: Connection, command: Command) -> Command:
         queue = queue_of(command)
         timestamp = ranged(command.fields(), "timestamp", -_LONG_MAX, _LONG_MAX)
-        require(connection.identity, Action.PULL, queue.topic)
+        self._broker.rights.require(connection.identity, Action.PULL, queue.topic)
         self._broker.topics.read_queue(*queue)
         lookup = self._broker.store.lookup
         found = await asyncio.to_thread(lookup.find_by_time, *queue, timestamp)
