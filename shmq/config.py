@@ -169,6 +169,33 @@ class StoreConfig:
     """Hours a complete CommitLog file is kept. RocketMQ's default."""
     delete_when: str = _setting("04", rocketmq=("deleteWhen",))
     """Hours of the day at which old files go, "00" to "23", joined by ";". RocketMQ's default."""
+    clean_resource_interval_ms: int = _setting(
+        10_000, rocketmq=("cleanResourceInterval",), least=10, most=3_600_000
+    )
+    """Milliseconds between two looks for files that may go. RocketMQ's default."""
+    delete_file_batch_max: int = _setting(
+        10, rocketmq=("deleteFileBatchMax",), least=1, most=1_000_000
+    )
+    """CommitLog files that one look may remove. RocketMQ's default."""
+    delete_commit_log_files_interval_ms: int = _setting(
+        100, rocketmq=("deleteCommitLogFilesInterval",), least=0, most=600_000
+    )
+    """Milliseconds between two of them. RocketMQ's default."""
+    disk_max_used_space_ratio: int = _setting(
+        75, rocketmq=("diskMaxUsedSpaceRatio",), least=10, most=95
+    )
+    """Percent of the disk used above which old files go at any hour. RocketMQ's default."""
+    clean_file_forcibly_enable: bool = _setting(True, rocketmq=("cleanFileForciblyEnable",))
+    """Whether messages go before their time where the disk is fuller than the next setting says,
+    and their going helps. RocketMQ's default."""
+    disk_space_clean_forcibly_ratio: int = _setting(85, least=10, most=100)
+    """Percent of the disk used above which the oldest files go whatever their age. RocketMQ's."""
+    disk_space_warning_level_ratio: int = _setting(90, least=10, most=100)
+    """Percent of the disk used above which no new file is made: sends wait, then get a status.
+    RocketMQ's."""
+    disk_ample_free_bytes: int = _setting(8 * GIB, least=0)
+    """Free bytes from which on none of these three ratios counts: a tenth of a large disk is room
+    enough. RocketMQ has no such bound; a size above the disk's gives its behaviour."""
 
     def __post_init__(self) -> None:
         """Hold every value against its range and its neighbours."""

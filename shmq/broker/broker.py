@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from shmq.broker.claims import ClaimedQueue, ClaimTable
 from shmq.broker.client_registry import Client, ClientRegistry
 from shmq.broker.consumer_offsets import OffsetTable
+from shmq.broker.expired_unread import ExpiredUnread
 from shmq.broker.interests import Interests
 from shmq.broker.notices import Notices
 from shmq.broker.processors.table import processor_table
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
     from shmq.config import BrokerConfig
     from shmq.remoting.command import Scalar
+    from shmq.store.expire import ExpiredFile
     from shmq.store.queues import QueueHandle
 
 __all__ = ["Broker"]
@@ -90,6 +92,7 @@ class Broker:
         self.groups: GroupTable
         self.offsets: OffsetTable
         self.claims: ClaimTable
+        self.expired_unread: ExpiredUnread
         self.sessions: SessionTable
         self.rights = Rights()
         self.interests = Interests()
@@ -130,6 +133,7 @@ class Broker:
             replace(config, runtime_path=private),
             clock=self.clock,
             on_session_ended=self._session_ended,
+            on_expired=self._expired,
         )
         self.store.open()
         self._is_store_open = True
@@ -148,6 +152,7 @@ class Broker:
         self.topics.load(unknown_ends)
         self.claims = ClaimTable(self.store, self.offsets)
         self.claims.on_revoked = self.notices.claims_revoked
+        self.expired_unread = ExpiredUnread(self.offsets, self.claims, self.registry)
         self._is_loaded = True
 
     async def _listen(self, listener: Listener) -> None:
@@ -235,6 +240,7 @@ class Broker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if was_running:
+            self.expired_unread.close()
             self.claims.harvest()
 
     def _stop_store(self) -> None:
@@ -318,6 +324,14 @@ class Broker:
     def _session_ended_on_loop(self, slot: int, reason: str) -> None:
         if not self._is_leaving:
             self.sessions.ended_by_store(slot, reason)
+
+    def _expired(self, expired: ExpiredFile) -> None:
+        """Called by a thread of the store."""
+        self._loop.loop.call_soon_threadsafe(self._expired_on_loop, expired)
+
+    def _expired_on_loop(self, expired: ExpiredFile) -> None:
+        if not self._is_leaving:
+            self.expired_unread.expired(expired.spans)
 
     def bind(self, connection: Connection, client_id: str) -> None:
         """Give a connection its client_id; the same process's older connection ends.
@@ -412,7 +426,7 @@ class Broker:
             "pid": self._own.pid,
             "startTime": self._own.start_time,
             "isHealthy": True,  # the loop answers; an append thread that hangs would hold it here
-            "problem": self.problem,
+            "problem": self.problem or self._retention_problem(),
         }
         if self.phase is not Phase.STARTING:
             now = self.store.positions
@@ -454,9 +468,18 @@ class Broker:
             "queueCount": len(self.store.queues),
             "groupCount": len(self.groups.configs),
             "namesrvs": ",".join(self._registration.registered_names if self._registration else ()),
-            "problem": self.problem or "",
+            "expiredFilesTotal": self.store.retention.expired_file_count,
+            "expiredBytesTotal": self.store.retention.expired_bytes,
+            "expiredUnreadTotal": self.expired_unread.counts.total(),
+            "expiredUnreadGroups": ",".join(
+                f"{group}={count}" for group, count in sorted(self.expired_unread.counts.items())
+            ),
+            "problem": self.problem or self._retention_problem() or "",
         }
         return {key: str(value) for key, value in facts.items()}
+
+    def _retention_problem(self) -> str | None:
+        return self.store.retention.problem if self._is_loaded else None
 
     # ---- notices -----------------------------------------------------------------------------
 

@@ -219,6 +219,15 @@ class Admin:
         table: dict[str, str] = orjson.loads(answer.body)["table"]
         return table
 
+    def delete_expired_commit_log(self, broker_name: str) -> None:
+        """Have a broker remove the log files that have expired now, not at its deleteWhen; returns
+        before they are gone (RocketMQ's deleteExpiredCommitLog).
+
+        Raises:
+            ServiceNotAvailableError: it is not there.
+        """
+        self._ask(broker_name, RequestCode.DELETE_EXPIRED_COMMITLOG)
+
     # ---- topics ----------------------------------------------------------------------------------
 
     def topics(self) -> dict[str, dict[str, TopicConfig]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from shmq.core import core
+from shmq.core.fields import field_place
 from shmq.errors import (
     ClosedError,
     QuotaError,
@@ -47,6 +48,7 @@ Handle = tuple[int, int]
 CONNECT_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 5.0
 _FD_MAX = 16
+_STORE_STATUS_PLACE = 2 * core.LINE + field_place("append_positions", "store_status")
 
 
 class BrokerLink:
@@ -487,10 +489,11 @@ class BrokerLink:
         self, topic: str, queue_id: int, queue_offset: int, count: int
     ) -> tuple[int, bytes] | None:
         """ConsumeQueue entries that have left memory: (queue_offset of the first, 24 bytes each);
-        None: they are in memory after all.
+        None: they are in memory after all. Where retention has taken what was asked for, the first
+        queue_offset that is kept, and no entries.
 
         Raises:
-            OffsetIllegalError: there is no such offset.
+            OffsetIllegalError: there is no such offset yet.
         """
         command = Command(
             RequestCode.READ_ENTRIES,
@@ -502,10 +505,24 @@ class BrokerLink:
             raise self._away(command.name, error) from None
         if answer.code == ResponseCode.PULL_RETRY_IMMEDIATELY:
             return None
+        min_offset = answer.ext_fields.get("minOffset")
+        if answer.code == ResponseCode.PULL_OFFSET_MOVED and _int(min_offset) > queue_offset:
+            return _int(min_offset), b""
         refusal = error_of(answer)
         if refusal is not None:
             raise refusal
         return _int(answer.ext_fields["queueOffset"]), answer.body
+
+    def store_problem(self) -> str:
+        """Why the broker appends nothing just now, to be put behind a sentence; empty where it
+        does, or where nobody knows.
+        """
+        try:
+            status = -self.control.load32(_STORE_STATUS_PLACE)
+        except (ShmqError, ValueError):  # the session has ended
+            return ""
+        said = next((text for number, text in core.STATUS.values() if number == status), "")
+        return f"; its store waits: {said}" if status and said else ""
 
     def grant_chunk(self) -> bool:
         """Get memory for large bodies, once per session; False if there is some already."""

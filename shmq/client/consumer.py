@@ -88,6 +88,8 @@ class Consumer:
         """The topic."""
         self.group = group
         """The group."""
+        self.expired_count = 0
+        """Messages that retention took before this member could read them."""
         self._client = client
         self._auto_settle = auto_settle
         self._assignment = Assignment(
@@ -344,7 +346,16 @@ class Consumer:
             raise
         if found is None:
             return _FOUND, [], first
-        first, entries = found
+        wanted, (first, entries) = first, found
+        if not entries:  # RocketMQ's OFFSET_MOVED: it goes on at the first that is kept
+            _log.warning(
+                "expired unread group=%s topic=%s broker=%s queue_id=%d messages=%d",
+                self.group,
+                *queue.message_queue,
+                first - wanted,
+            )
+            self.expired_count += first - wanted
+            return _FOUND, [], first
         return queue.reader.read_entries(
             entries, first, count, self._tag_codes, timeout=_READ_TIMEOUT_S, keeper=queue
         )

@@ -369,7 +369,7 @@ class Producer:
                 status, queue_offset = _TIMED_OUT, -1
             stored = _STORED.get(status)
             if stored is None:
-                raise _refusal(status, chosen.message_queue, message_id, timeout)
+                raise _refusal(status, chosen, message_id, timeout)
             return SendResult(stored, message_id, chosen.message_queue, queue_offset)
 
         return Loan(open_loan, settle, dtype, shape)
@@ -466,7 +466,7 @@ class Producer:
         else:
             # A session that ended, its memory with it, tells no more than time that is up.
             said = _TIMED_OUT if status == _CLOSED else status
-            raise _refusal(said, chosen.message_queue, message_id, timeout)
+            raise _refusal(said, chosen, message_id, timeout)
 
     def _put(
         self, request: _Request, deadline_ns: int, timeout: float, *, keep: bool
@@ -587,10 +587,10 @@ class Producer:
         for (status, queue_offset, _, _), message_id in zip(settled, ids, strict=False):
             stored = _STORED.get(status)
             if stored is None:
-                raise _refusal(status, where, message_id, timeout)
+                raise _refusal(status, chosen, message_id, timeout)
             results.append(SendResult(stored, message_id, where, queue_offset))
         if len(settled) < count:
-            raise _refusal(_TIMED_OUT, where, ids[len(settled)], timeout)
+            raise _refusal(_TIMED_OUT, chosen, ids[len(settled)], timeout)
         return results
 
     def _send_lost(
@@ -878,8 +878,9 @@ def _left_s(deadline_ns: int) -> float:
     return max(0.0, (deadline_ns - _now()) / 1e9)
 
 
-def _refusal(status: int, queue: MessageQueue, message_id: str | None, timeout: float) -> ShmqError:
+def _refusal(status: int, chosen: SendQueue, message_id: str | None, timeout: float) -> ShmqError:
     """What to raise for a status that is no success."""
+    queue = chosen.message_queue
     what = f"send to {queue.topic} queue {queue.queue_id} of {queue.broker_name}"
     if status == _TIMED_OUT:
         if not message_id:
@@ -888,7 +889,7 @@ def _refusal(status: int, queue: MessageQueue, message_id: str | None, timeout: 
             )
         return OutcomeUnknownError(
             f"{what}: message {message_id} was sent, and its broker has not said in {timeout} s "
-            "what became of it"
+            f"what became of it{'' if chosen.link is None else chosen.link.store_problem()}"
         )
     name = _NAMES.get(status, str(status))
     raised = for_status(name) or ShmqError

@@ -163,6 +163,8 @@ class PullConsumer:
             )
             if found is not None:
                 at, entries = found
+                if not entries:  # retention took it this moment
+                    return PullResult(PullStatus.OFFSET_ILLEGAL, at, at, last, [])
                 status, messages, next_offset = reader.read_entries(
                     entries, at, max_count, self._tag_codes, timeout=_READ_TIMEOUT_S
                 )

@@ -50,6 +50,7 @@ class AppendService:
         *,
         files_ahead: int,
         derive_failure: Callable[[], ShmqError | None],
+        check_room: Callable[[], None],
         on_session_ended: Callable[[], None],
         on_tick: Callable[[], None],
     ) -> None:
@@ -58,6 +59,7 @@ class AppendService:
         self._memory = memory
         self._files_ahead = files_ahead
         self._derive_failure = derive_failure
+        self._check_room = check_room
         self._on_session_ended = on_session_ended
         self._on_tick = on_tick
         self._refused = 0
@@ -108,11 +110,12 @@ class AppendService:
             ready_end = self._hot_log.ready_end
             if ready_end - (log_end - log_end % size) > self._files_ahead * size:
                 return True
+            self._check_room()
             if not self._hot_log.try_prepare(ready_end):
                 return ready_end - log_end > size
-            self._trim()
+            self.trim()
 
-    def _trim(self) -> None:
+    def trim(self) -> None:
         """Free the ConsumeQueue blocks of what is not in hot memory any more."""
         min_position = self._hot_log.positions[0]
         first = 0
@@ -128,7 +131,7 @@ class AppendService:
         except ShmError:
             if not self._hot_log.try_retire_oldest():
                 raise
-            self._trim()
+            self.trim()
 
     def _refuse(self, status: int, error: ShmqError | None = None) -> None:
         if status != self._refused:

@@ -111,6 +111,7 @@ def broker_conf(config: StoreConfig, *, store_path: Path, file_size_bytes: int) 
         "flushDiskType": config.flush_disk_type,
         "fileReservedTime": config.file_reserved_hours,
         "deleteWhen": config.delete_when,
+        "diskMaxUsedSpaceRatio": config.disk_max_used_space_ratio,
         "enableControllerMode": "false",
     }
     lines = [

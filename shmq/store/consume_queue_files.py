@@ -558,6 +558,25 @@ class ConsumeQueueFiles:
             f"read {self.path(file_position)}: {topic} queue {queue_id} offset {first} is not there"
         )
 
+    def last_store_timestamp(self, file_position: int) -> int:
+        """Return when the newest message of a file was stored, ms since 1970; 0 without any.
+
+        Raises:
+            DiskFullError, StoreError: the file had to be built anew and could not be.
+        """
+        return self._get(file_position).header.last_store_timestamp
+
+    def queue_ends(self, file_position: int) -> dict[QueueKey, int]:
+        """Return the queue_offset behind the last message of each queue in a file.
+
+        Raises:
+            DiskFullError, StoreError: as `last_store_timestamp`.
+        """
+        ends: dict[QueueKey, int] = {}
+        for run in self._get(file_position).runs:
+            ends[run.key] = max(ends.get(run.key, 0), run.max_queue_offset)
+        return ends
+
     def expire(self, file_position: int) -> None:
         """Take the first file out, for retention, and remove it.
 

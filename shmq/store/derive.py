@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from shmq.errors import ShmqError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
-    from shmq.store.consume_queue_files import ConsumeQueueFiles
+    from shmq.store.consume_queue_files import ConsumeQueueFiles, QueueKey
 
 __all__ = ["DeriveService"]
 
@@ -89,6 +89,45 @@ class DeriveService:
         """Whether the file's ConsumeQueue file is made."""
         with self._lock:
             return file_position in self._files.file_positions[-64:]
+
+    @property
+    def first_position(self) -> int | None:
+        """The oldest file that is derived."""
+        with self._lock:
+            return next(iter(self._files.file_positions), None)
+
+    def last_store_times(self, *, skip: Container[int] = ()) -> dict[int, int]:
+        """By file: when its newest message was stored, ms since 1970; 0: it has none.
+
+        Raises:
+            StoreError and its kin: a file had to be built anew and could not be.
+        """
+        with self._lock:
+            return {
+                file_position: self._files.last_store_timestamp(file_position)
+                for file_position in self._files.file_positions
+                if file_position not in skip
+            }
+
+    def queue_ends(self, file_position: int) -> dict[QueueKey, int]:
+        """By queue: the queue_offset behind its last message in a file; nothing of a file whose
+        derived files went already. Errors as `last_store_times`.
+        """
+        with self._lock:
+            if file_position not in self._files.file_positions:
+                return {}
+            return self._files.queue_ends(file_position)
+
+    def expire(self, file_position: int) -> None:
+        """Remove everything that is derived from the oldest log file. Here goes whatever else there
+        will be one of for each log file; called again, it does what is left.
+
+        Raises:
+            DiskFullError, StoreError: call it again.
+        """
+        with self._lock:
+            if file_position in self._files.file_positions:
+                self._files.expire(file_position)
 
     def read(
         self, topic: str, queue_id: int, queue_offset: int, entry_count: int

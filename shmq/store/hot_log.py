@@ -4,7 +4,8 @@ What lives here: `HotLog`. A file becomes ready when its memory and its file on 
 it retires when the file is complete and synced and its slot is wanted for a newer one. Memory that
 every client has left is used again, other memory is unlinked and replaced.
 
-Which process: the broker's keeper thread; `wait_ready` and `file_complete` are the flusher's.
+Which process: the broker's keeper thread; `try_retire` is retention's, `wait_ready` and
+`file_complete` are the flusher's.
 Writes: hot slots (through the Appender), CommitLog files made ready. May fail: DiskFullError and
 ShmFullError from `prepare`; nothing is half done then, and it may be called again.
 """
@@ -54,6 +55,7 @@ class HotLog:
         self._complete_end = 0
         self._derived_end = 0
         self._changed = threading.Condition()
+        self._retiring = threading.Lock()
 
     # ---- the keeper's side -----------------------------------------------------------------------
 
@@ -119,8 +121,21 @@ class HotLog:
         positions = self.positions
         return len(positions) > 2 and self._retire(positions[0])
 
+    def try_retire(self, file_position: int) -> bool:
+        """Take the oldest file out of memory for good, for retention; True where it is not there
+        (any more). False: it must stay, as one of the last two, or as one that is not complete.
+        """
+        positions = self.positions
+        if file_position not in positions:
+            return True
+        return len(positions) > 2 and file_position == positions[0] and self._retire(file_position)
+
     def _retire(self, file_position: int) -> bool:
         """Take a file out of memory; False if it is not complete, synced and derived yet."""
+        with self._retiring:  # the keeper and retention may want the same one
+            return file_position not in self._ready or self._retire_now(file_position)
+
+    def _retire_now(self, file_position: int) -> bool:
         if file_position + self.file_size_bytes > min(self._complete_end, self._derived_end):
             return False
         hot, fd = self._ready[file_position]

@@ -3,7 +3,7 @@
 What lives here: the facade that a broker owns: open (adopt what a dead predecessor left in memory,
 or recover from files), start, stop. Queues, sessions and positions are reached through it. Wiring
 only: the work is in append.py, flush.py, hot_log.py, sessions.py, queues.py, log_files.py,
-recovery.py.
+recovery.py, retention.py.
 
 Which process: the broker; a second one for the same folder is refused by the store's lock. May
 fail: StoreError and ShmError with their kin; what was opened is closed again.
@@ -44,6 +44,7 @@ from shmq.store import boot_files, positions
 from shmq.store.append import AppendService
 from shmq.store.derive import DeriveService
 from shmq.store.durable_file import disk_error, make_folder, write_fully
+from shmq.store.expire import LogExpiry
 from shmq.store.flush import FlushService
 from shmq.store.hot_log import HotLog
 from shmq.store.log_channel import LogChannel
@@ -53,6 +54,7 @@ from shmq.store.memory import StoreMemory, completion_size
 from shmq.store.quarantine import Hole, Quarantine
 from shmq.store.queues import Queues
 from shmq.store.recovery import RecoveredLog, log_trust, open_consume_queues, recover_files
+from shmq.store.retention import Retention
 from shmq.store.scan import DELAY_LEVELS_MS
 from shmq.store.services import StoreService
 from shmq.store.sessions import Sessions
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from shmq.shm.budget import HotLogPlan
     from shmq.shm.manifest import Manifest
     from shmq.store.consume_queue_files import ConsumeQueueFiles
+    from shmq.store.expire import ExpiredFile
     from shmq.store.memory import HotSegment
     from shmq.store.scan import Damage
 
@@ -113,7 +116,7 @@ class MessageStore:
     """One store. Open it, start it, stop it; a context manager that does all three.
 
     Attributes that others use: `queues`, `sessions`, `channel`, `appender` (for subscriptions and
-    rights of issue B's broker through sessions), `positions`.
+    rights of issue B's broker through sessions), `positions`, `retention`.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class MessageStore:
         *,
         clock: Clock = SYSTEM_CLOCK,
         on_session_ended: Callable[[int, str], None] | None = None,
+        on_expired: Callable[[ExpiredFile], None] | None = None,
     ) -> None:
         """Nothing happens yet.
 
@@ -129,15 +133,18 @@ class MessageStore:
             config: of the store.
             clock: time; the core's own clocks are the kernel's.
             on_session_ended: called with (session, reason) from a service thread when a client
-            broke
-                a rule or did not answer; its session is closed already.
+                broke a rule or did not answer; its session is closed already.
+            on_expired: called with each file that retention took, in its thread; must not wait.
         """
         self.config = config
         self._clock = clock
         self._on_session_ended = on_session_ended or (lambda _session, _reason: None)
+        self._on_expired = on_expired or (lambda _expired: None)
         self._undo = contextlib.ExitStack()
         self._failure: FlushFailedError | None = None
         self._positions_due_ns = 0
+        self.retention: Retention
+        """What removes old files; from `open` on."""
         self.is_adopted = False
         """Whether `open` found the memory of a predecessor."""
         self.recovered: RecoveredLog | None = None
@@ -171,6 +178,7 @@ class MessageStore:
             boot_files.make_abort(config.store_path)
             boot_files.write_broker_conf(config, file_size_bytes=self.file_size_bytes)
             self._save_positions(is_clean=False)
+            self._retain()
             made.pop_all()
             self._undo = undo.pop_all()
 
@@ -507,6 +515,7 @@ class MessageStore:
             memory,
             files_ahead=min(ahead, segment_count - 1),
             derive_failure=lambda: self._derive.failure,
+            check_room=lambda: self.retention.check_room(),
             on_session_ended=self._end_sessions,
             on_tick=self._tick,
         )
@@ -533,6 +542,24 @@ class MessageStore:
         undo.callback(self._derive.close)
         for file_position in files.file_positions:
             self._hot_log.set_derived(file_position)
+
+    def _retain(self) -> None:
+        expiry = LogExpiry(
+            self._appender,
+            self._hot_log,
+            self.queues,
+            self._derive,
+            self._files,
+            trim=self._append.trim,
+        )
+        self.retention = Retention(
+            self.config,
+            expiry,
+            clock=self._clock,
+            min_position=lambda: self.positions.min_position,
+            last_store_ms=self._store_timestamp,
+            on_expired=self._on_expired,
+        )
 
     def _load_last_file(self, memory: StoreMemory, recovered: RecoveredLog) -> None:
         """Bring the file in which appends go on into memory, and replay its frames."""
@@ -610,6 +637,7 @@ class MessageStore:
         flushed = self.positions.flushed_position
         self._flush.start(flushed - flushed % self.file_size_bytes)
         self._append.start()
+        self.retention.start()
 
     def stop(self, *, keep_memory: bool = False) -> None:
         """Take nothing more, flush everything, release everything.
@@ -622,6 +650,7 @@ class MessageStore:
             FlushFailedError: the disk had refused; what was not flushed is in memory only, which
                 is therefore left for a successor.
         """
+        self.retention.stop()
         self._append.stop()
         self._flush.stop()
         self._derive.stop()
@@ -745,6 +774,13 @@ class MessageStore:
         self.sessions.close(session)
         self._on_session_ended(session, reason)
 
+    @property
+    def _store_timestamp(self) -> int:
+        """Highest storeTimestamp given out, ms since 1970."""
+        return self._memory.control.load64(
+            _APPEND_PLACE + field_place("append_positions", "store_timestamp")
+        )
+
     def _tick(self) -> None:
         now_ns = self._clock.monotonic_ns()
         if now_ns < self._positions_due_ns:
@@ -762,9 +798,7 @@ class MessageStore:
             min_position=now.min_position,
             store_generation=int(self._memory.manifest.generation, 16),
             boot_id=boot_id(),
-            store_timestamp=self._memory.control.load64(
-                _APPEND_PLACE + field_place("append_positions", "store_timestamp")
-            ),
+            store_timestamp=self._store_timestamp,
             file_size_bytes=self.file_size_bytes,
             is_clean=is_clean,
         )

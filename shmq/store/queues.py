@@ -162,8 +162,22 @@ class Queues:
                 self._appender.delete_topic(self._topic_rows.pop(topic))
 
     def set_min(self, row: int, min_queue_offset: int) -> None:
-        """Retention took what lies below min_queue_offset."""
+        """What lies below min_queue_offset is not kept."""
         self._appender.set_min(row, min_queue_offset)
+
+    def raise_min(self, topic: str, queue_id: int, min_queue_offset: int) -> int | None:
+        """Retention takes what lies below min_queue_offset; where the queue began before, None if
+        there is no such queue, or if it began there already.
+        """
+        with self._lock:
+            handle = self._handles.get((topic, queue_id))
+            if handle is None:
+                return None
+            before = self.offsets(handle).min_queue_offset
+            if before >= min_queue_offset:
+                return None
+            self._appender.set_min(handle.row, min_queue_offset)
+            return before
 
     # ---- looking up ------------------------------------------------------------------------------
 

@@ -53,6 +53,7 @@ class AdminProcessor:
             code.GET_SUBSCRIPTIONGROUP_CONFIG: self._group,
             code.GET_BROKER_RUNTIME_INFO: self._runtime_info,
             code.GET_BROKER_STATUS: self._status,
+            code.DELETE_EXPIRED_COMMITLOG: self._delete_expired,
         }
         return {number: Processor(handler=handler) for number, handler in handlers.items()}
 
@@ -173,6 +174,10 @@ class AdminProcessor:
     def _runtime_info(self, connection: Connection, command: Command) -> Command:
         self._broker.rights.require(connection.identity, Action.ADMIN, "")
         return json_response(command, {"table": self._broker.runtime_info()})
+
+    def _delete_expired(self, connection: Connection, _command: Command) -> None:
+        self._broker.rights.require(connection.identity, Action.ADMIN, "")
+        self._broker.store.retention.request()
 
     def _status(self, _connection: Connection, command: Command) -> Command:
         return response_to(command, ext_fields=self._broker.status())

@@ -147,10 +147,11 @@ class QueueProcessor:
         store = self._broker.store
         handle = self._broker.topics.read_queue(topic, queue_id)
         now = store.queues.offsets(handle)
-        if now.hot_min_queue_offset <= queue_offset < now.visible_max:
+        is_there = now.min_queue_offset <= queue_offset < now.visible_max
+        if is_there and now.hot_min_queue_offset <= queue_offset:
             return _retry_in_memory(command)
         found = None
-        if now.min_queue_offset <= queue_offset < now.visible_max:
+        if is_there:
             found = await asyncio.to_thread(store.read_cold, topic, queue_id, queue_offset, count)
         if found is None:
             return response_to(

@@ -50,6 +50,16 @@ def _list(namesrv: str | None, is_json: bool) -> None:
     )
 
 
+@broker.command("clean")
+@click.argument("name", metavar="BROKER")
+@cluster_option
+def _clean(namesrv: str | None, name: str) -> None:
+    """Have log files that have expired removed now, not at deleteWhen."""
+    with Admin(namesrv) as admin:
+        admin.delete_expired_commit_log(name)
+    click.echo(f"{name}: removes what is older than fileReservedTime; see shmq broker show {name}")
+
+
 @broker.command("show")
 @click.argument("name", metavar="BROKER")
 @json_option

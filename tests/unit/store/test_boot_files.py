@@ -53,6 +53,7 @@ def test_broker_conf_says_what_a_real_broker_needs(tmp_path: Path) -> None:
         "flushDiskType": "SYNC_FLUSH",
         "fileReservedTime": "100",
         "deleteWhen": "04",
+        "diskMaxUsedSpaceRatio": "75",
         "enableControllerMode": "false",
     }
 

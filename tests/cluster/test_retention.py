@@ -1,0 +1,200 @@
+"""Retention in a real cluster: old files go under load, under consumers, under kill -9; and a disk
+that fills up.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import shmq
+from shmq.errors import DiskFullError, OutcomeUnknownError
+from shmq.status import PullStatus
+from tests.support.cluster import Cluster, wait_for
+from tests.support.mounts import small_file_system
+from tests.unit.store.stores import Writer
+
+pytestmark = pytest.mark.cluster
+
+FILE_SIZE = 256 << 10
+HOUR_MS = 3_600_000
+OLD_COUNT = 400
+ALWAYS = ";".join(f"{hour:02d}" for hour in range(24))
+SETTINGS = {
+    "commit_log_file_size_bytes": str(FILE_SIZE),
+    "max_message_size_bytes": "64KiB",
+    "delete_when": ALWAYS,
+    "clean_resource_interval_ms": "20",
+}
+PATIENCE_S = 30.0
+
+
+def old_store(store_path: Path) -> int:
+    """A store with messages of four days ago in one queue, and a newer one behind them; where the
+    newer ones begin, in files.
+    """
+    now_ms = time.time_ns() // 1_000_000
+    writer = Writer(store_path, file_size=FILE_SIZE)
+    for number in range(OLD_COUNT):
+        body = b"%d" % number + bytes(8 << 10)
+        writer.put("orders", 0, body, store_timestamp=now_ms - 96 * HOUR_MS)
+    writer.roll()
+    writer.put("orders", 0, b"%d" % OLD_COUNT, store_timestamp=now_ms - HOUR_MS)
+    return writer.position // FILE_SIZE
+
+
+def log_files(cluster: Cluster) -> list[int]:
+    folder = cluster.brokers[0].store_path / "commitlog"
+    return sorted(int(name) // FILE_SIZE for name in os.listdir(folder))
+
+
+def info(cluster: Cluster) -> dict[str, str]:
+    with shmq.Admin(cluster.runtime) as admin:
+        return admin.runtime_info("broker-a")
+
+
+def number_of(message: shmq.Message) -> int:
+    found = re.match(rb"\d+", bytes(message))
+    assert found is not None
+    return int(found[0])
+
+
+def test_consumer_that_is_behind_goes_on_at_what_is_kept_and_its_loss_is_told(
+    tmp_path: Path, cluster_name
+):
+    first_kept = old_store(tmp_path / "store-broker-a")
+    settings = SETTINGS | {"delete_when": "04", "delete_commit_log_files_interval_ms": "0"}
+    if time.localtime().tm_hour == 4:
+        settings["delete_when"] = "16"
+    with Cluster(tmp_path, cluster_name, **settings) as cluster, cluster.connect() as client:
+        consumer = client.consumer("orders", "slow", auto_settle=False)  # the client closes it
+        for expected in range(3):
+            message = consumer.try_next(PATIENCE_S)
+            assert message is not None
+            assert number_of(message) == expected
+            message.settle()
+        assert log_files(cluster)[0] == 0
+        with shmq.Admin(cluster.runtime) as admin:
+            admin.delete_expired_commit_log("broker-a")
+            wait_for(lambda: log_files(cluster)[0] == first_kept, "the end of the old files")
+            told = wait_for(
+                lambda: (said := info(cluster))["expiredUnreadTotal"] == "397" and said,
+                "the count",
+            )
+        assert told["expiredUnreadGroups"] == "slow=397"
+        assert int(told["expiredFilesTotal"]) == first_kept
+
+        def said() -> int:
+            log = cluster.brokers[0].log_path.read_text()
+            said = re.findall(r"expired unread group=slow topic=orders messages=(\d+)", log)
+            return sum(map(int, said))
+
+        wait_for(lambda: said() == 397, "the line in the log")
+        # Some were read into this consumer's hands before; the next that it has to read is kept.
+        seen = []
+        while not seen or seen[-1] < OLD_COUNT:
+            message = consumer.try_next(PATIENCE_S)
+            assert message is not None
+            seen.append(number_of(message))
+            message.settle()
+        assert seen[:-1] == list(range(3, 3 + len(seen) - 1))
+        assert seen[-1] == OLD_COUNT
+        assert consumer.expired_count == OLD_COUNT - 3 - (len(seen) - 1)
+        with shmq.Admin(cluster.runtime) as admin:
+            wait_for(lambda: sum(row.lag for row in admin.lag("slow")) == 0, "no lag")
+        pull = client.pull_consumer("orders")
+        (queue,) = pull.queues()
+        assert pull.min_offset(queue) == OLD_COUNT
+        result = pull.pull(queue, 0)
+        assert result.pull_status is PullStatus.OFFSET_ILLEGAL
+        assert result.next_begin_offset == OLD_COUNT
+
+
+def test_files_go_under_load_and_kill_9_and_nothing_new_is_lost(tmp_path: Path, cluster_name):
+    first_kept = old_store(tmp_path / "store-broker-a")
+    settings = SETTINGS | {
+        "delete_commit_log_files_interval_ms": "50",
+        "delete_file_batch_max": "1",
+        "clean_resource_interval_ms": "50",
+    }
+    with Cluster(tmp_path, cluster_name, **settings) as cluster, cluster.connect() as client:
+        client.create_topic("live", queues=2)
+        stopping = threading.Event()
+        sent: list[str] = []
+
+        def produce() -> None:
+            producer = client.producer()
+            while not stopping.is_set():
+                sent.append(producer.send("live", bytes(2000), timeout=PATIENCE_S).message_id)
+
+        thread = threading.Thread(target=produce)
+        thread.start()
+        try:
+            for _ in range(3):
+                before = log_files(cluster)[0]
+                wait_for(
+                    lambda seen=before: log_files(cluster)[0] > min(seen, first_kept - 1),
+                    "the next file's end",
+                )
+                cluster.brokers[0].kill()
+                cluster.brokers[0].restart()
+            wait_for(lambda: log_files(cluster)[0] >= first_kept, "the end of the old files")
+        finally:
+            stopping.set()
+            thread.join()
+        got: list[str] = []
+        with client.consumer("live", "all") as consumer:
+            while len(got) < len(sent):
+                messages = consumer.receive(1000, timeout=PATIENCE_S)
+                assert messages, (len(got), len(sent))
+                got += [message.message_id for message in messages]
+        assert sorted(got) == sorted(sent)
+        derived = cluster.brokers[0].store_path / "shmq" / "consumequeue"
+        assert min(int(path.stem) for path in derived.glob("*.cq")) >= first_kept * FILE_SIZE
+
+
+def test_small_disk_keeps_taking_messages_by_letting_the_oldest_go(tmp_path: Path, cluster_name):
+    with (
+        small_file_system(tmp_path / "store-broker-a", size=40 * FILE_SIZE),
+        Cluster(tmp_path, cluster_name, **SETTINGS) as cluster,
+        cluster.connect() as client,
+    ):
+        client.create_topic("live", queues=1)
+        producer = client.producer()
+        for _ in range(100 * FILE_SIZE // 65_000):  # more than twice the disk
+            producer.send("live", bytes(64_000), timeout=PATIENCE_S)
+        assert int(info(cluster)["expiredFilesTotal"]) > 50
+        with client.consumer("live", "late") as consumer:
+            first = consumer.try_next(PATIENCE_S)
+            assert first is not None
+            assert first.queue_offset > 200
+
+
+def test_full_disk_that_nothing_helps_is_told_to_senders_and_heals(tmp_path: Path, cluster_name):
+    with small_file_system(tmp_path / "store-broker-a", size=40 * FILE_SIZE) as folder:
+        other = folder / "somebody-elses"
+        with Cluster(tmp_path, cluster_name, **SETTINGS) as cluster, cluster.connect() as client:
+            client.create_topic("live", queues=1)
+            producer = client.producer()
+            producer.send("live", b"first", timeout=PATIENCE_S)
+            with other.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, 34 * FILE_SIZE)
+            said = ""
+            while "the disk is full" not in said:
+                try:
+                    producer.send("live", bytes(60_000), timeout=0.5)
+                except (DiskFullError, OutcomeUnknownError) as error:
+                    said = str(error)
+            assert "not by this store" in wait_for(lambda: info(cluster)["problem"], "the problem")
+            with client.consumer("live", "reads") as consumer:
+                message = consumer.try_next(PATIENCE_S)
+                assert message is not None
+                assert bytes(message) == b"first"  # nothing was removed in vain
+            other.unlink()
+            producer.send("live", b"last", timeout=PATIENCE_S)
+            wait_for(lambda: info(cluster)["problem"] == "", "the end of the problem")
