@@ -543,9 +543,12 @@ class Admin:
 
     def _call(self, socket_name: str, command: Command) -> Command:
         connection = self._connections.get(socket_name)
-        if connection is None or connection.is_closed:
-            connection = Connection(self._folder, socket_name, role="admin", timeout_s=_TIMEOUT_S)
-            self._connections[socket_name] = connection
+        if connection is not None and not connection.is_ended():
+            return connection.call(command, timeout_s=_TIMEOUT_S)
+        if connection is not None:
+            connection.close()
+        connection = Connection(self._folder, socket_name, role="admin", timeout_s=_TIMEOUT_S)
+        self._connections[socket_name] = connection
         return connection.call(command, timeout_s=_TIMEOUT_S)
 
 

@@ -27,6 +27,7 @@ from shmq.errors import (
     ServiceNotAvailableError,
     ShmError,
     ShmqError,
+    SystemBusyError,
 )
 from shmq.remoting.client import Client as Connection
 from shmq.remoting.codes import RequestCode, ResponseCode
@@ -96,8 +97,17 @@ class BrokerLink:
         self.greeted: object = None
         """What the broker was told in this connection; the Client's."""
         self._changed = threading.Condition(self._lock)
-        self.connection = self._connect()
-        self._attach()
+        try:
+            self.connection = self._connect()
+        except (ClosedError, RequestTimeoutError, SystemBusyError) as error:
+            raise self._away("attach", error) from None  # it hangs, as good as gone for us
+        try:
+            self._attach()
+        except BaseException as error:
+            self.connection.close()
+            if isinstance(error, ClosedError | RequestTimeoutError | SystemBusyError):
+                raise self._away("attach", error) from None
+            raise
 
     # ---- coming and going ------------------------------------------------------------------------
 
@@ -329,13 +339,14 @@ class BrokerLink:
             hint="clients go on by themselves when it is back; see the log of the broker",
         )
 
-    def grant_send(self, topic: str) -> list[tuple[int, Handle]]:
-        """The write queues of a topic here: (queue_id, handle), made where the broker makes topics.
+    def grant_send(self, topic: str, *, is_auto_create: bool) -> list[tuple[int, Handle]]:
+        """The write queues of a topic here: (queue_id, handle); is_auto_create: made here, where
+        the broker makes topics.
 
         Raises:
             TopicNotExistError, PermissionDeniedError, IllegalTopicError.
         """
-        answer = self.call(RequestCode.GRANT_SEND, {"topic": topic})
+        answer = self.call(RequestCode.GRANT_SEND, {"topic": topic, "isAutoCreate": is_auto_create})
         queues = _queues(answer)
         with self._lock:
             self._handles.update(handle for _, handle in queues)

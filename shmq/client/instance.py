@@ -53,9 +53,11 @@ __all__ = ["Client", "connect"]
 _log = logging.getLogger("shmq.client")
 
 HEARTBEAT_S = 30.0
-"""RocketMQ's heartbeatBrokerInterval."""
+"""RocketMQ's heartbeatBrokerInterval, and its pollNameServerInterval."""
 _RECONNECT_FIRST_S = 0.02
 _RECONNECT_MAX_S = 1.0
+_REFRESHER = ""
+"""Among the followers, which have the names of brokers."""
 DEFAULT_PRODUCER = "DEFAULT_PRODUCER"
 """RocketMQ's default producer group."""
 
@@ -354,8 +356,11 @@ class Client:
                 on_end=self._ended,
             )
             with self._lock:
-                self._links[broker_name] = link
-            return link
+                if not self._is_closed:
+                    self._links[broker_name] = link
+                    return link
+            link.close()  # nobody else would: the client was closed meanwhile
+            raise ClosedError(f"attach to broker {broker_name}: this client is closed")
 
     def greet(self, broker_name: str) -> None:
         """See that a broker knows which groups this client is in.
@@ -482,7 +487,25 @@ class Client:
                 self._follow(name, link)
             if SYSTEM_CLOCK.monotonic_ns() >= heartbeat_ns:
                 heartbeat_ns = SYSTEM_CLOCK.monotonic_ns() + int(HEARTBEAT_S * 1e9)
+                self._refresh()
                 self.heartbeat()
+
+    def _refresh(self) -> None:
+        """In a thread of its own: a broker that hangs does not keep us from following others."""
+        with self._lock:
+            known = self._followers.get(_REFRESHER)
+            if self._is_closed or (known is not None and known.is_alive()):
+                return
+            producers = tuple(self._producers)
+
+            def look() -> None:
+                for producer in producers:
+                    producer.refresh()
+
+            self._followers[_REFRESHER] = thread = threading.Thread(
+                target=look, name="shmq-refresh", daemon=True
+            )
+            thread.start()
 
     def _follow(self, name: str, link: BrokerLink) -> None:
         """A thread for each broker that went: one that hangs does not hold the others up."""

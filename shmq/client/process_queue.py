@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from shmq.errors import ShmqError
+from shmq.errors import ForkError, ShmqError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -227,6 +227,8 @@ class ProcessQueue:
         if self.slot >= 0 and not self.is_dropped:
             try:
                 self.reader.report(self.slot, settled_offset)
+            except ForkError:
+                raise  # a child's settling is lost: it must not think that it was done
             except ShmqError:  # the session has ended: its successor begins anew
                 pass  # a context manager takes longer than the report
 

@@ -664,17 +664,21 @@ class Producer:
             self._targets[topic] = target
             return target
 
-    def _find(self, topic: str) -> list[SendQueue]:
+    def _find(self, topic: str, *, may_create: bool = True) -> list[SendQueue]:
         """All queues of a topic: what living brokers grant; of others, what was known of them, or
         what the NameServers were told.
         """
         configured: dict[str, int] = {}
+        makes = False
         try:
             route = self._client.routes.route(topic, is_fresh=True)
             names = {q.broker_name for q in route.queue_datas if q.write_queue_nums}
             configured = self._client.routes.configured(topic)
         except TopicNotExistError:
+            if not may_create:
+                raise
             names = set(self._client.routes.brokers())  # they make it, if they make topics
+            makes = True  # one that has a route is not made again where it was deleted
         except ServiceNotAvailableError:
             if topic not in self._known:
                 raise
@@ -686,7 +690,7 @@ class Producer:
         for name in sorted(names):
             try:
                 self._client.greet(name)
-                queues += self._granted(topic, name)
+                queues += self._granted(topic, name, makes)
             except ServiceNotAvailableError as error:
                 refusal = error
                 before = [queue for queue in known if queue.message_queue.broker_name == name]
@@ -704,7 +708,7 @@ class Producer:
         self._known[topic] = queues
         return queues
 
-    def _granted(self, topic: str, broker_name: str) -> list[SendQueue]:
+    def _granted(self, topic: str, broker_name: str, makes: bool) -> list[SendQueue]:
         link = self._client.link(broker_name)
         generation, lanes = link.generation, link.lanes
         return [
@@ -715,7 +719,7 @@ class Producer:
                 lanes[queue_id % len(lanes)],
                 *handle,
             )
-            for queue_id, handle in link.grant_send(topic)
+            for queue_id, handle in link.grant_send(topic, is_auto_create=makes)
         ]
 
     def _forget(self, topic: str, target: Target) -> None:
@@ -762,6 +766,22 @@ class Producer:
                 link.broker_name,
             )
             self._targets.clear()
+
+    def refresh(self) -> None:
+        """Look for the queues of all topics anew: brokers that no notice tells of, since we have no
+        session with them, are found this way. Blocks while it asks; sends go on meanwhile.
+        """
+        for topic, target in tuple(self._targets.items()):
+            if self._is_closed:
+                return
+            try:
+                queues = self._find(topic, may_create=False)
+            except ShmqError as error:
+                _log.debug("refresh %s: %s", topic, error)  # the next send says so
+                continue
+            with self._lock:
+                if self._targets.get(topic) is target and not target.has(queues):
+                    self._targets[topic] = Target(queues, self._faults)
 
     def _renew_targets(self) -> None:
         for target in tuple(self._targets.values()):

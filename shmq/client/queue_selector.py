@@ -58,6 +58,11 @@ class SendQueue:
     """Generation of the row."""
 
     @property
+    def place(self) -> tuple[object, ...]:
+        """Equal where a send goes the same way."""
+        return (self.message_queue, self.link, self.link_generation, self.row, self.generation)
+
+    @property
     def is_up(self) -> bool:
         """Whether its broker is there, as far as anybody has noticed."""
         return self.link is not None and self.link.is_up
@@ -81,6 +86,10 @@ class Target:
         """Gives (lane, row, generation, queue) for ever: the queues of brokers that are well, in
         turn. Threads may share it."""
         self.renew()
+
+    def has(self, queues: Sequence[SendQueue]) -> bool:
+        """Whether these are its queues, in the same sessions."""
+        return [queue.place for queue in self.queues] == [queue.place for queue in queues]
 
     def renew(self) -> None:
         """Some broker came, went, or is to be avoided."""

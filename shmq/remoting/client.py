@@ -188,6 +188,12 @@ class Client:
         """Nothing can be asked any more. A dead server shows once somebody reads."""
         return self._error is not None
 
+    def is_ended(self) -> bool:
+        """As is_closed, and looks whether the server has gone meanwhile. Not while others call."""
+        if self._error is None and not self._is_reading and _poll(self._sock, 0, 0):
+            self._hear_last_words()
+        return self._error is not None
+
     def close(self) -> None:
         """End the connection; whoever waits for an answer gets ClosedError. Twice does nothing."""
         if os.getpid() != self._pid:
@@ -250,6 +256,9 @@ class Client:
             raise
 
     def _send_all(self, data: memoryview, command: Command, deadline_ns: int) -> None:
+        with self._lock:
+            if self._error is not None:  # closed since it was looked at: the socket may be gone
+                raise self._reason()
         sent = 0
         try:
             while True:
@@ -327,7 +336,8 @@ class Client:
             self._is_reading = False
             self._turn.notify_all()
         if self._is_close_asked:
-            self._release()
+            with self._send_lock:
+                self._release()
         if self._on_end is not None:
             self._on_end()
 

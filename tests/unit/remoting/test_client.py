@@ -475,3 +475,17 @@ def test_error_on_the_loop_that_nobody_awaits_is_logged(
     loop_thread.loop.call_soon_threadsafe(lambda: 1 // 0)
     settle(loop_thread)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_connection_that_another_thread_closes_before_the_request_is_sent_is_closed(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = client._send
+
+    def close_and_send(command: Command, deadline_ns: int) -> None:
+        client.close()
+        send(command, deadline_ns)
+
+    monkeypatch.setattr(client, "_send", close_and_send)
+    with pytest.raises(ClosedError, match="closed here"):
+        client.call(Command(ECHO), timeout_s=10)
