@@ -71,7 +71,17 @@ def start(root: Path, run: Path, *, brokers: int, is_temporary: bool) -> Client:
         if is_temporary:
             shutil.rmtree(root, ignore_errors=True)
         raise
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        run.parent.mkdir(parents=True, exist_ok=True)
+        run.mkdir(mode=0o750, exist_ok=True)
+    except OSError as error:
+        if is_temporary:
+            shutil.rmtree(root, ignore_errors=True)
+        raise ConfigError(
+            f"start a cluster in {root}, runtime folder {run}: {error}",
+            hint="name folders that this user can make",
+        ) from None
     names = [f"broker-{chr(ord('a') + index)}" for index in range(brokers)]
     # Nobody comes back for the memory of a store that is removed, whoever is still attached.
     memory = 'keep_memory = "never"\n' if is_temporary else ""
@@ -158,7 +168,6 @@ def _guard(root: Path, run: Path, program_pid: int, *, is_temporary: bool) -> in
         if is_temporary:
             shutil.rmtree(root, ignore_errors=True)
         return 0
-    run.mkdir(mode=0o750, exist_ok=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process = _start_namesrv(root, run)
     while True:

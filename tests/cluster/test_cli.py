@@ -229,6 +229,12 @@ def test_words_are_completed(shell: Shell) -> None:
         (("sub", "t", "-g", "g", "--from", "7"), 64, "shmq group reset"),
         (("topic", "update", "t", "-a", "x"), 64, "wanted KEY=VALUE"),
         (("topic", "create", "t", "-b", "nobody"), 1, "nobody"),
+        (("topic", "update", "mistyped", "-q", "2"), 1, "shmq topic list"),
+        (("group", "reset", "g", "-t", "t", "--to", "9" * 30), 64, "wanted first"),
+        (("group", "reset", "g", "-t", "t", "--to", "@" + "9" * 30), 64, "wanted @"),
+        (("group", "reset", "g", "-t", "t", "--to", "@-999999d"), 64, "wanted @"),
+        (("dev", "--folder", "/proc/none", "--runtime", "/proc/none/run"), 1, "/proc/none"),
+        (("dev", "--runtime", "/proc/none"), 1, "/proc/none"),
         (("group", "create", "a b"), 1, "character ' '"),
         (("nonsense",), 64, "No such command"),
     ],
@@ -261,6 +267,35 @@ def test_reader_that_goes_away_is_no_error(shell: Shell) -> None:
     )
     assert done.stdout == b"x" * 100 + b"\n"
     assert done.stderr == b""
+
+
+def test_full_disk_behind_the_output_is_told_in_one_line(shell: Shell) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*SHMQ, "cluster", "list"],
+            env=shell.environ,
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert b"No space left" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_bytes_that_are_no_text_are_sent_as_they_are(shell: Shell) -> None:
+    shell.out("topic", "create", "raw", "-q", "1", "-b", "broker-a")
+    subprocess.run(
+        [os.fsencode(part) for part in [*SHMQ, "pub", "raw"]] + [b"\xff\xfe"],
+        env=shell.environ,
+        cwd=ROOT,
+        timeout=60,
+        check=True,
+        capture_output=True,
+    )
+    assert shell.run("sub", "raw", "--count", "1").stdout == b"\xff\xfe\n"
 
 
 def test_cluster_survives_its_nameserver_under_dev(shell: Shell) -> None:

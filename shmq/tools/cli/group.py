@@ -21,6 +21,9 @@ from shmq.tools.cli.output import (
 
 __all__ = ["group"]
 
+_LONG_MAX = (1 << 63) - 1
+"""Offsets are longs."""
+
 
 @click.group()
 def group() -> None:
@@ -146,7 +149,7 @@ def _whence(place: str) -> tuple[str, int, int]:
         return place, 0, 0
     if place.startswith("@"):
         return "timestamp", parse_time_ms(place, now_ms=SYSTEM_CLOCK.wall_ms()), 0
-    if place.isdecimal():
+    if place.isdecimal() and int(place) <= _LONG_MAX:
         return "offset", 0, int(place)
     raise click.UsageError(f"--to {place}: wanted first, last, an offset, or {TIME_WANTED}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -67,3 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except ShmqError as error:
         click.echo(f"error: {error}; {error.hint}", err=True)
         sys.exit(EXIT_FAILED)
+    except OSError as error:  # standard output on a full disk, a file that cannot be read
+        click.echo(f"error: {error}", err=True)
+        _give_up_output()
+        sys.exit(EXIT_FAILED)
+
+
+def _give_up_output() -> None:
+    """What is still in the buffer goes nowhere: the interpreter would try once more at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)

@@ -30,6 +30,8 @@ _F = TypeVar("_F", bound="Callable[..., object]")
 
 TIME_WANTED = "@2026-11-20T12:00:00 (UTC unless it says otherwise), @1767225600 (seconds), @-10m"
 _AGO = re.compile(r"-(\d+)([smhd])")
+_TIME_MS_MAX = 253_402_300_799_999
+"""The end of the year 9999: no message is later, and more does not fit everywhere."""
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -107,15 +109,19 @@ def parse_time_ms(text: str, *, now_ms: int) -> int:
     """
     value = text.removeprefix("@")
     ago = _AGO.fullmatch(value)
-    if ago is not None:
-        return now_ms - int(ago[1]) * _UNIT_S[ago[2]] * 1000
     try:
-        if re.fullmatch(r"\d+(\.\d+)?", value):
-            return int(float(value) * 1000)
-        when = datetime.fromisoformat(value)
+        if ago is not None:
+            ms = now_ms - int(ago[1]) * _UNIT_S[ago[2]] * 1000
+        elif re.fullmatch(r"\d+(\.\d+)?", value):
+            ms = int(float(value) * 1000)
+        else:
+            when = datetime.fromisoformat(value)
+            ms = int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
     except (ValueError, OverflowError):
-        raise click.BadParameter(f"time {text!r}: wanted {TIME_WANTED}") from None
-    return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
+        ms = -1
+    if not 0 <= ms <= _TIME_MS_MAX:
+        raise click.BadParameter(f"time {text!r}: wanted {TIME_WANTED}")
+    return ms
 
 
 def bytes_text(size: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import sys
 from typing import IO, TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ def pub(
         begin_ns = SYSTEM_CLOCK.monotonic_ns()
         try:
             for body in bodies:
-                send(body.encode(), {})
+                send(os.fsencode(body), {})  # the bytes as they were typed
             if not bodies:
                 for file in files or (sys.stdin.buffer,):
                     _send_file(file, send, whole=whole, jsonl=jsonl)

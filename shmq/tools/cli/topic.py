@@ -122,7 +122,7 @@ def _changes(function: click.decorators.FC) -> click.decorators.FC:
 @_changes
 def _create(name: str, **options: Any) -> None:
     """Create a topic, on all brokers unless some are named."""
-    _change(name, force=False, **options)
+    _change(name, force=False, is_new=True, **options)
 
 
 @topic.command("update")
@@ -136,7 +136,7 @@ def _update(name: str, **options: Any) -> None:
     To shrink one: fewer --write-queues first, then, once its groups have drained the rest, fewer
     --read-queues.
     """
-    _change(name, **options)
+    _change(name, is_new=False, **options)
 
 
 def _change(
@@ -150,6 +150,7 @@ def _change(
     attributes: tuple[str, ...],
     brokers: tuple[str, ...],
     force: bool,
+    is_new: bool,
     is_json: bool,
     namesrv: str | None,
 ) -> None:
@@ -160,6 +161,8 @@ def _change(
             raise click.UsageError(f"--attribute {text}: wanted KEY=VALUE")
         pairs[key] = value or None
     with Admin(namesrv) as admin:
+        if not is_new:
+            admin.topic(name)  # a name that was mistyped makes no topic
         configs = admin.create_topic(
             name,
             queues=queues,
