@@ -1,17 +1,21 @@
 """The broker's Python stays out of the way of messages: nothing of it runs for one, none of their
 bytes passes a socket, and nothing runs while nothing comes."""
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import shmq
 from shmq.core import core
 from tests.support.broker_process import BrokerClient, BrokerProcess
+from tests.support.cluster import Cluster
 from tests.support.require import require_program
 from tests.support.store_process import wait_until
 
@@ -64,6 +68,61 @@ def test_no_python_runs_for_a_message(tmp_path: Path, cluster_name, monkeypatch)
     assert for_many < for_few + 5_000, (for_few, for_many)  # a tenth of a call for a message
 
 
+def flow(producer: shmq.Producer, consumer: shmq.Consumer, count: int) -> None:
+    """As pass_messages, as programs do it: sends of every kind, a group that settles."""
+    for number in range(count):
+        if number % 100:
+            producer.send_oneway("t", MARK.encode(), tag="x", key=str(number))
+        else:
+            producer.send("t", MARK.encode() * 7)
+    producer.drain(60.0)
+    left = count
+    while left:
+        messages = consumer.receive(min(left, 500), timeout=60.0)
+        assert messages
+        left -= len(messages)
+    consumer.receive(1, timeout=0.0)  # settles the last
+
+
+def test_no_python_runs_for_a_message_of_producers_and_groups(
+    tmp_path: Path, cluster_name, monkeypatch
+):
+    calls_path = tmp_path / "calls"
+    calls_path.write_bytes(bytes(8))
+    monkeypatch.setenv("SHMQ_TEST_CALLS", str(calls_path))
+    with (
+        Cluster(tmp_path, cluster_name, module="tests.support.profiled_broker") as cluster,
+        cluster.connect() as client,
+        client.producer() as producer,
+        client.consumer("t", "g") as consumer,
+    ):
+        client.create_topic("t", queues=4)
+        flow(producer, consumer, 500)
+        before = int.from_bytes(calls_path.read_bytes(), "little")
+        assert before > 0
+        flow(producer, consumer, 30_000)
+        calls = int.from_bytes(calls_path.read_bytes(), "little") - before
+    assert calls < 15_000  # what runs once a second, not half a call for a message
+
+
+def test_no_body_of_producers_and_groups_crosses_a_socket(tmp_path: Path, cluster_name):
+    strace = require_program("strace", "strace")
+    trace = tmp_path / "trace"
+    with (
+        Cluster(tmp_path, cluster_name) as cluster,
+        cluster.connect() as client,
+        client.producer() as producer,
+        client.consumer("t", "g") as consumer,
+    ):
+        client.create_topic("t", queues=4)
+        flow(producer, consumer, 500)
+        pid = cluster.brokers[0].pid
+        with traced(strace, trace, pid):
+            flow(producer, consumer, 20_000)
+            client.heartbeat()  # a request, to see that the trace sees
+    check_trace(trace)
+
+
 def test_no_body_crosses_a_socket(tmp_path: Path, cluster_name):
     strace = require_program("strace", "strace")
     trace = tmp_path / "trace"
@@ -73,32 +132,33 @@ def test_no_body_crosses_a_socket(tmp_path: Path, cluster_name):
         BrokerClient(broker, "consumer") as consumer,
     ):
         producer.send_queues("t")
-        tracer = subprocess.Popen(
-            [
-                strace,
-                "-f",
-                "-s",
-                "65536",
-                "-e",
-                "trace=network",
-                "-o",
-                trace,
-                "-p",
-                str(broker.pid),
-            ],
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            wait_until(lambda: _traced_by(broker.pid) == tracer.pid)
+        with traced(strace, trace, broker.pid):
             pass_messages(producer, consumer, 20_000)
             consumer.members("seen")  # a request, to see that the trace sees
-        finally:
-            tracer.send_signal(signal.SIGINT)
-            tracer.wait()
+    check_trace(trace)
+
+
+@contextlib.contextmanager
+def traced(strace: str, trace: Path, pid: int) -> Iterator[None]:
+    """Write what a process does with sockets in the block, with the bytes."""
+    tracer = subprocess.Popen(
+        [strace, "-f", "-s", "65536", "-e", "trace=network", "-o", trace, "-p", str(pid)],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: _traced_by(pid) == tracer.pid)
+        yield
+    finally:
+        tracer.send_signal(signal.SIGINT)
+        tracer.wait()
+
+
+def check_trace(trace: Path) -> None:
+    """Of 20,000 messages there is none in it, and there are far fewer calls."""
     text = trace.read_text("utf-8", "backslashreplace")
     assert SOCKET_CALL.search(text)
     assert MARK not in text
-    assert len(SOCKET_CALL.findall(text)) < 500  # of 20,000 messages
+    assert len(SOCKET_CALL.findall(text)) < 500
 
 
 def _traced_by(pid: int) -> int:
