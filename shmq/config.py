@@ -165,6 +165,10 @@ class StoreConfig:
     )
     """Milliseconds after which a SYNC_FLUSH send completes as FLUSH_DISK_TIMEOUT. RocketMQ's."""
 
+    message_index_enable: bool = _setting(True, rocketmq=("messageIndexEnable",))
+    """Whether messages can be looked up by key and id. The index is built behind the log, of what
+    is stored already too, and takes 16 bytes for each key. RocketMQ's default."""
+
     file_reserved_hours: int = _setting(72, rocketmq=("fileReservedTime",), least=1, most=876_000)
     """Hours a complete CommitLog file is kept. RocketMQ's default."""
     delete_when: str = _setting("04", rocketmq=("deleteWhen",))

@@ -288,6 +288,30 @@ def encode_frame(
     properties: Buffer,
 ) -> bytes: ...
 
+# ---- index.c -------------------------------------------------------------------------------------
+
+def index_file(
+    fd: int,
+    *,
+    file_position: int,
+    file_size: int,
+    holes: Sequence[tuple[int, int]],
+    low: int,
+    high: int,
+    entry_limit: int,
+    idle: bool,
+    stop_fd: int,
+) -> tuple[int, int, bytes, int, int, int]: ...
+def index_memory(
+    buffer: Buffer, *, file_position: int, begin: int, end: int, frame_limit: int
+) -> tuple[int, int, bytes, int, int, int]: ...
+def index_hash(topic: Buffer, key: Buffer, /) -> int: ...
+def index_directory(entries: Buffer, page_size: int, /) -> bytes: ...
+def index_find(entries: Buffer, hash: int, /) -> list[tuple[int, int]]: ...
+def frame_head(
+    buffer: Buffer, *, physical_offset: int, room: int
+) -> tuple[int, int, int, int, int, int, int] | None: ...
+
 # ---- log_map.c -----------------------------------------------------------------------------------
 
 @final

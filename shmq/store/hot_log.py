@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shmq.core import core
     from shmq.store.log_channel import LogChannel
     from shmq.store.log_files import LogFiles
     from shmq.store.memory import HotSegment, StoreMemory
 
 __all__ = ["HotLog"]
+
+_T = TypeVar("_T")
 
 
 class HotLog:
@@ -168,6 +172,17 @@ class HotLog:
                 return None
             with memoryview(found[0].mapping) as view:
                 return bytes(view[place : place + size])
+
+    def look(self, file_position: int, use: Callable[[memoryview], _T]) -> _T | None:
+        """What `use` makes of a file's memory, which it does not keep; None if that file is not in
+        memory (any more). Nothing can leave memory meanwhile: a millisecond at most.
+        """
+        with self._changed:
+            found = self._ready.get(file_position)
+            if found is None:
+                return None
+            with memoryview(found[0].mapping) as view:
+                return use(view)
 
     # ---- the flusher's side ----------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ class Lookup:
         entry = self.entry(topic, queue_id, queue_offset)
         if entry is None or entry.size < _FRAME_HEAD_SIZE:
             return None
-        head = self._read_frame(entry.physical_offset, _FRAME_HEAD_SIZE)
+        head = self.read_log(entry.physical_offset, _FRAME_HEAD_SIZE)
         if head is None:
             return None
         (physical_offset,) = struct.unpack_from(">Q", head, _PHYSICAL_OFFSET_PLACE)
@@ -124,6 +124,11 @@ class Lookup:
         (sys_flag,) = struct.unpack_from(">i", head, _SYS_FLAG_PLACE)
         place = _STORE_TIMESTAMP_PLACE + (_V6_EXTRA if sys_flag & _BORN_HOST_V6 else 0)
         return int(struct.unpack_from(">q", head, place)[0])
+
+    def span(self, topic: str, queue_id: int) -> tuple[int, int]:
+        """(min_queue_offset, visible_max) of a queue; TopicNotExistError: there is none."""
+        now = self._queues.offsets(self._queues.find(topic, queue_id))
+        return now.min_queue_offset, now.visible_max
 
     def entry(self, topic: str, queue_id: int, queue_offset: int) -> Entry | None:
         """The entry of a visible message, from memory or files; None if there is none (any more).
@@ -190,8 +195,8 @@ class Lookup:
 
     # ---- frames ----------------------------------------------------------------------------------
 
-    def _read_frame(self, physical_offset: int, size: int) -> bytes | None:
-        """The first bytes of a frame; None if its file is not kept (any more)."""
+    def read_log(self, physical_offset: int, size: int) -> bytes | None:
+        """Bytes of one file of the log; None if it is not kept (any more)."""
         data = self._hot_log.read(physical_offset, size)
         if data is not None:
             return data

@@ -47,10 +47,12 @@ from shmq.store.durable_file import disk_error, make_folder, write_fully
 from shmq.store.expire import LogExpiry
 from shmq.store.flush import FlushService
 from shmq.store.hot_log import HotLog
+from shmq.store.index_service import IndexService
 from shmq.store.log_channel import LogChannel
 from shmq.store.log_files import LogFiles, find_file_size
 from shmq.store.lookup import Lookup
 from shmq.store.memory import StoreMemory, completion_size
+from shmq.store.message_lookup import MessageLookup
 from shmq.store.quarantine import Hole, Quarantine
 from shmq.store.queues import Queues
 from shmq.store.recovery import RecoveredLog, log_trust, open_consume_queues, recover_files
@@ -280,6 +282,7 @@ class MessageStore:
                 on_damage=self._quarantine,
             ),
             undo,
+            is_foreign=False,
         )
         self.queues = Queues(self._appender, memory)
         lost = self.sessions.find_lost()
@@ -408,7 +411,7 @@ class MessageStore:
         drop.callback(memory.drop)
         self._wire(memory, undo, plan.segment_count, plan.session_count)
         self._appender.grow_arena(memory.arena.size_bytes // core.BLOCK_SIZE)
-        self._derive_from(recovered.consume_queues, undo)
+        self._derive_from(recovered.consume_queues, undo, is_foreign=recovered.is_foreign)
         self.queues = Queues(self._appender, memory)
         for (topic, queue_id), (low, high) in recovered.cold_queues.items():
             handle = self.queues.add(
@@ -532,16 +535,30 @@ class MessageStore:
             on_file_complete=lambda file_position: self._derive.put(file_position),
         )
 
-    def _derive_from(self, files: ConsumeQueueFiles, undo: contextlib.ExitStack) -> None:
+    def _derive_from(
+        self, files: ConsumeQueueFiles, undo: contextlib.ExitStack, *, is_foreign: bool
+    ) -> None:
         self._derive = DeriveService(
             files,
-            on_derived=self._hot_log.set_derived,
+            on_derived=self._derived,
             log_end=lambda: self.positions.committed_position,
             waiting_max=self._segment_count // 4,
         )
         undo.callback(self._derive.close)
         for file_position in files.file_positions:
             self._hot_log.set_derived(file_position)
+        self._index: IndexService | None = None
+        if self.config.message_index_enable:
+            self._index = IndexService(
+                self._files, self._hot_log, positions=lambda: self.positions, clock=self._clock
+            )
+            undo.callback(self._index.close)
+            self._index.take(files.file_positions, is_foreign=is_foreign)
+
+    def _derived(self, file_position: int) -> None:
+        self._hot_log.set_derived(file_position)
+        if self._index is not None:
+            self._index.put(file_position)
 
     def _retain(self) -> None:
         expiry = LogExpiry(
@@ -634,6 +651,8 @@ class MessageStore:
         """Begin to take messages and to flush them."""
         self.channel.start()
         self._derive.start()
+        if self._index is not None:
+            self._index.start()
         flushed = self.positions.flushed_position
         self._flush.start(flushed - flushed % self.file_size_bytes)
         self._append.start()
@@ -654,6 +673,8 @@ class MessageStore:
         self._append.stop()
         self._flush.stop()
         self._derive.stop()
+        if self._index is not None:
+            self._index.stop()
         is_flushed = self.positions.flushed_position == self.positions.committed_position
         with contextlib.ExitStack() as undo:
             undo.push(self._undo)
@@ -742,6 +763,22 @@ class MessageStore:
     def lookup(self) -> Lookup:
         """Entries and times of messages, for requests that ask by them."""
         return Lookup(self._memory, self.queues, self._hot_log, self._files, self._derive)
+
+    @property
+    def message_lookup(self) -> MessageLookup:
+        """Messages by key, id, place and time, for requests that ask for them."""
+        return MessageLookup(
+            self.lookup,
+            self._index,
+            positions=lambda: self.positions,
+            file_size_bytes=self.file_size_bytes,
+            clock=self._clock,
+        )
+
+    @property
+    def index_waiting_count(self) -> int:
+        """Complete CommitLog files that are not indexed yet; 0 without an index."""
+        return 0 if self._index is None else self._index.waiting_count
 
     def check(self) -> None:
         """Return if messages can be stored.

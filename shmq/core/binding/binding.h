@@ -85,6 +85,7 @@ int shmq_add_layout(PyObject *module);
 int shmq_add_append(PyObject *module);
 int shmq_add_flush(PyObject *module);
 int shmq_add_scan(PyObject *module);
+int shmq_add_index(PyObject *module);
 int shmq_add_log_map(PyObject *module);
 int shmq_add_message(PyObject *module);
 int shmq_add_lane(PyObject *module);

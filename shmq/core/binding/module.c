@@ -95,7 +95,7 @@ static int shmq_module_exec(PyObject *module)
         return -1;
     }
     if (shmq_add_layout(module) < 0 || shmq_add_mapping(module) < 0 || shmq_add_append(module) < 0 ||
-        shmq_add_flush(module) < 0 || shmq_add_scan(module) < 0 || shmq_add_log_map(module) < 0 ||
+        shmq_add_flush(module) < 0 || shmq_add_scan(module) < 0 || shmq_add_index(module) < 0 || shmq_add_log_map(module) < 0 ||
         shmq_add_message(module) < 0 || shmq_add_lane(module) < 0 || shmq_add_reader(module) < 0) {
         return -1;
     }
