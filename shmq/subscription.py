@@ -61,6 +61,8 @@ class ConsumeFromWhere(StrEnum):
 
 def check_group(name: str) -> None:
     """Raise IllegalGroupError unless a group of this name may exist."""
+    if not isinstance(name, str):
+        raise IllegalGroupError(f"group {name!r}: wanted a str")
     if not name or len(name) > GROUP_LENGTH_MAX:
         raise IllegalGroupError(
             f"group {name[:40]!r}: {len(name)} characters, wanted 1 to {GROUP_LENGTH_MAX}"

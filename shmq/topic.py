@@ -25,6 +25,7 @@ __all__ = [
     "NAME_CHARACTERS",
     "NOT_SENDABLE_TOPICS",
     "Permission",
+    "QUEUE_NUMS_MAX",
     "QueueData",
     "RETRY_PREFIX",
     "SCHEDULE_TOPIC",
@@ -46,6 +47,8 @@ TOPIC_LENGTH_MAX = 127
 """Characters of a user's topic; more need a V2 record (RocketMQ TopicValidator)."""
 TOPIC_LENGTH_MAX_INTERNAL = 255
 """Characters of a retry or dead letter topic: the prefix and the group."""
+QUEUE_NUMS_MAX = 65_535
+"""Queues of a topic on one broker, at most."""
 NAME_CHARACTERS = re.compile(r"[%|a-zA-Z0-9_-]+")
 """What topic and group names are made of."""
 
@@ -88,6 +91,8 @@ def check_topic(name: str) -> None:
 
     Retry and dead letter topics may be longer than others (RocketMQ TopicValidator.validateTopic).
     """
+    if not isinstance(name, str):
+        raise IllegalTopicError(f"topic {name!r}: wanted a str")
     internal = name.startswith((RETRY_PREFIX, DLQ_PREFIX))
     length_max = TOPIC_LENGTH_MAX_INTERNAL if internal else TOPIC_LENGTH_MAX
     if not name or len(name) > length_max:

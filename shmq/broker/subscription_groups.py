@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from shmq.errors import ConfigError, SubscriptionGroupNotExistError
 from shmq.store.config_files import ConfigFiles, DataVersion, SubscriptionGroups
 from shmq.subscription import SubscriptionGroupConfig, check_group, is_system_group
+from shmq.topic import QUEUE_NUMS_MAX
 
 from .saver import Saver
-from .topics import QUEUE_NUMS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -36,6 +36,7 @@ from shmq.json_fields import Fields
 from shmq.store.config_files import ConfigFiles, DataVersion, Topics, numbers_by_number
 from shmq.topic import (
     AUTO_CREATE_TOPIC,
+    QUEUE_NUMS_MAX,
     TOPIC_ATTRIBUTES,
     Permission,
     TopicConfig,
@@ -60,7 +61,6 @@ __all__ = ["Lag", "TopicTable", "changed_attributes"]
 _log = logging.getLogger("shmq.broker")
 
 _DELETED_KEY = "shmqDeletedTopics"
-QUEUE_NUMS_MAX = 65_535
 PERM_MAX = 7
 
 

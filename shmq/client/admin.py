@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import orjson
 
+from shmq.client.arguments import check_count
 from shmq.client.route_cache import RouteCache
 from shmq.config import default_namesrv_folder
 from shmq.errors import (
+    ClosedError,
     ServiceNotAvailableError,
     ShmqError,
     SubscriptionGroupNotExistError,
@@ -28,7 +30,7 @@ from shmq.remoting.command import Command
 from shmq.remoting.namesrv_requests import supervisor_status
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.subscription import SubscriptionGroupConfig, check_group
-from shmq.topic import Permission, TopicConfig, check_topic
+from shmq.topic import QUEUE_NUMS_MAX, Permission, TopicConfig, check_topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -130,9 +132,11 @@ class Admin:
         self._folder = RuntimeFolder.open(Path(namesrv or default_namesrv_folder()))
         self._routes = RouteCache(self._folder)
         self._connections: dict[str, Connection] = {}
+        self._is_closed = False
 
     def close(self) -> None:
-        """Leave everybody."""
+        """Leave everybody. Twice does nothing."""
+        self._is_closed = True
         for connection in self._connections.values():
             connection.close()
         self._connections.clear()
@@ -154,6 +158,7 @@ class Admin:
 
     def cluster(self) -> ClusterInfo:
         """All clusters and brokers that a NameServer knows."""
+        self._check()
         return self._routes.cluster()
 
     def brokers(self) -> list[BrokerState]:
@@ -190,6 +195,7 @@ class Admin:
 
     def namesrvs(self) -> list[str]:
         """Names of the sockets of NameServers that answer."""
+        self._check()
         found = []
         for name in self._folder.socket_names("namesrv"):
             try:
@@ -291,17 +297,21 @@ class Admin:
 
         Raises:
             IllegalTopicError: the name.
-            ConfigError: queues that are not drained would be dropped.
+            ConfigError: a number of queues; or queues that are not drained would be dropped.
             ServiceNotAvailableError: a broker is away; those before it have changed.
         """
         check_topic(topic)
+        numbers = {"queues": queues, "read_queues": read_queues, "write_queues": write_queues}
+        for key, number in numbers.items():
+            if number is not None:
+                check_count(f"create topic {topic}", key, number, most=QUEUE_NUMS_MAX)
         if brokers is None:
             try:
                 names = list(self.topic(topic))
             except TopicNotExistError:
                 names = self._some_masters(f"create topic {topic}")
         else:
-            names = list(brokers)
+            names = self._known(f"create topic {topic}", brokers)
         fields: dict[str, Scalar] = {"topic": topic, "isForce": force}
         if read_queues is not None or queues is not None:
             fields["readQueueNums"] = read_queues or queues or 0
@@ -517,6 +527,19 @@ class Admin:
             )
         return names
 
+    def _known(self, what: str, brokers: Iterable[str]) -> list[str]:
+        """The masters that were named, all of which the NameServers know."""
+        if isinstance(brokers, str):
+            raise TypeError(f"{what}: brokers is a text, wanted [{brokers!r}]")
+        names, known = list(brokers), self._masters()
+        unknown = [str(name) for name in names if name not in known]
+        if unknown:
+            raise ServiceNotAvailableError(
+                f"{what} on {', '.join(unknown)}: no NameServer knows it",
+                hint=f"those that are known: {', '.join(known) or 'none'}",
+            )
+        return names
+
     def _ask(
         self,
         broker_name: str,
@@ -541,7 +564,12 @@ class Admin:
             after = max(table, default=after)
             is_last = answer.fields().flag("isLast", True) or not table
 
+    def _check(self) -> None:
+        if self._is_closed:
+            raise ClosedError("ask the cluster: this Admin is closed")
+
     def _call(self, socket_name: str, command: Command) -> Command:
+        self._check()
         connection = self._connections.get(socket_name)
         if connection is not None and not connection.is_ended():
             return connection.call(command, timeout_s=_TIMEOUT_S)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from shmq.allocation import STRATEGIES
+from shmq.client.arguments import check_filter, check_time, member
 from shmq.client.offset_store import LocalOffsetStore
 from shmq.client.process_queue import ProcessQueue, QueueOwner
 from shmq.clock import SYSTEM_CLOCK
@@ -27,6 +28,7 @@ from shmq.errors import (
 from shmq.remoting.codes import RequestCode
 from shmq.result import MessageQueue
 from shmq.subscription import ConsumeFromWhere, MessageModel, SubscriptionData, check_group
+from shmq.topic import check_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -70,7 +72,10 @@ class Assignment:
     ) -> None:
         """Of a consumer that is being made; nothing is asked yet."""
         check_group(group)
-        model = MessageModel(model)
+        check_topic(topic)
+        what = f"consume {topic}"
+        model = member(what, "model", MessageModel, model)
+        check_filter(topic, expression)
         if not callable(allocation) and allocation not in STRATEGIES:
             known = ", ".join(sorted(STRATEGIES))
             raise ConfigError(f"consume {topic}: allocation {allocation!r}, wanted {known}")
@@ -90,9 +95,10 @@ class Assignment:
         """Whether the last round got all that is ours."""
         self._client = client
         self._owner = owner
-        self._from_where = ConsumeFromWhere(from_where)
+        self._from_where = member(what, "from_where", ConsumeFromWhere, from_where)
         self._from_ms = 0
         if from_time is not None:
+            check_time(what, from_time)
             self._from_where = ConsumeFromWhere.CONSUME_FROM_TIMESTAMP
             self._from_ms = int(from_time * 1000)
         self._strategy = allocation if callable(allocation) else STRATEGIES[allocation]
@@ -384,10 +390,9 @@ class Assignment:
             last = old.reader.visible_max(old.row)
             if time is not None:
                 queue_offset = old.link.search_offset(key.topic, key.queue_id, int(time * 1000))
-            elif where is ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET:
-                queue_offset = last
-            elif queue_offset is None:
-                queue_offset = first
+            elif where is not None:
+                queue_offset = _place(where, first, last)
+            assert queue_offset is not None, "Consumer.seek saw to it"
             if not first <= queue_offset <= last:
                 raise OffsetIllegalError(
                     f"seek in queue {key.queue_id} of {key.topic} at {key.broker_name} to "
@@ -477,3 +482,10 @@ class Assignment:
             )
         self.want_rebalance()
         self._owner.wake()
+
+
+def _place(where: ConsumeFromWhere, first: int, last: int) -> int:
+    """The end of a queue that is meant, between its first queue_offset and the one behind all."""
+    if member("seek", "where", ConsumeFromWhere, where) is ConsumeFromWhere.CONSUME_FROM_TIMESTAMP:
+        raise TypeError(f"seek: where {where}: give the time itself, time=...")
+    return last if where == ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET else first

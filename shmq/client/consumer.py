@@ -16,6 +16,13 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, NoReturn, Self
 
+from shmq.client.arguments import (
+    check_count,
+    check_message_queue,
+    check_queue_offset,
+    check_time,
+    check_timeout,
+)
 from shmq.client.assignment import Assignment
 from shmq.client.batch import MessageBatch
 from shmq.clock import SYSTEM_CLOCK
@@ -120,14 +127,30 @@ class Consumer:
     # ---- receiving -------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[core.Message]:
-        """Messages, for ever: blocks while there is none. Ends when the consumer is closed."""
+        """Messages, for ever: blocks while there is none. Ends when the consumer is closed.
+
+        Raises:
+            ClosedError: it, or its client, was closed before.
+        """
+        self._check()
+        return self._messages()
+
+    def _messages(self) -> Iterator[core.Message]:
         while not self._is_stopped:
             message = self.try_next(_FOR_EVER_S)
             if message is not None:
                 yield message
 
     def try_next(self, timeout: float) -> core.Message | None:
-        """The next message, or None if none comes in `timeout` seconds."""
+        """The next message, or None if none comes in `timeout` seconds.
+
+        Raises:
+            ClosedError: this consumer or its client is closed.
+        """
+        if self._is_closed:
+            self._check()
+        if timeout is not _FOR_EVER_S:
+            check_timeout("try_next", timeout)
         last = self._last
         if last is not None:
             self._last = None
@@ -151,6 +174,8 @@ class Consumer:
             ClosedError: this consumer or its client is closed.
         """
         self._check()
+        check_count("receive", "max_count", max_count)
+        check_timeout("receive", timeout)
         self._settle_received()
         items: list[_Item] = []
         if len(self._ready) < max_count:
@@ -172,6 +197,8 @@ class Consumer:
             ClosedError: this consumer or its client is closed.
         """
         self._check()
+        check_count("receive_many", "max_count", max_count)
+        check_timeout("receive_many", timeout)
         self._settle_received()
         deadline_ns = _deadline(timeout)
         while True:  # bounded by the deadline
@@ -204,14 +231,22 @@ class Consumer:
 
         Args:
             queue: one of `assigned`.
-            queue_offset: there,
+            queue_offset: there; one of these three, not more,
             where: or at the first message kept, or behind the last,
             time: or at the first message stored at or after it; seconds since 1970.
 
         Raises:
             OffsetIllegalError: no such place, or not our queue.
+            TypeError: none of the three, or more than one.
         """
         self._check()
+        check_message_queue("seek", queue)
+        if sum(given is not None for given in (queue_offset, where, time)) != 1:
+            raise TypeError("seek: give one of queue_offset, where and time")
+        if queue_offset is not None:
+            check_queue_offset("seek", queue_offset)
+        if time is not None:
+            check_time("seek", time)
         return self._assignment.seek(queue, queue_offset, where, time)
 
     @property

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self
 
+from shmq.client.arguments import check_count, member
 from shmq.client.broker_link import BrokerLink
 from shmq.client.consumer import Consumer
 from shmq.client.producer import Producer
@@ -37,7 +38,8 @@ from shmq.errors import (
 )
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.runtime_folder import RuntimeFolder
-from shmq.subscription import ConsumeFromWhere, MessageModel
+from shmq.subscription import ConsumeFromWhere, MessageModel, check_group
+from shmq.topic import QUEUE_NUMS_MAX, check_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,8 +109,8 @@ class Client:
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """As `connect`, but nobody is asked yet; `on_close` is called once, last thing."""
+        self._policy = _POLICIES[member("connect", "policy", WaitingPolicy, policy)]
         self._folder = RuntimeFolder.open(Path(namesrv) if namesrv else default_namesrv_folder())
-        self._policy = _POLICIES[WaitingPolicy(policy)]
         self._on_close = on_close
         self._pid = os.getpid()
         self.client_id = f"{os.getpid()}@{uuid.uuid4().hex[:12]}"
@@ -139,8 +141,13 @@ class Client:
         return self._folder.path
 
     def producer(self, group: str = DEFAULT_PRODUCER) -> Producer:
-        """A producer; threads may share it."""
+        """A producer; threads may share it.
+
+        Raises:
+            IllegalGroupError: the group's name.
+        """
         self.check("make a producer")
+        check_group(group)
         made = Producer(self, group)
         with self._lock:
             self._producers.append(made)
@@ -177,7 +184,8 @@ class Client:
                 from_where each time.
 
         Raises:
-            IllegalGroupError, SubscriptionError, ConfigError: an argument cannot be used.
+            IllegalTopicError, IllegalGroupError, SubscriptionError, ConfigError: an argument
+                cannot be used.
             PermissionDeniedError and others: a broker refused for good.
         """
         self.check("make a consumer")
@@ -206,7 +214,9 @@ class Client:
             threads: calls that may be on at once.
 
         Raises:
+            IllegalGroupError: the group's name.
             ConfigError: no thread.
+            TypeError: a listener that cannot be called.
         """
         self.check("make a push consumer")
         made = PushConsumer(self, group, listener, threads=threads)
@@ -219,9 +229,12 @@ class Client:
 
         Raises:
             TopicNotExistError: no broker has the topic.
+            IllegalTopicError, SubscriptionError: an argument cannot be used.
         """
         self.check("make a pull consumer")
         made = PullConsumer(self, topic, expression=filter)
+        with suppress(ServiceNotAvailableError):  # one that is away may have it
+            made.queues()
         with self._lock:
             self._closing.append(made)
         return made
@@ -236,12 +249,22 @@ class Client:
 
         Raises:
             IllegalTopicError: the name.
-            ServiceNotAvailableError: a broker is away, or no NameServer knows one yet.
+            ConfigError: the number of queues.
+            ServiceNotAvailableError: a broker is away, or no NameServer knows it; nothing was made.
         """
         self.check("create a topic")
+        check_topic(topic)
+        check_count(f"create topic {topic}", "queues", queues, most=QUEUE_NUMS_MAX)
         if isinstance(brokers, str):
             raise TypeError(f"create topic {topic}: brokers is a text, wanted [{brokers!r}]")
-        names = sorted(brokers or self.routes.brokers())
+        known_names = sorted(self.routes.brokers())
+        names = known_names if brokers is None else sorted(brokers)
+        unknown = [name for name in names if name not in known_names and name not in self._links]
+        if unknown:
+            raise ServiceNotAvailableError(
+                f"create topic {topic} on {', '.join(map(str, unknown))}: no NameServer knows it",
+                hint=f"those that are known: {', '.join(known_names) or 'none'}",
+            )
         if not names:
             raise ServiceNotAvailableError(
                 f"create topic {topic}: the NameServer that was asked knows no broker",

@@ -14,6 +14,7 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NoReturn, Protocol, Self
 
+from shmq.client.arguments import check_bodies, check_one_place, check_timeout
 from shmq.client.fault_table import SLOW_NS, LatencyFaultTable
 from shmq.client.loan import Loan, array_properties
 from shmq.client.queue_selector import SendQueue, Target
@@ -131,12 +132,13 @@ class Producer:
             properties: of the user. A UNIQ_KEY in them is the message's id, in place of one made
                 here: whoever sends a message on keeps its id that way, and keeps it unique.
             flag: of the user, 32 bits.
-            key: messages of one key go to one queue, in order; rules over `queue`.
+            key: messages of one key go to one queue, in order. A key or a queue, not both.
             queue: this queue; or a function that chooses one of those given; or "least-loaded".
-            timeout: seconds for everything. A send with a key or a queue waits so long for its
-                broker; one without goes to another broker while its own is away or slow.
+            timeout: seconds for everything, 0 to 1e9. A send with a key or a queue waits so long
+                for its broker; one without goes to another broker while its own is away or slow.
 
         Raises:
+            TypeError, ValueError: an argument that makes no sense.
             MessageError and its kin: the message cannot be sent; nothing was written.
             BodyTypeError: a body that is no buffer and no str; a TypeError too.
             TopicNotExistError: no broker has the topic and none makes it.
@@ -144,7 +146,10 @@ class Producer:
             OutcomeUnknownError: sent, and its broker has not said what became of it.
         """
         begin_ns = _now()
+        if timeout is not SEND_TIMEOUT_S:
+            check_timeout("send", timeout)
         if isinstance(topic, core.Message):
+            check_one_place("send", key, queue)
             request = _Request(topic.topic, topic, None, None, None, 0, key, queue)
             return self._send(request, begin_ns + int(timeout * 1e9), timeout)
         target = self._targets.get(topic) or self._target(topic)
@@ -165,7 +170,7 @@ class Producer:
                     SendStatus.SEND_OK, message_id, chosen.message_queue, queue_offset
                 )
         else:
-            chosen = target.by_key(key) if key is not None else target.choose(queue)  # type: ignore[arg-type] # one of them is given
+            chosen = self._choose(target, key, queue)
             status, message_id = _CLOSED, None
             if chosen.lane is not None:
                 try:
@@ -213,6 +218,8 @@ class Producer:
         Raises:
             As `send`, for what is known at once; the rest is in the future.
         """
+        if timeout is not SEND_TIMEOUT_S:
+            check_timeout("send_async", timeout)
         payload: Body | core.Message = body
         if isinstance(topic, core.Message):
             topic, payload = topic.topic, topic
@@ -246,6 +253,8 @@ class Producer:
             SendTimeoutError: the ring was full for `timeout` seconds: nothing was sent.
             Others as `send`.
         """
+        if timeout is not SEND_TIMEOUT_S:
+            check_timeout("send_oneway", timeout)
         target = self._targets.get(topic) or self._target(topic)
         if key is None and queue is None:
             lane, row, generation, chosen = next(target.turn)
@@ -256,7 +265,7 @@ class Producer:
             if status >= 0:
                 return
         elif key is not None:
-            chosen = target.by_key(key)
+            chosen = self._choose(target, key, queue)
             status = _CLOSED
             if chosen.lane is not None:
                 try:
@@ -289,6 +298,8 @@ class Producer:
             SendTimeoutError, OutcomeUnknownError and others: the message says how many, the first
             ones, are stored.
         """
+        check_timeout("send_many", timeout)
+        check_bodies(f"send_many to {topic}", bodies)
         deadline_ns = _now() + int(timeout * 1e9)
         given = list(bodies)
         target = self._targets.get(topic) or self._target(topic)
@@ -339,6 +350,8 @@ class Producer:
                 slot.array()[:] = 0.5
             print(slot.result.queue_offset)
         """
+        check_timeout("loan", timeout)
+        check_one_place("loan", key, queue)
         if (dtype is None) != (shape is None):
             raise TypeError("loan: dtype and shape go together; give both or neither")
         given = dict(properties or {})
@@ -380,6 +393,10 @@ class Producer:
         Raises:
             OutcomeUnknownError: it was not, in `timeout` seconds.
         """
+        check_timeout("drain", timeout)
+        if self._is_closed:
+            raise ClosedError("drain: this producer is closed")
+        self._client.check("drain")
         deadline_ns = _now() + int(timeout * 1e9)
         for link in self._client.links():
             for lane in tuple(link.lanes):
@@ -422,7 +439,7 @@ class Producer:
             assert lane is not None
             known = request.message_id
             try:
-                message_id = known or lane.unique_key(sequence) or ""
+                message_id = known or lane.unique_key(sequence) or request.own_id
                 status, queue_offset, _, _ = lane.wait(sequence, _left_s(deadline_ns))
             except ClosedError:
                 status, queue_offset = _CLOSED, -1
@@ -506,7 +523,7 @@ class Producer:
         assert lane is not None
         assert link is not None
         try:
-            message_id = request.message_id or lane.unique_key(sequence) or ""
+            message_id = request.message_id or lane.unique_key(sequence) or request.own_id
         except ClosedError:
             message_id = ""
         settler = self._settlers.get(link)
@@ -644,6 +661,7 @@ class Producer:
 
     def _choose(self, target: Target, key: str | None, queue: QueueSelector | None) -> SendQueue:
         if key is not None:
+            check_one_place("send", key, queue)
             return target.by_key(key)
         if queue is not None:
             return target.choose(queue)
@@ -861,6 +879,12 @@ class _Request:
     def is_free(self) -> bool:
         """Whether it may go to any queue."""
         return self.key is None and self.queue is None
+
+    @property
+    def own_id(self) -> str:
+        """The UNIQ_KEY that the program gave; empty where the lane makes one."""
+        given = self.body if isinstance(self.body, core.Message) else self
+        return (given.properties or {}).get(_UNIQ_KEY, "")
 
     def put(self, lane: core.Lane, queue: SendQueue, timeout: float, keep: bool) -> int:
         """As Lane.put; under the id that it was sent with before, if it was."""

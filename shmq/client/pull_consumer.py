@@ -11,6 +11,14 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self
 
+from shmq.client.arguments import (
+    check_count,
+    check_filter,
+    check_message_queue,
+    check_queue_offset,
+    check_time,
+    check_timeout,
+)
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
 from shmq.errors import (
@@ -23,6 +31,7 @@ from shmq.errors import (
 from shmq.result import MessageQueue, PullResult
 from shmq.status import PullStatus
 from shmq.subscription import SubscriptionData
+from shmq.topic import check_topic
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -65,6 +74,8 @@ class PullConsumer:
         self.topic = topic
         """The topic."""
         self._client = client
+        check_topic(topic)
+        check_filter(topic, expression)
         self._subscription = SubscriptionData.parse(topic, expression)
         self._tag_codes = tuple(sorted(self._subscription.code_set)) or None
         self._bell = client.next_bell()
@@ -80,7 +91,7 @@ class PullConsumer:
         Raises:
             TopicNotExistError: no broker has it.
         """
-        self._client.check(f"pull from {self.topic}")
+        self._check()
         try:
             route = self._client.routes.route(self.topic, is_fresh=True)
         except TopicNotExistError:
@@ -117,6 +128,9 @@ class PullConsumer:
 
     def search_offset(self, queue: MessageQueue, time: float) -> int:
         """queue_offset of the first message stored at or after a time, seconds since 1970."""
+        self._check()
+        check_message_queue("search_offset", queue)
+        check_time("search_offset", time)
         link = self._client.link(queue.broker_name)
         return link.search_offset(queue.topic, queue.queue_id, int(time * 1000))
 
@@ -131,7 +145,11 @@ class PullConsumer:
         Raises:
             TopicNotExistError: there is no such queue.
             ServiceNotAvailableError: its broker was away from the first on.
+            ClosedError: this consumer or its client is closed.
         """
+        check_queue_offset("pull", queue_offset)
+        check_count("pull", "max_count", max_count)
+        check_timeout("pull", timeout)
         deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(timeout * 1e9)
         while True:  # bounded by the deadline
             place = self._place(queue)
@@ -199,8 +217,14 @@ class PullConsumer:
             if self._is_closed:
                 raise
 
-    def _place(self, queue: MessageQueue) -> _Place:
+    def _check(self) -> None:
+        if self._is_closed:
+            raise ClosedError(f"pull from {self.topic}: this consumer is closed")
         self._client.check(f"pull from {self.topic}")
+
+    def _place(self, queue: MessageQueue) -> _Place:
+        self._check()
+        check_message_queue("pull", queue)
         place = self._places.get(queue)
         if place is not None and place.link_generation == place.link.generation:
             return place

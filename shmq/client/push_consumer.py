@@ -13,9 +13,11 @@ import logging
 import threading
 from typing import TYPE_CHECKING, NoReturn, Self
 
+from shmq.client.arguments import check_count
 from shmq.client.consumer import Consumer
-from shmq.errors import ClosedError, ConfigError, ForkError
+from shmq.errors import ClosedError, ForkError
 from shmq.status import ConsumeStatus
+from shmq.subscription import check_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,8 +52,11 @@ class PushConsumer:
 
     def __init__(self, client: Client, group: str, listener: Listener, *, threads: int) -> None:
         """By Client.push_consumer()."""
-        if threads < 1:
-            raise ConfigError(f"consume in group {group}: {threads} threads, wanted 1 or more")
+        what = f"consume in group {group}"
+        check_group(group)
+        check_count(what, "threads", threads)
+        if not callable(listener):
+            raise TypeError(f"{what}: listener {listener!r}: wanted a function of a message")
         self.group = group
         """The group."""
         self._client = client

@@ -127,10 +127,17 @@ class Target:
 
         Raises:
             TopicNotExistError: there is no such queue.
+            TypeError: no queue, and nothing that chooses one.
         """
-        if selector == LEAST_LOADED:
+        if isinstance(selector, str) and selector == LEAST_LOADED:
             return self._least_loaded()
         wanted = selector(self.message_queues) if callable(selector) else selector
+        if not isinstance(wanted, MessageQueue):
+            given = f"{wanted!r}, of the function" if callable(selector) else repr(wanted)
+            raise TypeError(
+                f"send: queue {given}: wanted one of Producer.queues(topic), a function that "
+                f"chooses one, or {LEAST_LOADED!r}"
+            )
         for queue in self.queues:
             if queue.message_queue == wanted:
                 return queue

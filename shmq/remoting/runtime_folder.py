@@ -128,6 +128,12 @@ class RuntimeFolder:
     def _check(self) -> None:
         status = os.fstat(self._fd)
         what = f"open the runtime folder {self.path}"
+        if status.st_mode & stat.S_ISVTX and status.st_mode & _OTHERS_WRITE:
+            raise OwnerError(
+                f"{what}: it is everybody's; wanted a folder where nobody but its owner makes"
+                " sockets",
+                hint="name the one that the NameServer has; shmq dev --runtime FOLDER makes one",
+            )
         if status.st_mode & _OTHERS_WRITE:
             raise OwnerError(
                 f"{what}: mode {stat.S_IMODE(status.st_mode):04o}; wanted {FOLDER_MODE:04o}, where"

@@ -102,6 +102,9 @@ def test_message_that_is_sent_on_keeps_its_id(client):
     with client.consumer("t", "g") as consumer:
         (message,) = consumer.receive(1, timeout=30.0)
         assert message.message_id == "mine-1"
+    own = {"UNIQ_KEY": "mine-2"}
+    assert producer.send(shmq.Message("t", b"x", properties=own)).message_id == "mine-2"
+    assert producer.send_async("t", b"x", properties=own).result().message_id == "mine-2"
 
 
 def test_large_bodies_go_through_the_chunk_memory(client):

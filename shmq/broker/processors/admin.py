@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from shmq.broker.processors.fields import json_response, ranged
 from shmq.broker.rights import Action
-from shmq.broker.topics import PERM_MAX, QUEUE_NUMS_MAX, changed_attributes
+from shmq.broker.topics import PERM_MAX, changed_attributes
 from shmq.errors import TopicNotExistError
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command, response_to
 from shmq.remoting.server import Connection, Handler, Processor
 from shmq.subscription import SubscriptionGroupConfig
-from shmq.topic import Permission, TopicConfig, retry_topic
+from shmq.topic import QUEUE_NUMS_MAX, Permission, TopicConfig, retry_topic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -89,6 +89,24 @@ static int property_put_keys(struct shmq_property_bytes *out, PyObject *keys)
     return status;
 }
 
+/* A tag is one word: a bar joins tags in a filter, so that nobody could subscribe to it. */
+static int property_put_tag(struct shmq_property_bytes *out, PyObject *tag)
+{
+    Py_ssize_t size;
+    const char *text = property_text(tag, "TAGS", &size);
+    if (text == NULL) {
+        return -1;
+    }
+    if (memchr(text, '|', (size_t)size) != NULL) {
+        shmq_raise("IllegalPropertyError", "tag %R: holds |, which joins tags in a filter; a message has one tag",
+                   tag);
+        return -1;
+    }
+    return property_put(out, "TAGS", 4, SHMQ_PROPERTY_NAME_END) < 0
+               ? -1
+               : property_put(out, text, size, SHMQ_PROPERTY_VALUE_END);
+}
+
 static int property_put_user(struct shmq_property_bytes *out, const struct shmq_property_parts *parts,
                              PyObject *name, PyObject *value)
 {
@@ -104,6 +122,12 @@ static int property_put_user(struct shmq_property_bytes *out, const struct shmq_
         (parts->dtype != NULL && (property_is(name_text, name_size, SHMQ_DTYPE_PROPERTY) ||
                                   property_is(name_text, name_size, SHMQ_SHAPE_PROPERTY)))) {
         return 0; /* the explicit one wins */
+    }
+    if (parts->grants == 0 &&
+        (property_is(name_text, name_size, "TAGS") || property_is(name_text, name_size, "KEYS"))) {
+        shmq_raise("ReservedPropertyError", "property %R: give it as the argument %s", name,
+                   name_text[0] == 'T' ? "tag" : "keys");
+        return -1;
     }
     uint32_t needed = name_size > UINT16_MAX
                           ? 0
@@ -157,7 +181,7 @@ int shmq_properties_encode(const struct shmq_property_parts *parts, struct shmq_
     if (parts->properties != NULL && parts->properties != Py_None && property_put_mapping(out, parts) < 0) {
         return -1;
     }
-    if (parts->tag != NULL && parts->tag != Py_None && property_put_pair(out, "TAGS", parts->tag) < 0) {
+    if (parts->tag != NULL && parts->tag != Py_None && property_put_tag(out, parts->tag) < 0) {
         return -1;
     }
     if (parts->keys != NULL && parts->keys != Py_None && property_put_keys(out, parts->keys) < 0) {

@@ -93,6 +93,7 @@ def test_array_that_is_not_contiguous_is_refused_with_the_remedy() -> None:
         {"tag": "a\x02b"},
         {"tag": 5},
         {"tag": "\ud800"},
+        {"tag": "a||b"},
         {"keys": [""]},
         {"keys": ["two words"]},
         {"keys": [b"bytes"]},
@@ -118,6 +119,12 @@ def test_illegal_property_is_refused(extras: dict[str, object]) -> None:
 @pytest.mark.parametrize("name", ["__CRC32#", "RETRY_TOPIC", "TRAN_MSG", "PGROUP", "POP_CK"])
 def test_reserved_property_name_is_refused(name: str) -> None:
     with pytest.raises(errors.ReservedPropertyError, match=name):
+        core.Message("TopicA", b"", properties={name: "x"})
+
+
+@pytest.mark.parametrize(("name", "argument"), [("TAGS", "tag"), ("KEYS", "keys")])
+def test_property_with_an_argument_of_its_own_is_refused(name: str, argument: str) -> None:
+    with pytest.raises(errors.ReservedPropertyError, match=f"{name}.*the argument {argument}$"):
         core.Message("TopicA", b"", properties={name: "x"})
 
 
