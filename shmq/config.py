@@ -285,6 +285,22 @@ class BrokerConfig(StoreConfig):
     keep_memory: KeepMemory = _setting(KeepMemory.ATTACHED)
     """Whether shared memory outlives an orderly stop. Attached: only where somebody needs it."""
 
+    acl_file: Path | None = _setting(None)
+    """The rules of who may do what (docs/operate/rights.md), read again when they change. None:
+    whoever may open the socket, its owner and its group, may do everything."""
+    acl_check_interval_ms: int = _setting(2_000, least=100, most=600_000)
+    """Milliseconds between two looks whether the ACL file has changed. SIGHUP asks at once."""
+    session_count_max_per_uid: int | None = _setting(None, least=1, most=65_536)
+    """Clients of one uid at a time. None: three quarters of session_count. Like the three below it
+    may be set otherwise for some in the ACL file, and is not for root and the broker's own uid."""
+    ring_bytes_max_per_uid: int = _setting(GIB, least=MIB, most=1 << 50)
+    """Bytes of rings, pages and chunk memory of one uid's clients together. 1 GiB: thirty clients
+    that send large bodies, a thousand that do not."""
+    topic_count_max_per_uid: int = _setting(16_384, least=0, most=4_194_304)
+    """Topics that one uid made and that exist. A quarter of topic_row_count_max."""
+    group_count_max_per_uid: int = _setting(16_384, least=0, most=4_194_304)
+    """Consumer groups that one uid made and that exist; each has a retry topic besides."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamesrvConfig:

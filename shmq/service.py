@@ -13,6 +13,7 @@ import queue
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from enum import StrEnum, unique
 from typing import Protocol
 
@@ -67,8 +68,12 @@ def run(
     name: str,
     drain_timeout_s: float = DRAIN_TIMEOUT_S,
     clock: Clock = SYSTEM_CLOCK,
+    on_reload: Callable[[], None] | None = None,
 ) -> None:
     """Start the service, wait for SIGTERM or SIGINT, drain it, stop it.
+
+    With `on_reload`, SIGHUP calls that in the main thread while the service runs; without, it is
+    what it is for every program.
 
     Blocks until then. Call it in the main thread before any other thread exists: the signals are
     blocked, so that threads and the core's loops are never interrupted, and taken here one by one.
@@ -76,24 +81,31 @@ def run(
     the same way, others need it restored. A second signal while draining changes nothing; whoever
     cannot wait has SIGKILL.
     """
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    signals = STOP_SIGNALS if on_reload is None else STOP_SIGNALS | {signal.SIGHUP}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        _live(service, name, drain_timeout_s, clock)
+        _live(service, name, drain_timeout_s, clock, on_reload)
     finally:
         # Taken away unseen: a signal that came while draining asked for what is done by now.
-        while signal.sigtimedwait(STOP_SIGNALS, 0):
+        while signal.sigtimedwait(signals, 0):
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _live(service: Service, name: str, drain_timeout_s: float, clock: Clock) -> None:
+def _live(
+    service: Service,
+    name: str,
+    drain_timeout_s: float,
+    clock: Clock,
+    on_reload: Callable[[], None] | None,
+) -> None:
     begin_ns = clock.monotonic_ns()
     try:
         _enter(Phase.STARTING, name)
         service.start()
         _enter(Phase.RUNNING, name, "READY=1")
         _log.info("ready name=%s start_ms=%d", name, (clock.monotonic_ns() - begin_ns) // 1_000_000)
-        number = _wait_for_signal(service, name)
+        number = _wait_for_signal(service, name, on_reload)
         _log.info("draining name=%s signal=%s", name, signal.Signals(number).name)
         _enter(Phase.DRAINING, name, "STOPPING=1")
         service.drain(drain_timeout_s)
@@ -102,7 +114,7 @@ def _live(service: Service, name: str, drain_timeout_s: float, clock: Clock) -> 
         _enter(Phase.STOPPED, name)
 
 
-def _wait_for_signal(service: Service, name: str) -> int:
+def _wait_for_signal(service: Service, name: str, on_reload: Callable[[], None] | None) -> int:
     """The first stop signal; beats the watchdog meanwhile. Endless: a daemon has no other end.
 
     A thread takes it: sigtimedwait in Python gives back whatever lay on its stack where the
@@ -110,15 +122,27 @@ def _wait_for_signal(service: Service, name: str) -> int:
     """
     interval_s = watchdog_interval_s() or _BEAT_S
     taken: queue.SimpleQueue[int] = queue.SimpleQueue()
-    threading.Thread(
-        target=lambda: taken.put(signal.sigwait(STOP_SIGNALS)), name="shmq-signals", daemon=True
-    ).start()
+    signals = STOP_SIGNALS if on_reload is None else STOP_SIGNALS | {signal.SIGHUP}
+
+    def take() -> None:
+        number: int = signal.SIGHUP
+        while number not in STOP_SIGNALS:  # endless but for the one that ends the daemon
+            number = signal.sigwait(signals)
+            taken.put(number)
+
+    threading.Thread(target=take, name="shmq-signals", daemon=True).start()
     was_healthy = True
     while True:
         try:
-            return taken.get(timeout=interval_s)
+            number = taken.get(timeout=interval_s)
         except queue.Empty:
             pass
+        else:
+            if on_reload is None or number != signal.SIGHUP:
+                return number
+            _log.info("reloading name=%s signal=SIGHUP", name)
+            on_reload()
+            continue
         is_healthy = service.is_healthy()
         if is_healthy:
             notify("WATCHDOG=1")

@@ -1,8 +1,9 @@
 """The broker's process: `python -m shmq.broker`, bin/shmq-broker.
 
 Reads settings from a TOML file, the environment and its options (shmq.config says in which order),
-then lives as shmq.service says: SIGTERM or SIGINT ends it in order. Exit codes: 0 ended in order,
-1 it could not start or failed, 2 its options make no sense.
+then lives as shmq.service says: SIGTERM or SIGINT ends it in order, SIGHUP has it read its
+ACL file again. Exit codes: 0 ended in order, 1 it could not start or failed, 2 its options make no
+sense.
 """
 
 import argparse
@@ -28,10 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     logs.configure(getattr(logging, options.log_level))
     try:
         config = _config(options)
+        broker = Broker(config)
         service.run(
-            Broker(config),
+            broker,
             name=f"broker {config.broker_name}:{config.broker_id}",
             drain_timeout_s=options.drain_timeout,
+            on_reload=None if config.acl_file is None else broker.reload,
         )
     except ConfigError as error:
         _log.error("%s; %s", error, error.hint)

@@ -19,13 +19,17 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shmq.acl import AclFile
 from shmq.broker.claims import ClaimedQueue, ClaimTable
 from shmq.broker.client_registry import Client, ClientRegistry
 from shmq.broker.consumer_offsets import OffsetTable
+from shmq.broker.enforcement import Enforcement
 from shmq.broker.expired_unread import ExpiredUnread
 from shmq.broker.interests import Interests
 from shmq.broker.notices import Notices
+from shmq.broker.owners import OwnerTable
 from shmq.broker.processors.table import processor_table
+from shmq.broker.quotas import Quotas
 from shmq.broker.registration import Registration
 from shmq.broker.rights import Rights
 from shmq.broker.sessions import ClientSession, SessionTable
@@ -94,7 +98,10 @@ class Broker:
         self.claims: ClaimTable
         self.expired_unread: ExpiredUnread
         self.sessions: SessionTable
-        self.rights = Rights()
+        self.rights = Rights(None, config.broker_name)
+        self.owners: OwnerTable
+        self.quotas: Quotas
+        self._enforcement: Enforcement | None = None
         self.interests = Interests()
         self.registry = ClientRegistry(clock, self._group_changed)
         self.notices = Notices(self.registry.consumers)
@@ -123,6 +130,8 @@ class Broker:
             raise ConfigError(
                 f"broker_id = {config.broker_id}, wanted 0: this release has no slaves yet"
             )
+        if config.acl_file is not None:
+            self.rights = Rights(AclFile(config.acl_file), config.broker_name)
         self._folder = RuntimeFolder.make(config.runtime_folder())
         name = broker_socket_name(config.broker_name, config.broker_id)
         listener = self._folder.listen(name)
@@ -150,6 +159,9 @@ class Broker:
         unknown_ends = self.offsets.load()
         self.groups.load()
         self.topics.load(unknown_ends)
+        self.owners = OwnerTable(self.store.config.store_path)
+        groups = self.groups.configs
+        self.owners.load({"topic": self.topics.__contains__, "group": groups.__contains__})
         self.claims = ClaimTable(self.store, self.offsets)
         self.claims.on_revoked = self.notices.claims_revoked
         self.expired_unread = ExpiredUnread(self.offsets, self.claims, self.registry)
@@ -165,6 +177,16 @@ class Broker:
         assert self._folder is not None
         config = self.config
         self.sessions = SessionTable(self.store, self._session_ending)
+        self.quotas = Quotas(
+            config,
+            self.rights,
+            self.owners,
+            self.sessions,
+            session_count=self.store.sessions.slot_count,
+        )
+        if self.rights.file is not None:
+            self._enforcement = Enforcement(self, self.rights.file)
+            self._run(self._enforcement.watch())
         address = BrokerAddress(
             cluster_name=config.cluster_name,
             broker_name=config.broker_name,
@@ -185,6 +207,11 @@ class Broker:
         self._run(self._save_offsets())
         self._run(self._watch_store())
         self._run(self.sessions.forget_lost_after(config.session_grace_ms / 1000))
+
+    def reload(self) -> None:
+        """Read the ACL file again; returns when its rules are in force, or the log says why not."""
+        if self._enforcement is not None:
+            self._loop.run(self._enforcement.reload(), timeout_s=_LOOP_TIMEOUT_S)
 
     def is_healthy(self) -> bool:
         """Whether the event loop has answered since last asked."""
@@ -411,6 +438,7 @@ class Broker:
         self.offsets.remove_topic(topic)
         self.sessions.forget_rows(handle.row for handle in handles)
         self.interests.remove_topic(topic)
+        await self.owners.remove("topic", topic)
 
     async def tell_namesrv(self, timeout_s: float) -> None:
         """Return when the NameServers that are there know of every change so far."""
@@ -437,6 +465,9 @@ class Broker:
                 "sessionCount": len(self.sessions),
                 "lostSessionCount": len(self.store.sessions.lost),
             }
+        file = self.rights.file
+        if file is not None:
+            fields |= {"aclFile": str(file.path), "aclProblem": file.problem}
         return fields
 
     def runtime_info(self) -> dict[str, str]:
@@ -475,6 +506,9 @@ class Broker:
                 f"{group}={count}" for group, count in sorted(self.expired_unread.counts.items())
             ),
             "problem": self.problem or self._retention_problem() or "",
+            "aclFile": "" if self.rights.file is None else self.rights.file.path,
+            "aclReloadsTotal": 0 if self.rights.file is None else self.rights.file.reload_count,
+            "aclProblem": (self.rights.file and self.rights.file.problem) or "",
         }
         return {key: str(value) for key, value in facts.items()}
 

@@ -81,6 +81,10 @@ class ClientRegistry:
 
     # ---- who is there ------------------------------------------------------------------------
 
+    def clients(self) -> list[Client]:
+        """All of them."""
+        return list(self._clients.values())
+
     def of(self, connection: Connection) -> Client | None:
         """The client of a connection, if it has told its name."""
         return self._clients.get(connection)

@@ -1,4 +1,4 @@
-"""Writes one file of config/ off the event loop, once for all who changed it meanwhile.
+"""Writes one file of the store off the event loop, once for all who changed it meanwhile.
 
 What lives here: `Saver`. A change is made in memory, then `save` is awaited: it returns when a
 write that began after the change is on disk. Changes that come while a write runs share the next
@@ -9,24 +9,32 @@ stays in memory and goes with the next write.
 
 import asyncio
 from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 from shmq.errors import ShmqError
-from shmq.store.config_files import ConfigFiles, ConsumerOffsets, SubscriptionGroups, Topics
 
-__all__ = ["Saver"]
+__all__ = ["Files", "Saver"]
 
-Contents = Topics | SubscriptionGroups | ConsumerOffsets
+_C = TypeVar("_C")
+_C_contra = TypeVar("_C_contra", contravariant=True)
 
 
-class Saver:
+class Files(Protocol[_C_contra]):
+    """Where it goes: the store's ConfigFiles, or whoever else writes a file as a whole."""
+
+    def store(self, contents: _C_contra, /) -> None:
+        """Replace the file, durably. Blocks."""
+
+
+class Saver(Generic[_C]):
     """One file.
 
     Args:
-        files: of the store.
+        files: writes it.
         snapshot: gives what the file shall hold, which nobody changes afterwards.
     """
 
-    def __init__(self, files: ConfigFiles, snapshot: Callable[[], Contents]) -> None:
+    def __init__(self, files: Files[_C], snapshot: Callable[[], _C]) -> None:
         self._files = files
         self._snapshot = snapshot
         self._waiting: asyncio.Future[None] | None = None

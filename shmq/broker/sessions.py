@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from shmq.errors import ClosedError, QuotaError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from shmq.remoting.server import Connection
     from shmq.store.message_store import MessageStore
@@ -51,6 +51,10 @@ class ClientSession:
     """Of the slot."""
     claim_capacity: int
     """Slots in its consumer page; 0 if it has none."""
+    memory_bytes: int
+    """Rings, pages and chunk memory that it was given."""
+    is_mapped: bool
+    """It has the log: it can read everything."""
     send_rows: set[int] = field(default_factory=set)
     """Rows it may send to."""
     bells: set[tuple[int, int]] = field(default_factory=set)
@@ -84,6 +88,12 @@ class SessionTable:
     def sessions(self) -> list[ClientSession]:
         """Those that are open."""
         return list(self._by_connection.values())
+
+    def of_uid(self, uid: int) -> Iterator[ClientSession]:
+        """Those of one uid that take memory: open, or draining."""
+        for session in (*self._by_connection.values(), *self._draining):
+            if session.connection.identity.uid == uid:
+                yield session
 
     def find(self, connection: Connection) -> ClientSession | None:
         """The session of a connection."""
@@ -168,7 +178,13 @@ class SessionTable:
 
     def _add(self, connection: Connection, client_id: str, offer: SessionOffer) -> ClientSession:
         made = ClientSession(
-            connection, client_id, offer.session, offer.generation, offer.claim_capacity
+            connection,
+            client_id,
+            offer.session,
+            offer.generation,
+            offer.claim_capacity,
+            self._store.sessions.memory_bytes_of(offer.session),
+            is_mapped="log" in offer.fds,
         )
         before = self._by_slot.get(offer.session)
         self._by_connection[connection] = made
@@ -184,6 +200,19 @@ class SessionTable:
         new = set(rows) - session.send_rows
         self._store.sessions.grant(session.session, new)
         session.send_rows |= new
+
+    def revoke(self, session: ClientSession, rows: Iterable[int]) -> None:
+        """Let it no longer."""
+        gone = session.send_rows & set(rows)
+        if gone:
+            self._store.sessions.revoke(session.session, gone)
+            session.send_rows -= gone
+
+    def grant_chunk(self, session: ClientSession, size_bytes: int) -> int:
+        """Make memory for its large bodies; the client's fd."""
+        fd = self._store.sessions.grant_chunk(session.session, size_bytes)
+        session.memory_bytes = self._store.sessions.memory_bytes_of(session.session)
+        return fd
 
     def subscribe(self, session: ClientSession, bell: int, row: int) -> None:
         """Ring a bell of a session for a row."""
@@ -201,10 +230,7 @@ class SessionTable:
         """Queues were deleted: their rows will be other queues'."""
         gone = set(rows)
         for session in self._by_connection.values():
-            revoked = session.send_rows & gone
-            if revoked:
-                self._store.sessions.revoke(session.session, revoked)
-                session.send_rows -= revoked
+            self.revoke(session, gone)
             for bell, row in [pair for pair in session.bells if pair[1] in gone]:
                 self.unsubscribe(session, bell, row)
 

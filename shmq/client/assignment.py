@@ -22,6 +22,7 @@ from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import (
     ConfigError,
     OffsetIllegalError,
+    PermissionDeniedError,
     ServiceNotAvailableError,
     ShmqError,
 )
@@ -110,6 +111,8 @@ class Assignment:
         self._members: list[str] = []
         self._revoked: dict[tuple[BrokerLink, int, int], None] = {}
         self._revoked_ns: dict[MessageQueue, int] = {}
+        self.denial: PermissionDeniedError | None = None
+        """What a broker denied in the last round."""
         self._is_closed = False
         self._busy = threading.Lock()
         """Held for whole rounds, with requests in them; never by who takes notices."""
@@ -137,6 +140,12 @@ class Assignment:
         return self._from_where
 
     # ---- a round ---------------------------------------------------------------------------------
+
+    def told(self, denial: PermissionDeniedError | None) -> None:
+        """How the last round ended: what a broker denies; None: it denies nothing (any more)."""
+        if denial is not None or self.denial is not None:
+            self.denial = denial
+            self._owner.wake()
 
     def want_rebalance(self) -> None:
         """Have a round soon. Any thread; never blocks."""

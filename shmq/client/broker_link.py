@@ -36,6 +36,7 @@ from shmq.remoting.command import Command, error_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from shmq.client.process_queue import ProcessQueue
     from shmq.remoting.command import Scalar
     from shmq.remoting.runtime_folder import RuntimeFolder
 
@@ -50,6 +51,9 @@ CONNECT_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 5.0
 _FD_MAX = 16
 _STORE_STATUS_PLACE = 2 * core.LINE + field_place("append_positions", "store_status")
+_PULL_COUNT_MAX = 1024
+_PULL_BYTES_MAX = 1 << 20
+"""Of one pull request; the broker's bounds."""
 
 
 class BrokerLink:
@@ -94,6 +98,8 @@ class BrokerLink:
         """Counts sessions: lanes and readers of an older one are of no use any more."""
         self.stale_handles: frozenset[Handle] = frozenset()
         """What did not hold any more when the session was resumed last."""
+        self.is_mapped = True
+        """Whether this user maps the broker's log; if not, messages are pulled as copies."""
         self.greeted: object = None
         """What the broker was told in this connection; the Client's."""
         self._changed = threading.Condition(self._lock)
@@ -135,13 +141,15 @@ class BrokerLink:
             self._session = _int(fields["session"])
             self._session_generation = _int(fields["generation"])
             self.control = self._map(fds, "control")
-            self.arena = self._map(fds, "arena")
+            self.is_mapped = "log" in fds
+            self.arena = self._map(fds, "arena") if self.is_mapped else None
             completion = self._map(fds, "completion")
             ingress = self._map(fds, "ingress", writable=True)
             consumer = self._map(fds, "consumer", writable=True)
             self._memfds = {"ingress": fds.pop("ingress"), "consumer": fds.pop("consumer")}
             self.log_map = core.LogMap(file_size=_int(fields["fileSizeBytes"]))
-            self.log_map.start(fds["log"])
+            if self.is_mapped:
+                self.log_map.start(fds["log"])
             self.lanes = [
                 core.Lane(
                     self.control,
@@ -243,6 +251,7 @@ class BrokerLink:
                     "session": self._session,
                     "generation": self._session_generation,
                     "clientId": self._client_id,
+                    "isMapped": self.is_mapped,
                     "fds": ",".join(names),
                 },
                 orjson.dumps(body),
@@ -259,8 +268,9 @@ class BrokerLink:
                 self._chunk.resume(control)
             for lane in self.lanes:
                 lane.resume(control, completion, fds["event"])
-            self.log_map.stop()
-            self.log_map.start(fds["log"])
+            if self.is_mapped:
+                self.log_map.stop()
+                self.log_map.start(fds["log"])
             self._forget_stale(answer)
         finally:
             for fd in fds.values():
@@ -534,6 +544,44 @@ class BrokerLink:
             return ""
         said = next((text for number, text in core.STATUS.values() if number == status), "")
         return f"; its store waits: {said}" if status and said else ""
+
+    def pull(
+        self,
+        topic: str,
+        queue_id: int,
+        queue_offset: int,
+        count: int,
+        *,
+        filter: str | None,  # as in Client.consumer
+        keeper: ProcessQueue | None = None,
+    ) -> tuple[list[core.Message], int]:
+        """Copies of messages, for a session that does not map the log: (messages, where to go on).
+
+        Raises:
+            OffsetIllegalError: there is no such offset.
+            PermissionDeniedError: this user may not pull from the topic; names the rule.
+        """
+        log_map = self.log_map
+        fields: dict[str, Scalar] = {
+            "topic": topic,
+            "queueId": queue_id,
+            "queueOffset": queue_offset,
+            "maxMsgNums": min(count, _PULL_COUNT_MAX),
+            "maxMsgBytes": _PULL_BYTES_MAX,
+            "subscription": filter or "*",
+        }
+        command = Command(RequestCode.PULL_MESSAGE, fields)
+        try:
+            answer = self.connection.invoke(command, timeout_s=CALL_TIMEOUT_S)
+        except (ClosedError, RequestTimeoutError) as error:
+            raise self._away(command.name, error) from None
+        if answer.code in (ResponseCode.PULL_NOT_FOUND, ResponseCode.PULL_RETRY_IMMEDIATELY):
+            return [], _int(answer.ext_fields["nextBeginOffset"])
+        refusal = error_of(answer)
+        if refusal is not None:
+            raise refusal
+        messages = log_map.messages(answer.body, keeper)
+        return messages, _int(answer.ext_fields["nextBeginOffset"])
 
     def grant_chunk(self) -> bool:
         """Get memory for large bodies, once per session; False if there is some already."""

@@ -146,6 +146,7 @@ class Consumer:
 
         Raises:
             ClosedError: this consumer or its client is closed.
+            PermissionDeniedError: the right to it was taken away; names the rule.
         """
         if self._is_closed:
             self._check()
@@ -172,6 +173,7 @@ class Consumer:
 
         Raises:
             ClosedError: this consumer or its client is closed.
+            PermissionDeniedError: the right to them was taken away; names the rule.
         """
         self._check()
         check_count("receive", "max_count", max_count)
@@ -260,7 +262,7 @@ class Consumer:
         """As try_next, but nothing is settled by it; for whoever settles on his own."""
         ready = self._ready
         while True:  # bounded: what was dropped goes, what is fetched ends it, or the time does
-            if not ready and not self._fetch(timeout, 1):
+            if not ready and not self._fetch(timeout, 1, is_told=False):
                 return None
             item = ready.popleft()
             if not item[0].is_dropped:
@@ -288,18 +290,22 @@ class Consumer:
                 held = queue.held
                 queue.settle_run([at for at in offsets if at not in held] if held else offsets)
 
-    def _fetch(self, timeout: float, wanted: int) -> bool:
+    def _fetch(self, timeout: float, wanted: int, *, is_told: bool = True) -> bool:
         """Fill `_ready`; False if there was nothing for `timeout` seconds."""
         deadline_ns = _deadline(timeout)
         while not self._read_round(wanted):
-            if not self._wait(deadline_ns):
+            if not self._wait(deadline_ns, is_told=is_told):
                 return False
         return True
 
-    def _wait(self, deadline_ns: int) -> bool:
-        """Sleep until there may be something; False when the time is up or the consumer closed."""
+    def _wait(self, deadline_ns: int, *, is_told: bool = True) -> bool:
+        """Sleep until there may be something; False when the time is up or the consumer closed.
+        Whoever `is_told` hears that the broker denies it the topic or group, instead of waiting.
+        """
         if self._is_stopped:
             return False
+        if is_told and self._assignment.denial is not None:
+            raise self._assignment.denial
         self._client.check(f"consume {self.topic}")
         left_s = (deadline_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
         if left_s <= 0:
@@ -372,8 +378,16 @@ class Consumer:
     def _read_cold(
         self, queue: ProcessQueue, first: int, count: int
     ) -> tuple[int, list[core.Message], int]:
-        """Entries that have left memory come from the broker, the messages from its files."""
+        """Entries that have left memory come from the broker, the messages from its files; who
+        does not map the log gets copies of everything so.
+        """
         topic, _, queue_id = queue.message_queue
+        if not queue.link.is_mapped:
+            expression = self._subscription.sub_string
+            pulled, next_offset = queue.link.pull(
+                topic, queue_id, first, count, filter=expression, keeper=queue
+            )
+            return _FOUND, pulled, next_offset
         try:
             found = queue.link.read_entries(topic, queue_id, first, min(count, _COLD_BATCH))
         except OffsetIllegalError:

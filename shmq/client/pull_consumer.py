@@ -175,7 +175,13 @@ class PullConsumer:
         status, messages, next_offset = reader.read(
             row, place.generation, queue_offset, max_count, self._tag_codes
         )
-        if status == _TOO_SMALL:
+        if status == _TOO_SMALL and not place.link.is_mapped:
+            expression = self._subscription.sub_string
+            messages, next_offset = place.link.pull(
+                queue.topic, queue.queue_id, queue_offset, max_count, filter=expression
+            )
+            status = _FOUND
+        elif status == _TOO_SMALL:
             found = place.link.read_entries(
                 queue.topic, queue.queue_id, queue_offset, min(max_count, _COLD_BATCH)
             )

@@ -14,7 +14,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from shmq.clock import SYSTEM_CLOCK
-from shmq.errors import ShmqError
+from shmq.errors import PermissionDeniedError, ShmqError
 
 if TYPE_CHECKING:
     from shmq.client.assignment import Assignment
@@ -119,6 +119,8 @@ class RebalanceService:
         try:
             assignment.rebalance()
         except ShmqError as error:
+            if not error.retryable:
+                assignment.told(error if isinstance(error, PermissionDeniedError) else None)
             text = str(error)
             if not error.retryable and self._said.get(assignment) != text:
                 self._said[assignment] = text  # once, however often it is tried
@@ -129,4 +131,5 @@ class RebalanceService:
         except Exception:  # noqa: BLE001 # the outermost loop: the next round may go better
             _log.exception("rebalance %s", assignment)
             return False
+        assignment.told(None)
         return assignment.is_complete

@@ -29,6 +29,8 @@ __all__ = ["Identity", "Peer", "has_ended", "peer_of", "refuse_descriptors"]
 # Of <asm-generic/socket.h>; Python's socket module does not have them yet.
 _SO_PEERPIDFD = 77
 _SO_PASSRIGHTS = 83
+_SO_PEERGROUPS = 59
+_GROUPS_BYTES_MAX = 1024  # as much as Python's getsockopt takes
 _UCRED = struct.Struct("iII")
 
 
@@ -44,6 +46,13 @@ class Identity:
     """Process id in our pid namespace; 0: of another namespace."""
     incarnation: Incarnation | None
     """The process's one life; None where it cannot be seen."""
+    groups: frozenset[int] = frozenset()
+    """Supplementary groups then; none of more than 256 are seen."""
+
+    @property
+    def gids(self) -> frozenset[int]:
+        """All groups it is in."""
+        return self.groups | {self.gid}
 
     def __str__(self) -> str:
         return f"pid {self.pid} of uid {self.uid}"
@@ -108,12 +117,13 @@ def peer_of(sock: socket.socket, *, ask_kernel_for_pidfd: bool = True) -> Peer:
         life = Incarnation.of(pid)
         if pidfd >= 0:
             # Had it ended before we looked, the pid might be another's by now.
-            return Peer(Identity(uid, gid, pid, None if has_ended(pidfd) else life), pidfd)
+            life = None if has_ended(pidfd) else life
+            return Peer(Identity(uid, gid, pid, life, _groups(sock)), pidfd)
         if pid > 0:
             pidfd = _opened_pidfd(pid)
             if pidfd < 0 or life is None or life != Incarnation.of(pid):
                 raise ClosedError(f"identify the peer: pid {pid} has ended")
-        return Peer(Identity(uid, gid, pid, life), pidfd)
+        return Peer(Identity(uid, gid, pid, life, _groups(sock)), pidfd)
     except ShmqError:
         if pidfd >= 0:
             os.close(pidfd)
@@ -138,6 +148,17 @@ def refuse_descriptors(sock: socket.socket) -> None:
     except OSError as error:
         if error.errno not in {errno.ENOPROTOOPT, errno.EINVAL, errno.EOPNOTSUPP}:
             raise
+
+
+def _groups(sock: socket.socket) -> frozenset[int]:
+    """Supplementary groups of the peer when it connected."""
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES_MAX)
+    except OSError as error:
+        if error.errno in {errno.ERANGE, errno.ENODATA, errno.ENOPROTOOPT}:
+            return frozenset()
+        raise
+    return frozenset(gid for (gid,) in struct.iter_unpack("I", raw))
 
 
 def _asked_pidfd(sock: socket.socket) -> int:

@@ -140,9 +140,9 @@ class Lookup:
         now = self._queues.offsets(handle)
         if not now.min_queue_offset <= queue_offset < now.visible_max:
             return None
-        entry = self._hot_entry(handle, queue_offset)
-        if entry is not None:
-            return entry
+        hot = self.hot_entries(handle, queue_offset, 1)
+        if hot is not None:
+            return Entry(*_ENTRY.unpack(hot))
         cold = self._derive.read(topic, queue_id, queue_offset, 1)
         if cold is None or cold[0] != queue_offset:
             return None
@@ -150,18 +150,22 @@ class Lookup:
 
     # ---- memory ----------------------------------------------------------------------------------
 
-    def _hot_entry(self, handle: QueueHandle, queue_offset: int) -> Entry | None:
+    def hot_entries(self, handle: QueueHandle, queue_offset: int, count: int) -> bytes | None:
+        """Visible entries from queue_offset on, 24 bytes each, as far as its block has them and at
+        most `count`; None if the first is not in memory.
+        """
         for _ in range(_READ_RETRIES):
-            hot_min = self._queues.offsets(handle).hot_min_queue_offset
-            if queue_offset < hot_min:
+            now = self._queues.offsets(handle)
+            count = min(count, now.visible_max - queue_offset)
+            if queue_offset < now.hot_min_queue_offset or count <= 0:
                 return None
-            found = self._walk(handle, queue_offset)
+            found = self._walk(handle, queue_offset, count)
             if found is not None:
                 return found
         return None
 
-    def _walk(self, handle: QueueHandle, queue_offset: int) -> Entry | None:
-        """The entry, by walking back from the chain's tail; None if the chain changed meanwhile."""
+    def _walk(self, handle: QueueHandle, queue_offset: int, count: int) -> bytes | None:
+        """Entries, by walking back from the chain's tail; None if the chain changed meanwhile."""
         arena = self._memory.arena
         number = self._queues.tail_block(handle)
         for _ in range(_WALK_MAX):
@@ -179,11 +183,12 @@ class Lookup:
                 if index >= core.BLOCK_ENTRIES:
                     return None
                 place = base + _HEAD + index * _ENTRY.size
-                words = (arena.load64(place), arena.load64(place + 8), arena.load64(place + 16))
+                end = place + min(count, core.BLOCK_ENTRIES - index) * _ENTRY.size
+                words = [arena.load64(at) for at in range(place, end, 8)]
                 # Loads are acquire: the words came before this look at the generation.
                 if arena.load64(base) != generation:
                     return None
-                return Entry(*_ENTRY.unpack(struct.pack("<QQQ", *words)))
+                return struct.pack(f"<{len(words)}Q", *words)
             if arena.load64(base) != generation:
                 return None
             number = previous

@@ -46,6 +46,7 @@ from shmq.store.derive import DeriveService
 from shmq.store.durable_file import disk_error, make_folder, write_fully
 from shmq.store.expire import LogExpiry
 from shmq.store.flush import FlushService
+from shmq.store.frame_reader import FrameReader
 from shmq.store.hot_log import HotLog
 from shmq.store.index_service import IndexService
 from shmq.store.log_channel import LogChannel
@@ -758,6 +759,11 @@ class MessageStore:
         DeriveService.read.
         """
         return self._derive.read(topic, queue_id, queue_offset, entry_count)
+
+    @property
+    def frames(self) -> FrameReader:
+        """Copies of messages, for clients that do not map the log."""
+        return FrameReader(self.lookup, self.queues, self._hot_log, self._files, self._derive)
 
     @property
     def lookup(self) -> Lookup:

@@ -61,7 +61,8 @@ class SessionOffer:
     file_size_bytes: int
     """Size of a CommitLog file."""
     fds: dict[str, int]
-    """control, topics, arena, completion, event; ingress, consumer, chunk, log where there is one.
+    """control, completion, event; topics, arena and log for who maps the log; ingress, consumer and
+    chunk where there is one.
     Resumed, the client keeps its own ingress, consumer and chunk."""
     sizes: dict[str, int]
     """Bytes of what the fds stand for (control, topics and arena: reserved address space)."""
@@ -137,7 +138,8 @@ class Sessions:
             pid_start_time: clock ticks since boot.
             producer: it gets ingress rings.
             consumer: it gets a consumer page.
-            map_log: it gets a log channel, with the right to read everything in the log.
+            map_log: it gets a log channel, with the right to read everything in the log, and the
+                topics and arena segments; without, nothing that has a name or a place in the log.
             property_grants: core.GRANT_* bits.
             service_id: an internal session of this service, whose progress its records carry.
             lane_count: rings it gets; None: as configured.
@@ -290,11 +292,11 @@ class Sessions:
             return offer
 
     def _add_shared(self, offer: SessionOffer, map_log: bool) -> None:
-        for name, kind, mapping in (
-            ("control", ObjectKind.CONTROL, self._memory.control),
-            ("topics", ObjectKind.TOPICS, self._memory.topics),
-            ("arena", ObjectKind.ARENA, self._memory.arena),
-        ):
+        shared = [("control", ObjectKind.CONTROL, self._memory.control)]
+        if map_log:
+            shared.append(("topics", ObjectKind.TOPICS, self._memory.topics))
+            shared.append(("arena", ObjectKind.ARENA, self._memory.arena))
+        for name, kind, mapping in shared:
             offer.fds[name] = self._memory.open_readonly(kind)
             offer.sizes[name] = mapping.reserve_bytes
         if map_log:
@@ -337,6 +339,30 @@ class Sessions:
                 os.close(fd)
                 raise
             return fd
+
+    def memory_bytes(self, *, producer: bool, consumer: bool) -> int:
+        """What a new session takes of memory, in bytes, before it has chunk memory."""
+        lanes = self._lane_count if producer else 0
+        capacity = self._lane_capacity_bytes if producer else 0
+        total = completion_size(lanes, self._completion_capacity if producer else 0)
+        if producer:
+            total += ingress_size(lanes, capacity)
+        if consumer:
+            total += core.CLAIMS_PLACE + _CLAIM_CAPACITY * struct_size("claim")
+        return total
+
+    def memory_bytes_of(self, session: int) -> int:
+        """What a session has of it, chunk memory included."""
+        with self._lock:
+            slot = self._slot(session)
+            return completion_size(slot["lane_count"], slot["completion_capacity"]) + sum(
+                slot[f"{kind}_size_bytes"] for kind in ("ingress", "consumer", "chunk")
+            )
+
+    @property
+    def slot_count(self) -> int:
+        """How many sessions there may be."""
+        return self._slot_count
 
     # ---- rights and bells ------------------------------------------------------------------------
 

@@ -80,7 +80,12 @@ class AdminProcessor:
             other=known.other,
         )
         wanted = changed_attributes(wanted, take.text("attributes", ""))
-        await broker.topics.update(wanted, lag=broker.lag, is_force=take.flag("isForce", False))
+        is_force = take.flag("isForce", False)
+        if before is None:
+            async with broker.quotas.making(connection.identity, "topic", name):
+                await broker.topics.update(wanted, lag=broker.lag, is_force=is_force)
+        else:
+            await broker.topics.update(wanted, lag=broker.lag, is_force=is_force)
         await broker.tell_namesrv(TELL_TIMEOUT_S)
         return json_response(command, wanted.to_dict())
 
@@ -139,7 +144,11 @@ class AdminProcessor:
     async def _update_group(self, connection: Connection, command: Command) -> None:
         wanted = SubscriptionGroupConfig.from_dict(command.json())
         self._broker.rights.require(connection.identity, Action.ADMIN, wanted.group_name)
-        await self._broker.groups.update(wanted)
+        if wanted.group_name in self._broker.groups.configs:
+            await self._broker.groups.update(wanted)
+        else:
+            async with self._broker.quotas.making(connection.identity, "group", wanted.group_name):
+                await self._broker.groups.update(wanted)
         await self._broker.topics.ensure_retry_topic(wanted.group_name, wanted.retry_queue_nums)
 
     async def _delete_group(self, connection: Connection, command: Command) -> None:
@@ -148,6 +157,7 @@ class AdminProcessor:
         group = take.text("groupName")
         self._broker.rights.require(connection.identity, Action.ADMIN, group)
         await broker.groups.delete(group)
+        await broker.owners.remove("group", group)
         broker.revoke(lambda queue: queue.group == group)
         if take.flag("cleanOffset", False):
             broker.offsets.remove_group(group)

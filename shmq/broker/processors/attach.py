@@ -14,7 +14,14 @@ from shmq.broker.claims import ClaimedQueue
 from shmq.broker.processors.fields import client_id_of, handles_of, items_of, pairs, ranged
 from shmq.broker.rights import Action
 from shmq.core import core
-from shmq.errors import ClosedError, ConfigError, ShmqError, TopicNotExistError
+from shmq.errors import (
+    ClosedError,
+    ConfigError,
+    PermissionDeniedError,
+    ShmError,
+    ShmqError,
+    TopicNotExistError,
+)
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command, Scalar, response_to
 from shmq.remoting.server import Connection, Processor
@@ -65,12 +72,14 @@ class AttachProcessor:
         client_id = client_id_of(take, "clientId")
         producer, consumer = take.flag("isProducer", True), take.flag("isConsumer", True)
         self._broker.bind(connection, client_id)
+        cost = self._broker.store.sessions.memory_bytes(producer=producer, consumer=consumer)
+        self._broker.quotas.require_session(connection.identity, cost)
         offer = self._broker.sessions.attach(
             connection,
             client_id,
             producer=producer,
             consumer=consumer,
-            map_log=self._may_map(connection),
+            map_log=self._broker.rights.may(connection.identity, Action.MAP, ""),
         )
         return self._offer(command, offer)
 
@@ -87,6 +96,13 @@ class AttachProcessor:
                 f"{take.what}: fds {','.join(names)!r} with {len(command.fds)} descriptors; wanted "
                 f"those of {','.join(RESUME_ORDER)} that the session has, in this order"
             )
+        is_mapped = take.flag("isMapped", True)
+        said = self._broker.rights.explain(connection.identity, Action.MAP, "")
+        if is_mapped and not said.is_allowed:
+            raise ShmError(
+                f"resume session {session}: it maps the log, now denied by {said.rule}; "
+                "open a new session"
+            )
         body = command.json() if command.body else {}
         good, stale = self._known(handles_of(body.get("sends"), f"{take.what}: sends"), connection)
         self._broker.bind(connection, client_id)
@@ -96,7 +112,7 @@ class AttachProcessor:
             session=session,
             generation=generation,
             fds=dict(zip(names, command.fds, strict=True)),
-            map_log=self._may_map(connection),
+            map_log=is_mapped,
             send_rows=[handle.row for handle in good],
         )
         connection.refuse_fds()
@@ -133,7 +149,12 @@ class AttachProcessor:
         for bell in items_of(body, "bells", what):
             number = ranged(bell, "bell", 0, core.CONSUMER_BELL_MAX - 1)
             for handle in handles_of(bell.rest().get("queues"), bell.what):
-                if self._broker.topic_of(handle) is None or not session.claim_capacity:
+                topic = self._broker.topic_of(handle)
+                if (
+                    topic is None
+                    or not session.claim_capacity
+                    or not self._broker.rights.may(session.connection.identity, Action.PULL, topic)
+                ):
                     stale.append(handle)
                 else:
                     self._broker.sessions.subscribe(session, number, handle.row)
@@ -142,7 +163,7 @@ class AttachProcessor:
     def _resume_claims(
         self, session: ClientSession, body: Mapping[str, object], what: str
     ) -> list[dict[str, object]]:
-        broker = self._broker
+        broker, identity = self._broker, session.connection.identity
         wanted = []
         for item in items_of(body, "claims", what):
             queue = ClaimedQueue(
@@ -156,9 +177,11 @@ class AttachProcessor:
         stale: list[dict[str, object]] = []
         for queue, slot, number in wanted:
             try:
+                broker.rights.require(identity, Action.CONSUME, queue.group)
+                broker.rights.require(identity, Action.PULL, queue.topic)
                 handle = broker.topics.read_queue(queue.topic, queue.queue_id)
                 claim = broker.claims.resume(session, queue, slot, handle, number)
-            except TopicNotExistError:
+            except (TopicNotExistError, PermissionDeniedError):
                 claim = None
             if claim is None:
                 stale.append(
@@ -170,10 +193,6 @@ class AttachProcessor:
                     }
                 )
         return stale
-
-    def _may_map(self, connection: Connection) -> bool:
-        self._broker.rights.require(connection.identity, Action.MAP, "")
-        return True
 
     def _offer(self, command: Command, offer: SessionOffer, *, body: bytes = b"") -> Command:
         config = self._broker.config
@@ -191,6 +210,7 @@ class AttachProcessor:
             "brokerName": config.broker_name,
             "brokerId": config.broker_id,
             "storeGeneration": self._broker.store.generation,
+            "isMapped": "log" in offer.fds,
             "fds": ",".join(names),
         }
         fields |= {f"{name}Bytes": size for name, size in offer.sizes.items()}
@@ -204,7 +224,8 @@ class AttachProcessor:
         size = ranged(
             command.fields(), "sizeBytes", _CHUNK_SIZE_LEAST, _CHUNK_SIZE_MOST, _CHUNK_SIZE_DEFAULT
         )
-        fd = self._broker.store.sessions.grant_chunk(session.session, size)
+        self._broker.quotas.require_memory(connection.identity, size, "grant chunk memory")
+        fd = self._broker.sessions.grant_chunk(session, size)
         fields: dict[str, Scalar] = {"chunkBytes": os.fstat(fd).st_size, "fds": "chunk"}
         return response_to(command, ext_fields=fields, fds=[fd])
 

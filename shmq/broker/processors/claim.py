@@ -61,7 +61,9 @@ class ClaimProcessor:
         for queue, _, handle in wanted:
             if broker.offsets.query(*queue) is None:
                 begins[queue] = await self._begin(queue, handle, where, timestamp)
-        session = broker.sessions.require(connection)  # it may have ended meanwhile
+        session = broker.sessions.require(connection)  # it may have ended meanwhile,
+        broker.rights.require(connection.identity, Action.CONSUME, group)  # or the rules changed
+        broker.rights.require(connection.identity, Action.PULL, topic)
         if not session.claim_capacity:
             raise ClosedError(f"{connection}: its session has no consumer page")
         broker.claims.check_slots(session, [(queue, slot) for queue, slot, _ in wanted])

@@ -67,9 +67,20 @@ class HeartbeatProcessor:
             raise ConfigError(f"{what}: wanted at most {GROUP_COUNT_MAX} groups of one client")
         for group in producers:
             check_group(group)
+        denial: PermissionDeniedError | None = None
+        allowed = []
         for member in members:
-            self._broker.rights.require(connection.identity, Action.CONSUME, member.group)
-            config = await broker.groups.ensure(member.group)
+            try:
+                broker.rights.require(connection.identity, Action.CONSUME, member.group)
+            except PermissionDeniedError as error:
+                denial = error  # the client lives all the same, and so do its other groups
+                continue
+            allowed.append(member)
+            if member.group in broker.groups.configs:
+                config = await broker.groups.ensure(member.group)
+            else:
+                async with broker.quotas.making(connection.identity, "group", member.group):
+                    config = await broker.groups.ensure(member.group)
             is_broadcast = member.message_model is MessageModel.BROADCASTING
             if not config.consume_enable:
                 raise PermissionDeniedError(f"consume as {member.group}: consumeEnable is false")
@@ -81,7 +92,15 @@ class HeartbeatProcessor:
         if connection.is_closed:  # while a group was made
             return
         broker.bind(connection, client_id)
-        broker.registry.heartbeat(connection, producer_groups=producers, consumers=members)
+        # Making groups took a while: the rules may be others by now.
+        allowed = [
+            member
+            for member in allowed
+            if broker.rights.may(connection.identity, Action.CONSUME, member.group)
+        ]
+        broker.registry.heartbeat(connection, producer_groups=producers, consumers=allowed)
+        if denial is not None:
+            raise denial
 
     def _unregister(self, connection: Connection, command: Command) -> None:
         take = command.fields()

@@ -68,7 +68,9 @@ class QueueProcessor:
             raise IllegalTopicError(f"send to {topic}: it is the template of topics, not one")
         session = broker.sessions.require(connection)
         if topic not in broker.topics and take.flag("isAutoCreate", True):
-            await broker.topics.create_for_send(topic, nums)
+            async with broker.quotas.making(connection.identity, "topic", topic):
+                await broker.topics.create_for_send(topic, nums)
+            self._broker.rights.require(connection.identity, Action.SEND, topic)  # it took a while
         config = broker.topics.find(topic)
         if Permission.WRITE not in config.perm:
             raise PermissionDeniedError(f"send to {topic}: its perm {int(config.perm)} has no W")

@@ -13,6 +13,7 @@ from shmq.broker.processors.attach import AttachProcessor
 from shmq.broker.processors.claim import ClaimProcessor
 from shmq.broker.processors.heartbeat import HeartbeatProcessor
 from shmq.broker.processors.offset import OffsetProcessor
+from shmq.broker.processors.pull import PullProcessor
 from shmq.broker.processors.queues import QueueProcessor
 from shmq.remoting.codes import RequestCode
 from shmq.service import Phase
@@ -32,6 +33,7 @@ _WHILE_DRAINING = frozenset(
         RequestCode.DETACH_SESSION,
         RequestCode.UNSUBSCRIBE_BELL,
         RequestCode.READ_ENTRIES,
+        RequestCode.PULL_MESSAGE,
         RequestCode.HEART_BEAT,
         RequestCode.UNREGISTER_CLIENT,
         RequestCode.RELEASE_QUEUES,
@@ -49,6 +51,7 @@ def processor_table(broker: Broker) -> dict[int, Processor]:
     for part in (
         AttachProcessor(broker),
         QueueProcessor(broker),
+        PullProcessor(broker),
         HeartbeatProcessor(broker),
         ClaimProcessor(broker),
         OffsetProcessor(broker),

@@ -8,6 +8,9 @@
 #include "log_map.h"
 
 #include "arguments.h"
+#include "message_object.h"
+
+#include "shmq/message.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -663,6 +666,74 @@ static PyObject *log_map_add(struct shmq_log_map *self, PyObject *args, PyObject
     Py_RETURN_NONE;
 }
 
+/* An entry that is in no table: memory of our own, with these bytes, and the caller's pin. NULL with an exception. */
+static struct shmq_log_entry *log_copied_entry(const uint8_t *bytes, size_t size)
+{
+    struct shmq_log_entry *entry = calloc(1, sizeof *entry);
+    if (entry == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    void *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) {
+        free(entry);
+        PyErr_SetFromErrno(PyExc_OSError);
+        return NULL;
+    }
+    memcpy(base, bytes, size);
+    (void)mprotect(base, size, PROT_READ); /* as in a log that is mapped: views of a message cannot change it */
+    entry->base = base;
+    entry->size_bytes = size;
+    entry->hot_fd = -1;
+    /* relaxed: nobody else knows it yet */
+    shmq_store_relaxed32(&entry->pins, SHMQ_LOG_ENTRY_LEFT | 1u);
+    return entry;
+}
+
+/* messages: of copies of frames, one behind the other, as a broker sends them to who does not map its log. */
+static PyObject *log_map_messages(struct shmq_log_map *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"frames", "keeper", NULL};
+    Py_buffer view;
+    PyObject *keeper = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*|O:messages", names, &view, &keeper)) {
+        return NULL;
+    }
+    PyObject *list = PyList_New(0);
+    struct shmq_log_entry *entry = NULL;
+    if (list == NULL || view.len == 0 ||
+        (entry = log_copied_entry(view.buf, (size_t)view.len)) == NULL) {
+        PyBuffer_Release(&view);
+        if (PyErr_Occurred()) {
+            Py_CLEAR(list);
+        }
+        return list;
+    }
+    size_t size = (size_t)view.len;
+    PyBuffer_Release(&view);
+    for (size_t at = 0; at < size;) { /* bounded: each round takes a frame, which has a size, or ends it */
+        const uint8_t *frame = entry->base + at;
+        struct shmq_message_view found;
+        if (size - at < SHMQ_MESSAGE_FIXED_SIZE_V1 ||
+            shmq_message_check(frame, size - at, shmq_be64_load(frame + 28), 0, &found) != SHMQ_OK) {
+            shmq_raise("CorruptMessageError", "read pulled messages: byte %zu of %zu begins no message", at, size);
+            Py_CLEAR(list);
+            break;
+        }
+        PyObject *message = shmq_message_received(self->module, self, entry, frame, found.total_size,
+                                                  keeper == Py_None ? NULL : keeper);
+        if (message == NULL || PyList_Append(list, message) < 0) {
+            Py_XDECREF(message);
+            Py_CLEAR(list);
+            break;
+        }
+        Py_DECREF(message);
+        at += found.total_size;
+    }
+    shmq_log_entry_unpin(entry);
+    return list;
+}
+
 static PyObject *log_map_retire(struct shmq_log_map *self, PyObject *args)
 {
     unsigned long long file_position;
@@ -809,6 +880,8 @@ static PyMethodDef log_map_methods[] = {
     METHOD("__exit__", log_map_close, METH_VARARGS, "Closes."),
     METHOD("add", log_map_add, METH_VARARGS | METH_KEYWORDS,
            "add(file_position, fd, *, hot=False): maps a file or a hot segment; the fd stays the caller's."),
+    METHOD("messages", log_map_messages, METH_VARARGS | METH_KEYWORDS,
+           "messages(frames, keeper=None) -> [Message]: of a copy of these bytes, frame behind frame, each checked."),
     METHOD("retire", log_map_retire, METH_VARARGS,
            "retire(file_position, fd): the complete file takes the segment's place under live views."),
     METHOD("forget", log_map_forget, METH_O,

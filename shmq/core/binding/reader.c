@@ -46,7 +46,7 @@ struct reader {
     PyObject_HEAD
     struct shmq_module *module;
     struct shmq_mapping *control;
-    struct shmq_mapping *arena;
+    struct shmq_mapping *arena; /* NULL: entries and messages come by the socket only */
     struct shmq_mapping *consumer;
     struct shmq_mapping *completion;
     struct shmq_log_map *log;
@@ -266,6 +266,15 @@ static int read_entries(struct reader *self, const struct read_call *call, uint3
             found[i].size = (uint32_t)shmq_load_relaxed(&entry->size);
         }
         return (int)count;
+    }
+    if (self->arena == NULL) {
+        /* acquire: pairs with the release of visible_max in shmq_turn_publish / shmq_turn_settle */
+        uint64_t visible = shmq_load_acquire(&call->queue->visible_max);
+        /* relaxed: a generation that changes this moment is seen by the broker */
+        if (shmq_load_relaxed32(&call->queue->generation) != call->generation) {
+            return SHMQ_FENCED;
+        }
+        return call->queue_offset < visible ? SHMQ_OFFSET_TOO_SMALL : SHMQ_EMPTY; /* what is there is elsewhere */
     }
     struct shmq_cursor *cursor = &reader_place_find(self, call->row)->cursor;
     /* acquire: pairs with the release of whoever grows the arena; the blocks are allocated */
@@ -1035,14 +1044,15 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     unsigned int bell = 0;
     unsigned int policy = SHMQ_WAIT_ADAPTIVE;
     struct shmq_mapping *control;
-    struct shmq_mapping *arena;
+    struct shmq_mapping *arena = NULL;
     struct shmq_module *module = shmq_module_of_type(type);
     if (module == NULL ||
         !PyArg_ParseTupleAndKeywords(args, kwargs, "OOO!|$OOIII:Reader", names, &control_object, &arena_object,
                                      module->log_map_type, &log_map, &consumer, &completion, &session, &bell,
                                      &policy) ||
         shmq_mapping_get(module, control_object, sizeof(struct shmq_control), "control", &control) < 0 ||
-        shmq_mapping_get(module, arena_object, SHMQ_BLOCK_SIZE, "arena", &arena) < 0) {
+        (arena_object != Py_None &&
+         shmq_mapping_get(module, arena_object, SHMQ_BLOCK_SIZE, "arena", &arena) < 0)) {
         return NULL;
     }
     const struct shmq_control *head = (const struct shmq_control *)(const void *)control->base;
@@ -1058,7 +1068,7 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     }
     self->module = module;
     self->control = shmq_mapping_hold(control);
-    self->arena = shmq_mapping_hold(arena);
+    self->arena = arena == NULL ? NULL : shmq_mapping_hold(arena);
     self->log = (struct shmq_log_map *)Py_NewRef(log_map);
     self->session = session;
     self->bell = bell;
@@ -1086,7 +1096,7 @@ static PyObject *reader_share(struct reader *self, PyObject *ignored)
     }
     made->module = self->module;
     made->control = shmq_mapping_hold(self->control);
-    made->arena = shmq_mapping_hold(self->arena);
+    made->arena = self->arena == NULL ? NULL : shmq_mapping_hold(self->arena);
     made->consumer = self->consumer == NULL ? NULL : shmq_mapping_hold(self->consumer);
     made->completion = self->completion == NULL ? NULL : shmq_mapping_hold(self->completion);
     made->log = (struct shmq_log_map *)Py_NewRef((PyObject *)self->log);
@@ -1269,7 +1279,8 @@ static PyType_Slot reader_slots[] = {
     {Py_tp_methods, reader_methods},
     {Py_tp_getset, reader_getset},
     {Py_tp_doc, "Reader(control, arena, log_map, *, consumer=None, completion=None, session=0, bell=0, "
-                "policy=WAIT_ADAPTIVE): a consumer's side of the store."},
+                "policy=WAIT_ADAPTIVE): a consumer's side of the store. Without an arena a read says "
+                "OFFSET_TOO_SMALL of whatever is there: the broker has it."},
     {0, NULL},
 };
 

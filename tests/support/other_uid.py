@@ -1,0 +1,148 @@
+"""Programs of other uids, for tests of rights: each runs in a process of its own that becomes the
+uid for good, and does what it is told, line by line.
+
+What lives here: `Person`, whose process does named actions through the library or with requests of
+its own making, and says what came of each. Needs root.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tests.support.cluster import Program
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# The interpreter may lie where only root can read: everything is imported before the uid changes.
+_SOURCE = """
+import json, os, sys
+import orjson
+import shmq, shmq.client.admin, shmq.client.instance, shmq.client.consumer, shmq.client.producer
+import shmq.client.batch, shmq.client.pull_consumer, shmq.client.push_consumer, shmq.result, numpy
+import shmq.tools.cli.output
+from shmq.remoting.client import Client as Connection
+from shmq.remoting.codes import RequestCode
+from shmq.remoting.command import Command
+from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
+from shmq.result import MessageQueue
+import encodings.idna, concurrent.futures.thread, uuid, logging
+
+runtime, uid, groups = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+os.setgroups(groups)
+os.setgid(groups[0])
+os.setuid(uid)
+kept = {}
+
+def client():
+    if "client" not in kept:
+        kept["client"] = shmq.connect(runtime)
+    return kept["client"]
+
+def link():
+    return client().link("broker-a")
+
+def connection():
+    if "connection" not in kept:
+        with RuntimeFolder.open(runtime) as folder:
+            kept["connection"] = Connection(
+                folder, broker_socket_name("broker-a", 0), role="test", timeout_s=5.0
+            )
+    return kept["connection"]
+
+def admin():
+    if "admin" not in kept:
+        kept["admin"] = shmq.client.admin.Admin(runtime)
+    return kept["admin"]
+
+def consumer(topic, group):
+    if ("consumer", topic, group) not in kept:
+        kept["consumer", topic, group] = client().consumer(topic, group)
+    return kept["consumer", topic, group]
+
+def receive(topic, group, count, timeout=30.0):
+    found = []
+    while len(found) < count:
+        messages = consumer(topic, group).receive(count - len(found), timeout=timeout)
+        if not messages:
+            break
+        found += [[m.queue_id, m.queue_offset, bytes(m.body).decode(), m.tag] for m in messages]
+    return found
+
+def pull(topic, queue_id=0, queue_offset=0, count=32, timeout=0.0, filter=None):
+    with client().pull_consumer(topic, filter=filter) as made:
+        queue = MessageQueue(topic, "broker-a", queue_id)
+        result = made.pull(queue, queue_offset, count, timeout=timeout)
+        bodies = [bytes(m.body).decode() for m in result.messages]
+        return [str(result.pull_status.name), result.next_begin_offset, bodies]
+
+def raw(code, fields=None, body=None):
+    command = Command(RequestCode[code], fields or {}, b"" if body is None else orjson.dumps(body))
+    answer = connection().call(command, timeout_s=10.0, fd_count_max=16)
+    names = str(answer.ext_fields.get("fds", ""))
+    for fd in answer.take_fds():
+        os.close(fd)
+    return {**answer.ext_fields, "bodyBytes": len(answer.body), "fds": names}
+
+def send(topic, body="x"):
+    result = client().producer().send(topic, body.encode(), timeout=20.0)
+    return result.send_status.name
+
+def mapped():
+    return link().is_mapped
+
+def maps():
+    with open("/proc/self/maps") as file:
+        return sorted({line.split()[-1] for line in file if "/dev/shm/shmq" in line})
+
+for line in sys.stdin:
+    name, args, kwargs = json.loads(line)
+    try:
+        said = ["done", globals()[name](*args, **kwargs)]
+    except shmq.ShmqError as error:
+        said = [type(error).__name__, str(error)]
+    except Exception as error:
+        said = ["unforeseen " + type(error).__name__, str(error)]
+    print(json.dumps(said), flush=True)
+"""
+
+
+class Person:
+    """Somebody of another uid. A context manager."""
+
+    def __init__(self, runtime: Path, uid: int, *groups: int) -> None:
+        """Start its process.
+
+        Args:
+            runtime: the runtime folder.
+            uid: who it becomes.
+            groups: its group and supplementary groups.
+        """
+        self.program = Program(_SOURCE, runtime, uid, json.dumps(groups))
+
+    def try_to(self, name: str, *args: Any, **kwargs: Any) -> tuple[str, Any]:
+        """What came of an action: ("done", what it gave), or (class of the error, its text)."""
+        self.begin(name, *args, **kwargs)
+        return self.end()
+
+    def do(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """What an action gave, which must not fail."""
+        outcome, said = self.try_to(name, *args, **kwargs)
+        assert outcome == "done", f"{name}{args}: {outcome}: {said}"
+        return said
+
+    def begin(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Have it do something, without waiting for it."""
+        self.program.say(json.dumps([name, args, kwargs]))
+
+    def end(self) -> tuple[str, Any]:
+        """What came of what was begun."""
+        outcome, said = self.program.hear()
+        return outcome, said
+
+    def __enter__(self) -> Person:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.program.__exit__()
