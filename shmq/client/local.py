@@ -18,6 +18,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from shmq.client.admin import Admin
 from shmq.client.instance import Client
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ConfigError, OwnerError, ServiceNotAvailableError, ShmqError
@@ -28,6 +29,8 @@ from shmq.shm.reaper import reap
 __all__ = ["LOG", "forget_memory", "local", "start"]
 
 _START_TIMEOUT_S = 60.0
+_LOOK_NS = 500_000_000
+"""Between two looks whether a broker was given up."""
 LOG = "cluster.log"
 """Where in its folder a private cluster logs."""
 _ROCKETMQ_PORTS = range(10_911, 65_000, 10)
@@ -63,6 +66,7 @@ def start(root: Path, run: Path, *, brokers: int, is_temporary: bool) -> Client:
 
     Raises:
         OwnerError: another cluster is served in `run`.
+        ConfigError: a folder cannot be made.
         ServiceNotAvailableError: they did not come up.
     """
     try:
@@ -71,10 +75,9 @@ def start(root: Path, run: Path, *, brokers: int, is_temporary: bool) -> Client:
         if is_temporary:
             shutil.rmtree(root, ignore_errors=True)
         raise
+    names = [f"broker-{chr(ord('a') + index)}" for index in range(brokers)]
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        run.parent.mkdir(parents=True, exist_ok=True)
-        run.mkdir(mode=0o750, exist_ok=True)
+        guard = _start_guard(root, run, names, is_temporary=is_temporary)
     except OSError as error:
         if is_temporary:
             shutil.rmtree(root, ignore_errors=True)
@@ -82,15 +85,54 @@ def start(root: Path, run: Path, *, brokers: int, is_temporary: bool) -> Client:
             f"start a cluster in {root}, runtime folder {run}: {error}",
             hint="name folders that this user can make",
         ) from None
-    names = [f"broker-{chr(ord('a') + index)}" for index in range(brokers)]
+    assert guard.stdin is not None
+    stdin = guard.stdin
+
+    def end() -> None:
+        stdin.close()
+        guard.wait()
+
+    client: Client | None = None
+    look_ns = 0
+    deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(_START_TIMEOUT_S * 1e9)
+    waiting = threading.Event()
+    while SYSTEM_CLOCK.monotonic_ns() < deadline_ns and guard.poll() is None:
+        try:
+            client = client or Client(run, on_close=end)
+            if len(client.routes.brokers()) == brokers:
+                for name in names:
+                    client.link(name)
+                return client
+            if SYSTEM_CLOCK.monotonic_ns() >= look_ns:
+                look_ns = SYSTEM_CLOCK.monotonic_ns() + _LOOK_NS
+                if _is_given_up(run):
+                    break
+        except (ShmqError, OSError):
+            pass
+        waiting.wait(0.01)
+    said = _last_words(root / LOG)
+    if client is not None:
+        client.close()
+    else:
+        end()
+    raise ServiceNotAvailableError(f"start a private cluster in {root}: it did not come up{said}")
+
+
+def _start_guard(
+    root: Path, run: Path, names: list[str], *, is_temporary: bool
+) -> subprocess.Popen[bytes]:
+    """Make the folders and the cluster file, and start the process that runs the cluster."""
+    root.mkdir(parents=True, exist_ok=True)
+    run.parent.mkdir(parents=True, exist_ok=True)
+    run.mkdir(mode=0o750, exist_ok=True)
     # Nobody comes back for the memory of a store that is removed, whoever is still attached.
     memory = 'keep_memory = "never"\n' if is_temporary else ""
-    tables = [
-        f'[broker."{name}"]\nstore_path = "{root / name}"\nlisten_port = {port}\n{memory}'
+    tables = [  # relative to the file, for a folder may have a name that no TOML can hold
+        f'[broker."{name}"]\nstore_path = "{name}"\nlisten_port = {port}\n{memory}'
         for name, port in zip(names, _ROCKETMQ_PORTS, strict=False)
     ]
     (root / "cluster.toml").write_text("\n".join(tables), encoding="utf-8")
-    guard = subprocess.Popen(
+    return subprocess.Popen(
         [
             sys.executable,
             "-P",
@@ -104,32 +146,6 @@ def start(root: Path, run: Path, *, brokers: int, is_temporary: bool) -> Client:
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
-    assert guard.stdin is not None
-    stdin = guard.stdin
-
-    def end() -> None:
-        stdin.close()
-        guard.wait()
-
-    client: Client | None = None
-    deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(_START_TIMEOUT_S * 1e9)
-    waiting = threading.Event()
-    while SYSTEM_CLOCK.monotonic_ns() < deadline_ns and guard.poll() is None:
-        try:
-            client = client or Client(run, on_close=end)
-            if len(client.routes.brokers()) == brokers:
-                for name in names:
-                    client.link(name)
-                return client
-        except (ShmqError, OSError):
-            pass
-        waiting.wait(0.01)
-    said = _last_words(root / LOG)
-    if client is not None:
-        client.close()
-    else:
-        end()
-    raise ServiceNotAvailableError(f"start a private cluster in {root}: it did not come up{said}")
 
 
 def _check_free(run: Path) -> None:
@@ -150,13 +166,20 @@ def _check_free(run: Path) -> None:
             )
 
 
+def _is_given_up(run: Path) -> bool:
+    """Whether a broker ended so often that its supervisor does not start it any more."""
+    with Admin(run) as admin:
+        return any(ward["phase"] == "GIVEN_UP" for ward in admin.supervised())
+
+
 def _last_words(log: Path) -> str:
-    """What the cluster said last, for an error."""
+    """Why a broker ended, or what the cluster said last, for an error."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    return f" in {_START_TIMEOUT_S} s; its last words: {lines[-1]}" if lines else ""
+    said = [line for line in lines if line.startswith("[") and " ERROR " in line] or lines
+    return f"; its last words: {said[-1]}" if said else ""
 
 
 def _guard(root: Path, run: Path, program_pid: int, *, is_temporary: bool) -> int:

@@ -703,6 +703,24 @@ class Producer:
             names = set()
         known = self._known.get(topic, [])
         names |= configured.keys() | {queue.message_queue.broker_name for queue in known}
+        queues, refusal = self._ask(topic, names, configured, makes)
+        if isinstance(refusal, TopicNotExistError) and may_create and not makes and not queues:
+            # Its route is not gone yet, and the topic is: as one that has none.
+            names = set(self._client.routes.brokers())
+            queues, refusal = self._ask(topic, names, {}, True)
+        if not any(queue.lane is not None for queue in queues):
+            raise refusal or TopicNotExistError(
+                f"send to {topic}: no broker has it",
+                hint=f"create it: Client.create_topic({topic!r})",
+            )
+        self._known[topic] = queues
+        return queues
+
+    def _ask(
+        self, topic: str, names: Iterable[str], configured: Mapping[str, int], makes: bool
+    ) -> tuple[list[SendQueue], ShmqError | None]:
+        """The queues at these brokers, and why one of them has none or cannot be asked."""
+        known = self._known.get(topic, [])
         queues: list[SendQueue] = []
         refusal: ShmqError | None = None
         for name in sorted(names):
@@ -718,13 +736,7 @@ class Producer:
                 ]
             except TopicNotExistError as error:
                 refusal = error  # deleted there
-        if not any(queue.lane is not None for queue in queues):
-            raise refusal or TopicNotExistError(
-                f"send to {topic}: no broker has it",
-                hint=f"create it: Client.create_topic({topic!r})",
-            )
-        self._known[topic] = queues
-        return queues
+        return queues, refusal
 
     def _granted(self, topic: str, broker_name: str, makes: bool) -> list[SendQueue]:
         link = self._client.link(broker_name)

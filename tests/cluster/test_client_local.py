@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import shmq
-from shmq.errors import ConfigError
+from shmq.errors import ConfigError, ServiceNotAvailableError
 from tests.support.cluster import Program, wait_for
 from tests.support.dev_shm import left_behind, ours_in_dev_shm
 from tests.support.repository import ROOT
@@ -78,6 +78,33 @@ def test_temporary_folder_is_removed(tmp_path: Path, monkeypatch):
         client.producer().send("t", b"x")
         assert list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [b'a "b" \\c', b"new\nline", b"no \xff text", b"d" * 200])
+def test_folder_may_have_any_name(tmp_path: Path, name: bytes):
+    folder = tmp_path / os.fsdecode(name)
+    for queue_offset in range(2):
+        with shmq.local(folder) as client:
+            sent = client.producer().send("t", b"kept", key="one")
+            assert sent.queue_offset == queue_offset
+            assert client.namesrv == folder / "run"
+
+
+def test_start_that_fails_leaves_no_temporary_folder(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with pytest.raises(ConfigError, match="no-python"):
+        shmq.local()
+    assert not list(tmp_path.iterdir())
+
+
+def test_broker_that_cannot_start_says_why(tmp_path: Path):
+    (tmp_path / "broker-a").write_bytes(b"where its folder should be")
+    with pytest.raises(
+        ServiceNotAvailableError, match=r"last words: \[broker-a\].* ERROR .*broker-a"
+    ):
+        shmq.local(tmp_path)
+    assert not processes_of(tmp_path)
 
 
 def test_cluster_of_no_broker_is_refused():
