@@ -235,6 +235,7 @@ class Supervisor:
                         "stop broker=%s pid=%d", ward.broker.name, ward.process.incarnation.pid
                     )
                     self._signal(ward.process, signal.SIGTERM)
+                    self._signal(ward.process, signal.SIGCONT)  # a stopped one hears nothing else
             if any(ward.process is not None for ward in wave):
                 return
             waves.pop(0)

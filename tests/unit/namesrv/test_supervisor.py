@@ -414,6 +414,17 @@ def test_broker_that_does_not_end_is_killed_after_its_time(
     assert "reason=it did not end in time" in caplog.text
 
 
+def test_stopped_broker_ends_in_order_with_its_cluster(
+    runtime: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Supervised(runtime, [broker("a", runtime)]) as supervised:
+        supervised.until_phase("a", "RUNNING")
+        os.kill(supervised.pid("a"), signal.SIGSTOP)
+        supervised.stop()
+        assert (runtime / "supervisor.d/a.log").read_text().endswith("asked to end\n")
+    assert "did not end in time" not in caplog.text
+
+
 def test_stop_while_a_broker_waits_to_be_restarted_starts_it_no_more(runtime: Path) -> None:
     how(runtime, "a", "exit")
     config = ClusterConfig(restart_delay_ms=60_000, restart_delay_max_ms=60_000)
