@@ -20,7 +20,7 @@ from shmq.json_fields import Fields
 from shmq.store import checked_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 __all__ = ["OwnerTable"]
@@ -78,13 +78,14 @@ class OwnerTable:
         """Who made it, as far as it counts for anybody."""
         return self._owners[kind].get(name)
 
-    def add(self, kind: str, name: str, uid: int) -> None:
-        """It is being made, and counts from now on."""
-        self._owners[kind][name] = uid
+    def add(self, kind: str, names: Iterable[str], uid: int) -> None:
+        """They are being made, and count from now on."""
+        self._owners[kind].update(dict.fromkeys(names, uid))
 
-    async def remove(self, kind: str, name: str) -> None:
-        """It is not there (any more)."""
-        if self._owners[kind].pop(name, None) is not None:
+    async def remove(self, kind: str, *names: str) -> None:
+        """They are not there (any more)."""
+        gone = [name for name in names if self._owners[kind].pop(name, None) is not None]
+        if gone:
             await self.save()
 
     async def save(self) -> None:

@@ -92,20 +92,21 @@ class Quotas:
         )
 
     @asynccontextmanager
-    async def making(self, identity: Identity, kind: str, name: str) -> AsyncIterator[None]:
-        """Around the making of a topic or group that is not there: it counts, if it succeeds.
+    async def making(self, identity: Identity, kind: str, *names: str) -> AsyncIterator[None]:
+        """Around the making of topics or groups that are not there: they count, if it succeeds.
 
         Args:
             identity: who makes it.
             kind: topic or group.
-            name: of it.
+            names: of them.
 
         Raises:
-            QuotaError: the uid has as many as it may.
-            DiskFullError, StoreError: it cannot be written down; it is not made.
+            QuotaError: the uid would have more than it may.
+            DiskFullError, StoreError: it cannot be written down; they are not made.
         """
         figure = self._figure(identity, f"{kind}_count_max", self._default_count(kind))
-        if figure is None or self._owners.owner(kind, name) is not None:
+        fresh = [name for name in names if self._owners.owner(kind, name) is None]
+        if figure is None or not fresh:
             yield
             return
         self._require(
@@ -113,16 +114,16 @@ class Quotas:
             f"{kind}_count_max",
             self._default_count(kind),
             has=self._owners.count(kind, identity.uid),
-            more=1,
-            what=f"make {kind} {name}",
+            more=len(fresh),
+            what=f"make {kind} {fresh[0]}" if len(fresh) == 1 else f"make {len(fresh)} {kind}s",
             unit=f"{kind}s",
         )
-        self._owners.add(kind, name, identity.uid)
+        self._owners.add(kind, fresh, identity.uid)
         try:
             await self._owners.save()
             yield
         except BaseException:
-            await self._owners.remove(kind, name)
+            await self._owners.remove(kind, *fresh)
             raise
 
     def _default_count(self, kind: str) -> int:

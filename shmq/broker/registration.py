@@ -223,12 +223,12 @@ class _Link:
         assert self.version is not None
         names = set(self.pending)
         self.pending.clear()
-        configs = self._topics.routes()
+        configs = self._topics.routes(names)
         version = self._topics.data_version
         command = requests.register_topics(
             self._address,
-            {name: configs[name] for name in names if name in configs},
-            sorted(name for name in names if name not in configs),
+            configs,
+            sorted(names - configs.keys()),
             previous_version=self.version.to_dict(),
             data_version=version.to_dict(),
         )

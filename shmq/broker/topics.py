@@ -49,7 +49,7 @@ from shmq.topic import (
 from .saver import Saver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from shmq.clock import Clock
     from shmq.config import BrokerConfig
@@ -203,13 +203,17 @@ class TopicTable:
         """All of them, by name."""
         return self._topics
 
-    def routes(self) -> dict[str, TopicConfig]:
-        """What NameServers are told: all topics, without W where the store takes no more."""
+    def routes(self, names: Iterable[str] | None = None) -> dict[str, TopicConfig]:
+        """What NameServers are told: the topics (of these names), without W where the store takes
+        no more.
+        """
+        wanted = self._topics if names is None else names
+        found = {name: self._topics[name] for name in wanted if name in self._topics}
         if not self.is_read_only:
-            return dict(self._topics)
+            return found
         return {
             name: replace(config, perm=config.perm & ~Permission.WRITE)
-            for name, config in self._topics.items()
+            for name, config in found.items()
         }
 
     def set_read_only(self) -> None:
@@ -276,16 +280,29 @@ class TopicTable:
             ShmFullError: no room for its rows. DiskFullError, StoreError: it holds, but not beyond
                 this broker's life.
         """
-        name = wanted.topic_name
-        check_topic(name)
-        if self.is_reserved(name):
-            raise IllegalTopicError(f"change topic {name}: the name is reserved")
-        _check_values(wanted)
-        before = self._topics.get(name)
-        if before is not None and not is_force:
-            self._check_drained(before, wanted, lag)
-        await self._put(wanted)
+        await self.update_all([wanted], lag=lag, is_force=is_force)
         return wanted
+
+    async def update_all(
+        self, wanted: Collection[TopicConfig], *, lag: Lag, is_force: bool = False
+    ) -> None:
+        """The same for many topics, with one write of the file.
+
+        Raises:
+            IllegalTopicError, ConfigError: what is wrong with one; nothing has changed.
+            ShmFullError: no room for the rows of one; those before it have changed. DiskFullError,
+                StoreError: they hold, but not beyond this broker's life.
+        """
+        for config in wanted:
+            name = config.topic_name
+            check_topic(name)
+            if self.is_reserved(name):
+                raise IllegalTopicError(f"change topic {name}: the name is reserved")
+            _check_values(config)
+            before = self._topics.get(name)
+            if before is not None and not is_force:
+                self._check_drained(before, config, lag)
+        await self._put(wanted)
 
     async def create_for_send(self, topic: str, queue_nums: int) -> TopicConfig:
         """Make a topic that a producer wants to send to, after TBW102.
@@ -311,18 +328,17 @@ class TopicTable:
             perm=template.perm & ~Permission.INHERIT,
             topic_sys_flag=template.topic_sys_flag,
         )
-        await self._put(made)
+        await self._put([made])
         return made
 
     async def ensure_retry_topic(self, group: str, queue_nums: int) -> None:
         """Make the retry topic of a group if it is not there; tools look for its route."""
         topic = retry_topic(group)
         if topic not in self._topics:
-            await self._put(
-                TopicConfig(
-                    topic_name=topic, read_queue_nums=queue_nums, write_queue_nums=queue_nums
-                )
+            made = TopicConfig(
+                topic_name=topic, read_queue_nums=queue_nums, write_queue_nums=queue_nums
             )
+            await self._put([made])
 
     async def delete(self, topic: str) -> list[QueueHandle]:
         """Delete a topic; returns the handles of its queues, which are stale now.
@@ -377,23 +393,35 @@ class TopicTable:
             self._apply(before, {})
             raise
 
-    async def _put(self, wanted: TopicConfig) -> None:
-        if wanted.topic_name in self._being_deleted:
-            raise SystemBusyError(f"make topic {wanted.topic_name}: it is just being deleted")
-        if self._topics.get(wanted.topic_name) == wanted:
+    async def _put(self, wanted: Collection[TopicConfig]) -> None:
+        for config in wanted:
+            if config.topic_name in self._being_deleted:
+                raise SystemBusyError(f"make topic {config.topic_name}: it is just being deleted")
+        changed = [one for one in wanted if self._topics.get(one.topic_name) != one]
+        if not changed:
             return
-        self._apply(wanted, {})
-        self._topics[wanted.topic_name] = wanted
+        applied = []
+        try:
+            for config in changed:
+                self._apply(config, {})
+                self._topics[config.topic_name] = config
+                applied.append(config)
+        finally:
+            if applied:
+                await self._applied(applied)
+
+    async def _applied(self, configs: list[TopicConfig]) -> None:
         self._advance()
         await self._saver.save()
-        _log.info(
-            "topic set topic=%s read_queue_nums=%d write_queue_nums=%d perm=%d",
-            wanted.topic_name,
-            wanted.read_queue_nums,
-            wanted.write_queue_nums,
-            wanted.perm,
-        )
-        self.on_changed([wanted.topic_name])
+        for config in configs:
+            _log.info(
+                "topic set topic=%s read_queue_nums=%d write_queue_nums=%d perm=%d",
+                config.topic_name,
+                config.read_queue_nums,
+                config.write_queue_nums,
+                config.perm,
+            )
+        self.on_changed([config.topic_name for config in configs])
 
     def _check_drained(self, before: TopicConfig, wanted: TopicConfig, lag: Lag) -> None:
         for queue_id in range(wanted.read_queue_nums, before.read_queue_nums):

@@ -23,13 +23,13 @@ from shmq.remoting.namesrv_requests import (
     cluster_info,
     cluster_of,
     delete_kv_config,
-    put_kv_config,
+    put_kv_configs,
     route_info,
     route_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from shmq.remoting.command import Command
     from shmq.remoting.namesrv_requests import ClusterInfo
@@ -109,9 +109,23 @@ class RouteCache:
         Raises:
             ServiceNotAvailableError: none of them took it.
         """
-        conf = ";".join(f"{name}:{count}" for name, count in sorted(queues.items()))
+        if queues:
+            self.configure_all({topic: queues})
+        else:
+            self._tell_all([topic], [delete_kv_config(ORDER_TOPIC_CONFIG, topic)])
+
+    def configure_all(self, topics: Mapping[str, Mapping[str, int]]) -> None:
+        """The same for many topics; each has queues."""
+        confs = {
+            topic: ";".join(f"{name}:{count}" for name, count in sorted(queues.items()))
+            for topic, queues in topics.items()
+        }
+        self._tell_all(topics, list(put_kv_configs(ORDER_TOPIC_CONFIG, confs)))
+
+    def _tell_all(self, topics: Collection[str], commands: list[Command]) -> None:
         with self._lock:
-            self._routes.pop(topic, None)
+            for topic in topics:
+                self._routes.pop(topic, None)
         last: ShmqError | None = None
         told = 0
         for name in self._folder.socket_names("namesrv"):
@@ -119,18 +133,14 @@ class RouteCache:
                 with Connection(
                     self._folder, name, role="client", timeout_s=_TIMEOUT_S
                 ) as connection:
-                    command = (
-                        put_kv_config(ORDER_TOPIC_CONFIG, topic, conf)
-                        if conf
-                        else delete_kv_config(ORDER_TOPIC_CONFIG, topic)
-                    )
-                    connection.call(command, timeout_s=_TIMEOUT_S)
+                    for command in commands:
+                        connection.call(command, timeout_s=_TIMEOUT_S)
                 told += 1
             except ShmqError as error:  # what a killed one left, for instance
                 last = error
         if told == 0:
             raise ServiceNotAvailableError(
-                f"configure topic {topic}: no NameServer in {self._folder.path} took it: {last}"
+                f"configure {_shown(topics)}: no NameServer in {self._folder.path} took it: {last}"
             )
 
     def close(self) -> None:
@@ -164,3 +174,7 @@ class RouteCache:
             f"ask a NameServer in {self._folder.path}: {last or 'there is none'}",
             hint="start one: shmq-namesrv, or shmq dev",
         )
+
+
+def _shown(topics: Collection[str]) -> str:
+    return f"topic {next(iter(topics))}" if len(topics) == 1 else f"{len(topics)} topics"

@@ -25,7 +25,7 @@ ORDER_TOPIC_CONFIG: Final = "ORDER_TOPIC_CONFIG"
 """The namespace of order topics."""
 _NAME_LENGTH_MAX: Final = 255
 _VALUE_LENGTH_MAX: Final = 32_768
-_ENTRY_COUNT_MAX: Final = 10_000
+_ENTRY_COUNT_MAX: Final = 200_000
 _FILE_BYTES_MAX: Final = 1 << 30
 
 
@@ -45,27 +45,35 @@ class KvConfig:
         return self._tables.get(namespace, {}).get(key)
 
     def put(self, namespace: str, key: str, value: str) -> None:
-        """Keep a value.
+        """Keep a value; raises as `put_all`."""
+        self.put_all(namespace, {key: value})
+
+    def put_all(self, namespace: str, values: Mapping[str, str]) -> None:
+        """Keep values by key: all of them or none. The file is written once.
 
         Raises:
-            ConfigError: a name is empty or too long, or the value is too long.
-            QuotaError: 10,000 values are kept already.
+            ConfigError: a name is empty or too long, or a value is too long.
+            QuotaError: more than 200,000 values would be kept.
             StoreError, DiskFullError: the file cannot be written; nothing changed.
         """
-        for name in (namespace, key):
+        for name in (namespace, *values):
             if not 0 < len(name) <= _NAME_LENGTH_MAX:
                 raise ConfigError(
                     f"put {name[:40]!r}: {len(name)} characters, wanted 1 to {_NAME_LENGTH_MAX}"
                 )
-        if len(value) > _VALUE_LENGTH_MAX:
-            raise ConfigError(
-                f"put {namespace}/{key}: {len(value)} characters;"
-                f" wanted at most {_VALUE_LENGTH_MAX}"
-            )
-        if self.get(namespace, key) is None and self._count() >= _ENTRY_COUNT_MAX:
-            raise QuotaError(f"put {namespace}/{key}: {_ENTRY_COUNT_MAX} values are kept already")
+        for key, value in values.items():
+            if len(value) > _VALUE_LENGTH_MAX:
+                raise ConfigError(
+                    f"put {namespace}/{key}: {len(value)} characters;"
+                    f" wanted at most {_VALUE_LENGTH_MAX}"
+                )
         changed = {name: dict(table) for name, table in self._tables.items()}
-        changed.setdefault(namespace, {})[key] = value
+        changed.setdefault(namespace, {}).update(values)
+        if sum(len(table) for table in changed.values()) > _ENTRY_COUNT_MAX:
+            raise QuotaError(
+                f"put {len(values)} values in {namespace}: more than {_ENTRY_COUNT_MAX} would be"
+                " kept; delete what nobody needs"
+            )
         self._keep(changed)
 
     def delete(self, namespace: str, key: str) -> None:
@@ -85,9 +93,6 @@ class KvConfig:
     def namespace(self, namespace: str) -> Mapping[str, str]:
         """All keys and values of a namespace; empty where it is unknown."""
         return dict(self._tables.get(namespace, {}))
-
-    def _count(self) -> int:
-        return sum(len(table) for table in self._tables.values())
 
     def _keep(self, tables: dict[str, dict[str, str]]) -> None:
         if self._path is not None:

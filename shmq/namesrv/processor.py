@@ -92,6 +92,7 @@ class NamesrvProcessor:
             code.WIPE_WRITE_PERM_OF_BROKER: self._wipe_write_perm,
             code.ADD_WRITE_PERM_OF_BROKER: self._add_write_perm,
             code.PUT_KV_CONFIG: self._put_kv_config,
+            code.PUT_KV_CONFIG_LIST: self._put_kv_configs,
             code.GET_KV_CONFIG: self._get_kv_config,
             code.DELETE_KV_CONFIG: self._delete_kv_config,
             code.GET_KVLIST_BY_NAMESPACE: self._kv_list,
@@ -274,6 +275,16 @@ class NamesrvProcessor:
         namespace, key = take.text("namespace"), take.text("key")
         self._kv_config.put(namespace, key, take.text("value"))
         _log.info("kv put namespace=%s key=%s by=%s", namespace, key, connection.identity)
+
+    def _put_kv_configs(self, connection: Connection, command: Command) -> None:
+        namespace = command.fields().text("namespace")
+        values = {}
+        for key, value in _object(command.json(), "table").items():
+            if not isinstance(value, str):
+                raise ConfigError(f"{command.name}: {key[:40]!r}: wanted a text")
+            values[key] = value
+        self._kv_config.put_all(namespace, values)
+        _log.info("kv put namespace=%s keys=%d by=%s", namespace, len(values), connection.identity)
 
     def _get_kv_config(self, _connection: Connection, command: Command) -> Command:
         take = command.fields()

@@ -62,6 +62,7 @@ class RequestCode(IntEnum):
 
     # topics, groups and settings of a broker
     UPDATE_AND_CREATE_TOPIC = 17
+    UPDATE_AND_CREATE_TOPIC_LIST = 18
     GET_ALL_TOPIC_CONFIG = 21
     UPDATE_BROKER_CONFIG = 25
     GET_BROKER_CONFIG = 26
@@ -126,6 +127,8 @@ class RequestCode(IntEnum):
     """The last frame of a connection, from the side that ends it: its remark says why."""
     GET_SUPERVISOR_STATUS = 9002
     """Of a NameServer: which brokers it watches and how they are."""
+    PUT_KV_CONFIG_LIST = 9003
+    """Of a NameServer: PUT_KV_CONFIG for many keys of a namespace."""
 
     # ours: brokers (docs/reference/broker-requests.md)
     ATTACH_SESSION = 9100

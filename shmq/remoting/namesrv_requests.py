@@ -34,6 +34,7 @@ __all__ = [
     "kv_list",
     "member_group_of",
     "put_kv_config",
+    "put_kv_configs",
     "query_data_version",
     "register_broker",
     "register_topics",
@@ -250,6 +251,13 @@ def put_kv_config(namespace: str, key: str, value: str) -> Command:
     return Command(RequestCode.PUT_KV_CONFIG, fields)
 
 
+def put_kv_configs(namespace: str, values: Mapping[str, str]) -> Iterator[Command]:
+    """Keep many values by key: in each command as many as a frame carries."""
+    fields: dict[str, Scalar] = {"namespace": namespace}
+    for chunk in _by_size(values):
+        yield Command(RequestCode.PUT_KV_CONFIG_LIST, fields, orjson.dumps({"table": chunk}))
+
+
 def get_kv_config(namespace: str, key: str) -> Command:
     """A value, in field `value`; answered QUERY_NOT_FOUND where there is none."""
     return Command(RequestCode.GET_KV_CONFIG, {"namespace": namespace, "key": key})
@@ -270,10 +278,15 @@ def kv_list(namespace: str) -> Command:
 
 def _chunks(topics: Mapping[str, TopicConfig]) -> Iterator[dict[str, orjson.Fragment]]:
     """The topic configurations in groups that a frame can carry; at least one group."""
+    yield from _by_size({name: config.to_dict() for name, config in topics.items()})
+
+
+def _by_size(table: Mapping[str, object]) -> Iterator[dict[str, orjson.Fragment]]:
+    """The members of an object in groups that a frame can carry; at least one group."""
     chunk: dict[str, orjson.Fragment] = {}
     size = 0
-    for name, config in topics.items():
-        raw = orjson.dumps(config.to_dict())
+    for name, value in table.items():
+        raw = orjson.dumps(value)
         if chunk and size + len(raw) + len(name) > CHUNK_BYTES:
             yield chunk
             chunk, size = {}, 0

@@ -61,6 +61,8 @@ class Queues:
         self._topic_rows: dict[str, int] = {}
         self._handles: dict[tuple[str, int], QueueHandle] = {}
         self._names: dict[int, tuple[str, int]] = {}
+        self._counts: dict[str, int] = {}
+        """Queues of each topic."""
         self._lock = threading.RLock()
         self._load()
 
@@ -82,6 +84,7 @@ class Queues:
                 key = names[fields["topic_row"]], fields["queue_id"]
                 self._handles[key] = QueueHandle(row, fields["generation"])
                 self._names[row] = key
+                self._counts[key[0]] = self._counts.get(key[0], 0) + 1
 
     # ---- making and changing ---------------------------------------------------------------------
 
@@ -134,6 +137,7 @@ class Queues:
             handle = QueueHandle(*made)
             self._handles[topic, queue_id] = handle
             self._names[handle.row] = topic, queue_id
+            self._counts[topic] = self._counts.get(topic, 0) + 1
             return handle
 
     def set(self, topic: str, queue_id: int, *, flags: int, is_writable: bool = True) -> None:
@@ -158,7 +162,9 @@ class Queues:
             self._appender.delete_queue(handle.row)
             del self._handles[topic, queue_id]
             del self._names[handle.row]
-            if not any(name == topic for name, _ in self._handles):
+            self._counts[topic] -= 1
+            if self._counts[topic] == 0:
+                del self._counts[topic]
                 self._appender.delete_topic(self._topic_rows.pop(topic))
 
     def set_min(self, row: int, min_queue_offset: int) -> None:

@@ -1009,9 +1009,7 @@ static void test_row_of_a_deleted_queue_serves_another_with_a_new_generation(voi
         shmq_append_delete_row(&b.f->append, row);
         CHECK_EQUAL(shmq_row_index_find(&b.f->append.row_index, (const uint8_t *)topic, (uint32_t)strlen(topic),
                                         i % 3), UINT32_MAX);
-        struct shmq_topic_row *name = (struct shmq_topic_row *)(uintptr_t)shmq_topics_row(
-            b.f->topics, queue(&b, row)->topic_row);
-        shmq_store_release32(&name->state, SHMQ_ROW_FREE);
+        shmq_append_delete_topic(&b.f->append, b.f->topics, queue(&b, row)->topic_row);
     }
     CHECK_EQUAL(b.f->append.row_index.count, 1);
     bench_close(&b);

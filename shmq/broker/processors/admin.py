@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shmq.broker.processors.fields import json_response, ranged
 from shmq.broker.rights import Action
 from shmq.broker.topics import PERM_MAX, changed_attributes
-from shmq.errors import TopicNotExistError
+from shmq.errors import ConfigError, TopicNotExistError
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command, response_to
 from shmq.remoting.server import Connection, Handler, Processor
@@ -43,6 +43,7 @@ class AdminProcessor:
         code = RequestCode
         handlers: dict[int, Handler] = {
             code.UPDATE_AND_CREATE_TOPIC: self._update_topic,
+            code.UPDATE_AND_CREATE_TOPIC_LIST: self._update_topics,
             code.DELETE_TOPIC_IN_BROKER: self._delete_topic,
             code.GET_ALL_TOPIC_CONFIG: self._topics,
             code.GET_TOPIC_CONFIG: self._topic,
@@ -88,6 +89,19 @@ class AdminProcessor:
             await broker.topics.update(wanted, lag=broker.lag, is_force=is_force)
         await broker.tell_namesrv(TELL_TIMEOUT_S)
         return json_response(command, wanted.to_dict())
+
+    async def _update_topics(self, connection: Connection, command: Command) -> None:
+        broker = self._broker
+        configs = command.json().get("topicConfigList")
+        if not isinstance(configs, list) or not all(isinstance(one, dict) for one in configs):
+            raise ConfigError(f"{command.name}: topicConfigList: wanted a list of objects")
+        wanted = [TopicConfig.from_dict(one) for one in configs]
+        for one in wanted:
+            broker.rights.require(connection.identity, Action.ADMIN, one.topic_name)
+        names = [one.topic_name for one in wanted if one.topic_name not in broker.topics]
+        async with broker.quotas.making(connection.identity, "topic", *names):
+            await broker.topics.update_all(wanted, lag=broker.lag)
+        await broker.tell_namesrv(TELL_TIMEOUT_S)
 
     async def _delete_topic(self, connection: Connection, command: Command) -> None:
         topic = command.fields().text("topic")

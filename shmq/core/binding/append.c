@@ -591,10 +591,7 @@ static PyObject *appender_delete_topic(struct shmq_appender *self, PyObject *arg
     if (row >= shmq_load_relaxed32(&self->append.control->append.topic_row_count)) { /* relaxed: own */
         status = SHMQ_NO_TOPIC;
     } else {
-        struct shmq_topic_row *topic =
-            (struct shmq_topic_row *)(uintptr_t)shmq_topics_row(self->topics_base, (uint32_t)row);
-        /* release: pairs with the acquire of whoever lists topics */
-        shmq_store_release32(&topic->state, SHMQ_ROW_FREE);
+        shmq_append_delete_topic(&self->append, self->topics_base, (uint32_t)row);
     }
     role_give(self);
     Py_END_ALLOW_THREADS

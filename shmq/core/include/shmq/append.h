@@ -82,7 +82,7 @@ static inline int shmq_append_add_topic(struct shmq_append *append, uint8_t *top
         return SHMQ_ILLEGAL;
     }
     uint32_t index = count;
-    for (uint32_t i = 0; i < count; ++i) {
+    for (uint32_t i = append->topic_row_free; i < count; ++i) {
         const struct shmq_topic_row *other = shmq_topics_row(topics, i);
         if (shmq_load_relaxed32(&other->state) == SHMQ_ROW_FREE) { /* relaxed: own word */
             index = i;
@@ -103,8 +103,20 @@ static inline int shmq_append_add_topic(struct shmq_append *append, uint8_t *top
         /* release: pairs with the acquire of whoever lists topics */
         shmq_store_release32(&positions->topic_row_count, count + 1);
     }
+    append->topic_row_free = index + 1;
     *out = index;
     return SHMQ_OK;
+}
+
+/* Deletes a topic row; no queue row names it any more. */
+static inline void shmq_append_delete_topic(struct shmq_append *append, uint8_t *topics, uint32_t index)
+{
+    struct shmq_topic_row *row = (struct shmq_topic_row *)(uintptr_t)shmq_topics_row(topics, index);
+    /* release: pairs with the acquire of whoever lists topics */
+    shmq_store_release32(&row->state, SHMQ_ROW_FREE);
+    if (index < append->topic_row_free) {
+        append->topic_row_free = index;
+    }
 }
 
 /* Adds a queue row for (topic_row, queue_id) whose first queue_offset is first_queue_offset; its handle is
@@ -116,7 +128,7 @@ static inline int shmq_append_add_row(struct shmq_append *append, uint32_t topic
     struct shmq_append_positions *positions = &append->control->append;
     uint32_t count = shmq_load_relaxed32(&positions->queue_row_count); /* relaxed: own word */
     uint32_t index = count;
-    for (uint32_t i = 0; i < count; ++i) {
+    for (uint32_t i = append->queue_row_free; i < count; ++i) {
         struct shmq_queue_row *other = shmq_control_queue_row(append->control, i);
         if (shmq_load_relaxed32(&other->state) == SHMQ_ROW_FREE) { /* relaxed: own word */
             index = i;
@@ -158,6 +170,7 @@ static inline int shmq_append_add_row(struct shmq_append *append, uint32_t topic
         shmq_store_release32(&positions->queue_row_count, count + 1);
     }
     shmq_row_index_add(&append->row_index, index);
+    append->queue_row_free = index + 1;
     *out = index;
     *generation = next_generation;
     return SHMQ_OK;
@@ -195,6 +208,9 @@ static inline void shmq_append_delete_row(struct shmq_append *append, uint32_t i
     }
     /* release: pairs with the acquire of whoever lists queues */
     shmq_store_release32(&queue->state, SHMQ_ROW_FREE);
+    if (index < append->queue_row_free) {
+        append->queue_row_free = index;
+    }
 }
 
 /* Changes the level or the state of a row. A row whose level falls shows what was held back at once. */

@@ -89,6 +89,8 @@ struct shmq_append {
     uint32_t ring_limit;              /* rings at or above it are free */
     uint32_t ring_cursor;             /* where the next turn begins */
     struct shmq_row *rows;            /* queue_row_max */
+    uint32_t topic_row_free;          /* no topic row below it is free; private: 0 in a successor */
+    uint32_t queue_row_free;          /* no queue row below it is free */
     struct shmq_subscription *subscriptions;
     struct shmq_bell *bells;          /* session_slot_count * SHMQ_CONSUMER_BELL_MAX */
     uint32_t *marked_bells;           /* as many */
