@@ -335,7 +335,7 @@ class AclFile:
         self.problem: str | None = None
         """Why the file as it stands is not in force; None: it is."""
         self.reload_count = 0
-        """How often other rules came into force."""
+        """How often other rules came into force; counted by whoever puts them there."""
 
     def has_changed(self) -> bool:
         """Whether the file is another than at the last look. Blocks for a stat."""
@@ -353,7 +353,6 @@ class AclFile:
             return False
         self.problem = None
         self.acl = read
-        self.reload_count += 1
         return True
 
     def _look(self) -> tuple[int, ...]:

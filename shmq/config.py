@@ -325,6 +325,11 @@ class NamesrvConfig:
     """Connections in all; each takes two descriptors."""
     connection_count_max_per_uid: int = _setting(1_024, least=8, most=1_000_000)
     """Connections of one uid, so that none keeps the others out."""
+    acl_file: Path | None = _setting(None)
+    """The rules of who may administrate (docs/operate/rights.md), read again when they change: the
+    brokers' own file will do. None: whoever may open the socket may."""
+    acl_check_interval_ms: int = _setting(2_000, least=100, most=600_000)
+    """Milliseconds between two looks whether the ACL file has changed. SIGHUP asks at once."""
     fence_brokers: bool = _setting(False)
     """Whether this NameServer kills registered brokers that are alive and hung, for whoever
     restarts them (systemd) to start anew. The brokers of a cluster file are fenced anyway."""

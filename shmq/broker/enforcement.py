@@ -8,7 +8,8 @@ before lives on in sessions, and is taken back here, at once and for all of them
     send      the rows leave the session: a record that comes behind it gets NOT_GRANTED, and
               whoever asks for the grant anew hears which rule denies it
     pull      bells and claims of the topic end, claims with their last progress
-    consume   the client leaves the group, its claims end
+    consume   the client leaves the group, its claims end; also where it may not pull a topic that
+              it subscribes to, since it would keep a share of the queues and consume nothing
 
 In the loop's thread; the file is looked at and read in a worker thread. Nothing fails: a file that
 is wrong leaves the old rules in force, and the log and GET_BROKER_STATUS say so until it is right.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from shmq.acl import AclFile
     from shmq.broker.broker import Broker
     from shmq.broker.claims import Claim
+    from shmq.broker.client_registry import Client
     from shmq.broker.sessions import ClientSession
     from shmq.errors import PermissionDeniedError
     from shmq.remoting.identity import Identity
@@ -65,21 +67,30 @@ class Enforcement:
                 return
             _log.info("acl file reloaded path=%s", self._file.path)
             self.apply()
+            self._file.reload_count += 1
 
     def apply(self) -> None:
         """Take back what the rules in force do not allow any more."""
         for client in self._broker.registry.clients():
-            for group in tuple(client.consumers):
-                denial = self._denial(client.connection.identity, Action.CONSUME, group)
-                if denial is not None:
-                    _log.info("right taken back client=%s: %s", client.client_id, denial)
-                    session = self._broker.sessions.find(client.connection)
-                    if session is not None:
-                        ended = self._broker.claims.end_session(session, group)
-                        self._broker.notices.claims_revoked(session, ended)
-                    self._broker.registry.unregister(client.connection, "", group)
+            self.hold_members(client)
         for session in self._broker.sessions.sessions:
             self._hold(session)
+
+    def hold_members(self, client: Client) -> None:
+        """Have a client leave the groups that it may not take part in."""
+        broker, identity = self._broker, client.connection.identity
+        for group, member in tuple(client.consumers.items()):
+            denials = [self._denial(identity, Action.CONSUME, group)]
+            denials += [self._denial(identity, Action.PULL, one) for one in member.subscriptions]
+            denial = next(filter(None, denials), None)
+            if denial is not None:
+                _log.info("right taken back client=%s: %s", client.client_id, denial)
+                session = broker.sessions.find(client.connection)
+                if session is not None:
+                    broker.notices.claims_revoked(
+                        session, broker.claims.end_session(session, group)
+                    )
+                broker.registry.unregister(client.connection, "", group)
 
     def _hold(self, session: ClientSession) -> None:
         broker, identity = self._broker, session.connection.identity

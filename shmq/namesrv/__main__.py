@@ -37,14 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runtime_path=None if options.runtime is None else options.runtime.absolute(),
             namesrv_name=options.name,
             fence_brokers=options.fence or None,
+            acl_file=None if options.acl is None else options.acl.absolute(),
         )
         runtime_path = config.runtime_folder().absolute()
         cluster = None if file is None else load_cluster(file, runtime_path)
         drain_timeout_s = _DRAIN_MARGIN_S + (0 if cluster is None else cluster.stop_timeout_s)
+        namesrv = NameServer(config, cluster=cluster)
         service.run(
-            NameServer(config, cluster=cluster),
+            namesrv,
             name=f"namesrv {config.namesrv_name}",
             drain_timeout_s=drain_timeout_s,
+            on_reload=None if config.acl_file is None else namesrv.reload,
         )
     except ShmqError as error:
         _log.error("%s: %s; %s", error.name, error, error.hint)
@@ -69,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="kill registered brokers that hang, for systemd to restart them",
     )
+    parser.add_argument("--acl", type=Path, metavar="FILE.toml", help="who may administrate")
     return parser
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shmq.acl import AclFile
 from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.config import ClusterConfig, NamesrvConfig, load, load_broker_tables
 from shmq.errors import ConfigError
@@ -134,6 +135,8 @@ class NameServer:
         self._fencing: Fencing | None = None
         self._supervisor_lock_fd = -1
         self._scan_timer: asyncio.TimerHandle | None = None
+        self._acl_file: AclFile | None = None
+        self._acl_watch: asyncio.Task[None] | None = None
 
     # ---- the service's steps -----------------------------------------------------------------
 
@@ -142,12 +145,19 @@ class NameServer:
         path = self._config.runtime_folder()
         self._folder = RuntimeFolder.make(path)
         kv_config = KvConfig(self._config.kv_config_path)
+        if self._config.acl_file is not None:
+            self._acl_file = AclFile(self._config.acl_file)
         self._loop_thread.start()
         self._loop_thread.run(self._start(self._folder, kv_config), timeout_s=_LOOP_TIMEOUT_S)
         _log.info(
             "listening name=%s folder=%s supervises=%s",
             self._config.namesrv_name, path, self._supervisor is not None,
         )  # fmt: skip
+
+    def reload(self) -> None:
+        """Read the ACL file again; returns when its rules are in force, or the log says why not."""
+        if self._acl_file is not None:
+            self._loop_thread.run(self._reload_acl(self._acl_file), timeout_s=_LOOP_TIMEOUT_S)
 
     def is_healthy(self) -> bool:
         """Whether the event loop has turned since last asked."""
@@ -186,7 +196,10 @@ class NameServer:
             clock=self._clock,
             supervised=self._supervised,
             on_registered=self._registered,
+            acl_file=self._acl_file,
         )
+        if self._acl_file is not None:
+            self._acl_watch = asyncio.ensure_future(self._watch_acl(self._acl_file))
         listener = folder.listen(namesrv_socket_name(config.namesrv_name))
         self._server = Server(
             listener,
@@ -208,6 +221,19 @@ class NameServer:
             )
         if self._cluster is not None:
             self._supervise(folder, self._cluster)
+
+    async def _watch_acl(self, file: AclFile) -> None:
+        while True:  # until the NameServer stops
+            await asyncio.sleep(self._config.acl_check_interval_ms / 1e3)
+            if await asyncio.to_thread(file.has_changed):
+                await self._reload_acl(file)
+
+    async def _reload_acl(self, file: AclFile) -> None:
+        if await asyncio.to_thread(file.reload):
+            file.reload_count += 1
+            _log.info("acl file reloaded path=%s", file.path)
+        else:
+            _log.error("acl file not in force, the old rules stay: %s", file.problem)
 
     def _supervise(self, folder: RuntimeFolder, cluster: Cluster) -> None:
         lock_fd = folder.try_lock(LOCK_NAME)
@@ -256,6 +282,8 @@ class NameServer:
     async def _stop(self) -> None:
         if self._scan_timer is not None:
             self._scan_timer.cancel()
+        if self._acl_watch is not None:
+            self._acl_watch.cancel()
         if self._supervisor is not None:
             self._supervisor.close()
         if self._fencing is not None:

@@ -1,8 +1,9 @@
 """The NameServer's processor table: requests to the state machines, their answers to responses.
 
-Everybody who may connect may ask and administrate; only processes of the NameServer's own uid (or
-root) register brokers, since a route sends every client to a socket. The last sign of a broker is
-the end of the connection through which it registered.
+Everybody who may connect may ask; who may administrate the ACL file says, without one everybody
+too; only processes of the NameServer's own uid (or root) register brokers, since a route sends
+every client to a socket. The last sign of a broker is the end of the connection through which it
+registered.
 
 In the NameServer, in its loop's thread. Writes nothing but what RouteInfo and KvConfig keep.
 """
@@ -16,6 +17,7 @@ from typing import Final
 
 import orjson
 
+from shmq.acl import AclFile, Action
 from shmq.clock import Clock
 from shmq.errors import ConfigError, PermissionDeniedError, ShmqError, TopicNotExistError
 from shmq.namesrv.kv_config import ORDER_TOPIC_CONFIG, KvConfig
@@ -56,6 +58,7 @@ class NamesrvProcessor:
         clock: where time comes from.
         supervised: gives what the supervisor watches, as JSON objects.
         on_registered: called with each registration that was taken.
+        acl_file: who may administrate; None: everybody.
     """
 
     def __init__(
@@ -66,12 +69,14 @@ class NamesrvProcessor:
         clock: Clock,
         supervised: Callable[[], Iterable[Mapping[str, object]]],
         on_registered: Callable[[Connection, BrokerAddress], None],
+        acl_file: AclFile | None = None,
     ) -> None:
         self._routes = routes
         self._kv_config = kv_config
         self._clock = clock
         self._supervised = supervised
         self._on_registered = on_registered
+        self._acl_file = acl_file
         self._chunks: dict[Connection, _Chunks] = {}
         self._speakers: set[Connection] = set()
 
@@ -258,19 +263,35 @@ class NamesrvProcessor:
 
     # ---- administrators ----------------------------------------------------------------------
 
+    def _require_admin(self, connection: Connection, command: Command) -> None:
+        """Return if a peer may administrate.
+
+        Raises:
+            PermissionDeniedError: it may not; names the rule.
+        """
+        identity = connection.identity
+        if self._acl_file is None or identity.uid in (os.geteuid(), 0):
+            return
+        said = self._acl_file.acl.explain(identity.uid, identity.gids, Action.ADMIN, "")
+        if not said.is_allowed:
+            raise PermissionDeniedError(f"{command.name}: denied to {identity} by {said.rule}")
+
     def _wipe_write_perm(self, connection: Connection, command: Command) -> Command:
+        self._require_admin(connection, command)
         name = command.fields().text("brokerName")
         count = self._routes.wipe_write_perm(name)
         _log.info("write perm wiped broker=%s topics=%d by=%s", name, count, connection.identity)
         return response_to(command, ext_fields={"wipeTopicCount": count})
 
     def _add_write_perm(self, connection: Connection, command: Command) -> Command:
+        self._require_admin(connection, command)
         name = command.fields().text("brokerName")
         count = self._routes.add_write_perm(name)
         _log.info("write perm added broker=%s topics=%d by=%s", name, count, connection.identity)
         return response_to(command, ext_fields={"addTopicCount": count})
 
     def _put_kv_config(self, connection: Connection, command: Command) -> None:
+        self._require_admin(connection, command)
         take = command.fields()
         namespace, key = take.text("namespace"), take.text("key")
         self._kv_config.put(namespace, key, take.text("value"))
@@ -299,6 +320,7 @@ class NamesrvProcessor:
         return response_to(command, ext_fields={"value": value})
 
     def _delete_kv_config(self, connection: Connection, command: Command) -> None:
+        self._require_admin(connection, command)
         take = command.fields()
         namespace, key = take.text("namespace"), take.text("key")
         self._kv_config.delete(namespace, key)

@@ -45,6 +45,7 @@ class Cluster:
         *,
         brokers: int = 1,
         group: int = -1,
+        namesrv_arguments: tuple[str, ...] = (),
         **settings: str,
     ) -> None:
         """Start them.
@@ -54,13 +55,14 @@ class Cluster:
             cluster_name: the test's.
             brokers: how many.
             group: gid of the runtime folder; -1: our own.
+            namesrv_arguments: options of the NameServer.
             settings: of the brokers.
         """
         self.runtime = folder / "run"
         self.runtime.mkdir(mode=0o750)
         os.chown(self.runtime, -1, group)
         self._stack = contextlib.ExitStack()
-        self.namesrv = self._stack.enter_context(NamesrvProcess(self.runtime))
+        self.namesrv = self._stack.enter_context(NamesrvProcess(self.runtime, *namesrv_arguments))
         self.brokers = [
             self._stack.enter_context(
                 BrokerProcess(

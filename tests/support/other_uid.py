@@ -17,17 +17,21 @@ if TYPE_CHECKING:
 
 # The interpreter may lie where only root can read: everything is imported before the uid changes.
 _SOURCE = """
-import json, os, sys
+import json, os, socket, sys
 import orjson
 import shmq, shmq.client.admin, shmq.client.instance, shmq.client.consumer, shmq.client.producer
 import shmq.client.batch, shmq.client.pull_consumer, shmq.client.push_consumer, shmq.result, numpy
 import shmq.tools.cli.output
 from shmq.remoting.client import Client as Connection
 from shmq.remoting.codes import RequestCode
-from shmq.remoting.command import Command
-from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
+from shmq.core import core
+from shmq.remoting.command import Command, encode, hello
+from shmq.remoting.runtime_folder import (
+    RuntimeFolder, broker_socket_name, namesrv_socket_name
+)
 from shmq.result import MessageQueue
-import encodings.idna, concurrent.futures.thread, uuid, logging
+import encodings.idna, encodings.utf_16_le, encodings.utf_16_be, uuid, logging
+import concurrent.futures.thread
 
 runtime, uid, groups = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 os.setgroups(groups)
@@ -88,6 +92,64 @@ def raw(code, fields=None, body=None):
 def send(topic, body="x"):
     result = client().producer().send(topic, body.encode(), timeout=20.0)
     return result.send_status.name
+
+def ask_namesrv(code, fields):
+    with RuntimeFolder.open(runtime) as folder:
+        asked = Connection(folder, namesrv_socket_name("ns0"), role="test", timeout_s=5.0)
+    try:
+        asked.call(Command(RequestCode[code], fields, b"{}"), timeout_s=10.0)
+    finally:
+        asked.close()
+
+def raw_json(code, fields, body):
+    command = Command(RequestCode[code], fields, orjson.dumps(body))
+    return connection().call(command, timeout_s=10.0).json()
+
+def resume_by_hand(session, generation):
+    fields = {"session": session, "generation": generation, "clientId": "stranger", "fds": ""}
+    return raw("RESUME_SESSION", {**fields, "isMapped": True})
+
+def flood(topic, count):
+    producer = client().producer()
+    for number in range(count):
+        producer.send_oneway(topic, b"flood")
+    return count
+
+def flood_until_refused(topic):
+    producer, sent = client().producer(), 0
+    while True:
+        try:
+            producer.send(topic, b"flood", timeout=20.0)
+        except shmq.ShmqError as error:
+            return [sent, type(error).__name__, str(error)]
+        sent += 1
+
+def put(row, generation):
+    status = link().lanes[0].send(row, generation, b"by hand")[0]
+    return next((name for name, (number, _) in core.STATUS.items() if number == status), status)
+
+def put_by_hand():
+    return put(*sorted(link()._handles)[0])
+
+def put_guessed(rows):
+    return sorted({put(row, generation) for row in range(rows) for generation in (1, 2, 3)})
+
+def ask_and_read_nothing(topic, count):
+    sock = kept["lazy"] = socket.socket(socket.AF_UNIX)
+    sock.connect(os.path.join(runtime, broker_socket_name("broker-a", 0) + ".sock"))
+    sock.sendall(encode(hello("test")))
+    fields = {"topic": topic, "queueId": 0, "queueOffset": 0, "maxMsgBytes": 1 << 20}
+    sock.settimeout(1.0)
+    for number in range(count):
+        fields["queueOffset"] = 5 + number % 5
+        try:
+            sock.sendall(encode(Command(RequestCode.PULL_MESSAGE, fields, opaque=number)))
+        except TimeoutError:
+            return number
+    return count
+
+def leave():
+    kept.pop("client").close()
 
 def mapped():
     return link().is_mapped

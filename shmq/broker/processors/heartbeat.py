@@ -71,7 +71,7 @@ class HeartbeatProcessor:
         allowed = []
         for member in members:
             try:
-                broker.rights.require(connection.identity, Action.CONSUME, member.group)
+                self._require_member(connection, member)
             except PermissionDeniedError as error:
                 denial = error  # the client lives all the same, and so do its other groups
                 continue
@@ -92,15 +92,22 @@ class HeartbeatProcessor:
         if connection.is_closed:  # while a group was made
             return
         broker.bind(connection, client_id)
-        # Making groups took a while: the rules may be others by now.
-        allowed = [
-            member
-            for member in allowed
-            if broker.rights.may(connection.identity, Action.CONSUME, member.group)
-        ]
         broker.registry.heartbeat(connection, producer_groups=producers, consumers=allowed)
+        broker.hold_members(connection)  # making groups took a while: the rules may be others now
         if denial is not None:
             raise denial
+
+    def _require_member(self, connection: Connection, member: ConsumerMember) -> None:
+        """Return if a client may be that member: one that may not pull would get a share of the
+        queues all the same, and nobody would consume it.
+
+        Raises:
+            PermissionDeniedError: it may not take part in the group, or not pull a topic.
+        """
+        rights = self._broker.rights
+        rights.require(connection.identity, Action.CONSUME, member.group)
+        for topic in member.subscriptions:
+            rights.require(connection.identity, Action.PULL, topic)
 
     def _unregister(self, connection: Connection, command: Command) -> None:
         take = command.fields()

@@ -27,6 +27,7 @@ _VERBS = {
     "group": "list consumer groups, show their lag, reset them",
     "broker": "list brokers, show what one says of itself",
     "cluster": "show clusters and what is wrong in them",
+    "acl": "check an ACL file, say what it allows whom and why",
     "shm": "list shared memory; clean up what dead brokers left",
     "inspect": "show a segment or a file of a store, field by field",
     "fsck": "check a store, and repair it",
