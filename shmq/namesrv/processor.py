@@ -298,6 +298,7 @@ class NamesrvProcessor:
         _log.info("kv put namespace=%s key=%s by=%s", namespace, key, connection.identity)
 
     def _put_kv_configs(self, connection: Connection, command: Command) -> None:
+        self._require_admin(connection, command)
         namespace = command.fields().text("namespace")
         values = {}
         for key, value in _object(command.json(), "table").items():

@@ -193,6 +193,7 @@ MATRIX: list[tuple[str, list[Any], dict[str, Any], set[str]]] = [
         for code, fields in (
             ("PUT_KV_CONFIG", {"namespace": "n", "key": "k", "value": "v"}),
             ("DELETE_KV_CONFIG", {"namespace": "n", "key": "k"}),
+            ("PUT_KV_CONFIG_LIST", {"namespace": "n"}),
             ("WIPE_WRITE_PERM_OF_BROKER", {"brokerName": "broker-z"}),
             ("ADD_WRITE_PERM_OF_BROKER", {"brokerName": "broker-z"}),
         )

@@ -97,7 +97,7 @@ def ask_namesrv(code, fields):
     with RuntimeFolder.open(runtime) as folder:
         asked = Connection(folder, namesrv_socket_name("ns0"), role="test", timeout_s=5.0)
     try:
-        asked.call(Command(RequestCode[code], fields, b"{}"), timeout_s=10.0)
+        asked.call(Command(RequestCode[code], fields, b'{"table": {}}'), timeout_s=10.0)
     finally:
         asked.close()
 

@@ -29,9 +29,9 @@ def test_what_was_made_counts_after_a_restart_and_what_was_deleted_does_not(
 ) -> None:
     async def make() -> None:
         table = made(store_path)
-        table.add("topic", "a", 7)
-        table.add("topic", "b", 7)
-        table.add("group", "a", 8)
+        table.add("topic", ["a"], 7)
+        table.add("topic", ["b"], 7)
+        table.add("group", ["a"], 8)
         await table.save()
         await table.remove("topic", "b")
 
@@ -45,8 +45,8 @@ def test_what_was_made_counts_after_a_restart_and_what_was_deleted_does_not(
 def test_what_is_not_there_any_more_is_forgotten(store_path: Path) -> None:
     async def make() -> None:
         table = made(store_path)
-        table.add("topic", "a", 7)
-        table.add("topic", "b", 7)
+        table.add("topic", ["a"], 7)
+        table.add("topic", ["b"], 7)
         await table.save()
 
     asyncio.run(make())
@@ -59,7 +59,7 @@ def test_what_is_not_there_any_more_is_forgotten(store_path: Path) -> None:
 def test_damaged_file_is_begun_anew(store_path: Path, damage: str) -> None:
     async def make() -> None:
         table = made(store_path)
-        table.add("topic", "a", 7)
+        table.add("topic", ["a"], 7)
         await table.save()
 
     asyncio.run(make())
