@@ -149,6 +149,8 @@ class RequestCode(IntEnum):
     """Rings it no more."""
     READ_ENTRIES = 9108
     """ConsumeQueue entries that have left memory."""
+    GRANT_SOCKET = 9109
+    """A socket that is readable when a bell of the session was rung: for event loops."""
     CLAIM_QUEUES = 9110
     """Takes queues for a member of a group: who claims reports their progress."""
     RELEASE_QUEUES = 9111

@@ -13,13 +13,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.core import core
 from shmq.core.fields import field_place, read_ints, struct_size
-from shmq.errors import ClosedError, OwnerError, QuotaError, ShmError
+from shmq.errors import ClosedError, LimitError, OwnerError, QuotaError, ShmError
 from shmq.shm import memfd
 from shmq.shm.names import ObjectKind
 from shmq.shm.segment import open_readonly
@@ -363,6 +364,26 @@ class Sessions:
     def slot_count(self) -> int:
         """How many sessions there may be."""
         return self._slot_count
+
+    def grant_socket(self, session: int) -> int:
+        """Make the socket that gets a byte with each bell of a session that is rung; the client's
+        end. One that was made before ends.
+
+        Raises:
+            ShmError: there is no such session; LimitError: no descriptors.
+        """
+        with self._lock:
+            self._require(session)
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            except OSError as error:
+                raise LimitError(f"grant a socket to session {session}: {error.strerror}") from None
+            with ours, theirs:
+                # What a client does not read stays with the broker: a few bytes tell as much.
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+                theirs.setblocking(False)
+                self._appender.set_socket(session, ours.fileno())
+                return theirs.detach()
 
     # ---- rights and bells ------------------------------------------------------------------------
 

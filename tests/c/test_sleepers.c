@@ -198,11 +198,88 @@ static void test_reason_says_space_while_one_waits_for_it(void)
     CHECK_EQUAL(shmq_load_relaxed32(&bed.sleep_reason), SHMQ_SLEEP_DONE);
 }
 
+struct event_loop {
+    struct bed *bed;
+    int socket;
+};
+
+/* Arms, looks, and only then waits to read; nothing but a byte gets it up. */
+static void *loop_every_round(void *argument)
+{
+    struct event_loop *self = argument;
+    uint32_t armed = 0;
+    struct shmq_sleep sleep = {.sleep_epoch = &self->bed->sleep_epoch, .sleep_reason = &self->bed->sleep_reason};
+    for (uint64_t round = 1; round <= ROUNDS; ++round) {
+        struct look look = {self->bed, round};
+        shmq_sleepers_arm(&self->bed->sleepers, &sleep, &armed);
+        while (!is_there(&look)) {
+            char bytes[64];
+            CHECK(recv(self->socket, bytes, sizeof bytes, 0) > 0);
+            shmq_sleepers_arm(&self->bed->sleepers, &sleep, &armed);
+        }
+        atomic_fetch_add_explicit(&self->bed->arrived, 1, memory_order_acq_rel); /* pairs with the waker's look */
+    }
+    shmq_sleepers_disarm(&self->bed->sleepers, &sleep, &armed);
+    CHECK_EQUAL(armed, 0);
+    return NULL;
+}
+
+/* One bell, threads asleep on it and an event loop armed there. */
+static void test_event_loop_is_told_beside_sleeping_threads(void)
+{
+    struct bed bed;
+    struct sleeper sleepers[SLEEPERS];
+    pthread_t thread;
+    uint32_t answered = 0;
+    int ends[2];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    start(&bed, sleepers, sleep_every_round);
+    struct event_loop loop = {&bed, ends[1]};
+    CHECK(pthread_create(&thread, NULL, loop_every_round, &loop) == 0);
+    for (uint64_t round = 1; round <= ROUNDS; ++round) {
+        /* release: pairs with the acquire in is_there */
+        shmq_store_release(&bed.published, round);
+        shmq_fence_full(); /* pairs with the fence in shmq_sleepers_sleep and shmq_sleepers_arm */
+        (void)shmq_bell_tell(&bed.line, &bed.sleep_epoch, &answered, (uint32_t)ends[0] + 1);
+        /* acquire: pairs with the adds of the threads */
+        while (shmq_load_acquire(&bed.arrived) < round * (SLEEPERS + 1)) {
+            sched_yield();
+        }
+    }
+    join(sleepers);
+    CHECK(pthread_join(thread, NULL) == 0);
+    CHECK_EQUAL(shmq_load_relaxed32(&bed.sleep_epoch) & 1, 0);
+    CHECK_EQUAL(bed.sleepers.count + bed.sleepers.armed_count + bed.sleepers.space_count, 0);
+    (void)close(ends[0]);
+    (void)close(ends[1]);
+}
+
+/* A kick is for threads: it does not wait for an event loop to leave. */
+static void test_kick_does_not_wait_for_an_event_loop(void)
+{
+    struct bed bed;
+    uint32_t armed = 0;
+    memset(&bed, 0, sizeof bed);
+    shmq_sleepers_init(&bed.sleepers);
+    struct shmq_sleep sleep = {.sleep_epoch = &bed.sleep_epoch, .sleep_reason = &bed.sleep_reason, .for_space = 1};
+    shmq_sleepers_arm(&bed.sleepers, &sleep, &armed);
+    CHECK_EQUAL(shmq_load_relaxed32(&bed.sleep_reason), SHMQ_SLEEP_DONE | SHMQ_SLEEP_SPACE);
+    shmq_sleepers_kick(&bed.sleepers, &bed.line);
+    CHECK_EQUAL(bed.sleepers.kicked, 0);
+    shmq_sleepers_disarm(&bed.sleepers, &sleep, &armed);
+    shmq_sleepers_disarm(&bed.sleepers, &sleep, &armed);
+    CHECK_EQUAL(bed.sleepers.count, 0);
+    CHECK_EQUAL(shmq_load_relaxed32(&bed.sleep_epoch) & 1, 0);
+    CHECK_EQUAL(shmq_load_relaxed32(&bed.sleep_reason), SHMQ_SLEEP_DONE);
+}
+
 int main(void)
 {
     RUN(test_one_ring_gets_up_all_who_wait_for_it);
     RUN(test_sleeper_that_lies_down_again_is_not_forgotten_when_others_leave);
     RUN(test_kick_gets_up_all_who_are_down);
+    RUN(test_event_loop_is_told_beside_sleeping_threads);
+    RUN(test_kick_does_not_wait_for_an_event_loop);
     RUN(test_reason_says_space_while_one_waits_for_it);
     return 0;
 }

@@ -31,6 +31,7 @@ TEMPLATES: dict[RequestCode, tuple[dict[str, Any], Any]] = {
     ),
     RequestCode.DETACH_SESSION: ({}, None),
     RequestCode.GRANT_CHUNK: ({"sizeBytes": 1 << 20}, None),
+    RequestCode.GRANT_SOCKET: ({}, None),
     RequestCode.GRANT_SEND: ({"topic": TOPIC, "defaultTopicQueueNums": 4}, None),
     RequestCode.GET_TOPIC_QUEUES: ({"topic": TOPIC}, None),
     RequestCode.SUBSCRIBE_BELL: ({"bell": 0}, {"queues": [[0, 1], [1, 1]]}),

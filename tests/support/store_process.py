@@ -154,6 +154,10 @@ def _grant_chunk(
     return os.fstat(fd).st_size, {"chunk": fd}
 
 
+def _grant_socket(store: MessageStore, _fds: dict[str, int], session: int) -> tuple[Any, Any]:
+    return None, {"socket": store.sessions.grant_socket(session)}
+
+
 def _subscribe(
     store: MessageStore, _fds: dict[str, int], session: int, bell: int, row: int
 ) -> tuple[Any, Any]:
@@ -225,6 +229,7 @@ _OPERATIONS = {
     "delete_queue": _delete_queue,
     "grant": _grant,
     "grant_chunk": _grant_chunk,
+    "grant_socket": _grant_socket,
     "subscribe": _subscribe,
     "close_session": _close_session,
     "is_drained": _is_drained,

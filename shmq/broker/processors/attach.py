@@ -1,4 +1,4 @@
-"""Sessions: ATTACH, RESUME, DETACH, GRANT_CHUNK.
+"""Sessions: ATTACH, RESUME, DETACH, GRANT_CHUNK, GRANT_SOCKET.
 
 In the loop's thread. What the answers pass on, they close here once it is sent.
 """
@@ -63,6 +63,7 @@ class AttachProcessor:
             ),
             RequestCode.DETACH_SESSION: Processor(handler=self._detach),
             RequestCode.GRANT_CHUNK: Processor(handler=self._grant_chunk),
+            RequestCode.GRANT_SOCKET: Processor(handler=self._grant_socket),
         }
 
     # ---- beginning ---------------------------------------------------------------------------
@@ -228,6 +229,11 @@ class AttachProcessor:
         fd = self._broker.sessions.grant_chunk(session, size)
         fields: dict[str, Scalar] = {"chunkBytes": os.fstat(fd).st_size, "fds": "chunk"}
         return response_to(command, ext_fields=fields, fds=[fd])
+
+    def _grant_socket(self, connection: Connection, command: Command) -> Command:
+        session = self._broker.sessions.require(connection)
+        fd = self._broker.store.sessions.grant_socket(session.session)
+        return response_to(command, ext_fields={"fds": "socket"}, fds=[fd])
 
     async def _detach(self, connection: Connection, command: Command) -> Command:
         task = self._broker.sessions.end(connection)

@@ -364,19 +364,20 @@ static PyObject *appender_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     self->grants = appender_array(sessions, sizeof *self->grants);
     self->grant_rows = appender_array(sessions, sizeof *self->grant_rows);
     self->event_fds = appender_array(sessions, sizeof *self->event_fds);
+    self->sockets = appender_array(sessions, sizeof *self->sockets);
     self->subscription_free = appender_array(SUBSCRIPTION_MAX, sizeof(uint32_t));
     if (append->row_index.slots == NULL || append->arena.free_blocks == NULL || append->rings == NULL ||
         append->rows == NULL || append->subscriptions == NULL || append->bells == NULL ||
         append->marked_bells == NULL || append->touched == NULL || append->pending_rows == NULL ||
         append->pending_rings == NULL || append->staged == NULL || self->hot == NULL ||
         self->memories == NULL || self->grants == NULL || self->grant_rows == NULL ||
-        self->event_fds == NULL || self->subscription_free == NULL) {
+        self->event_fds == NULL || self->sockets == NULL || self->subscription_free == NULL) {
         PyErr_NoMemory();
         Py_DECREF(self);
         return NULL;
     }
     for (uint32_t i = 0; i < sessions; ++i) {
-        self->event_fds[i] = -1;
+        self->event_fds[i] = self->sockets[i] = -1;
     }
     for (Py_ssize_t i = 0; delays != NULL && delays != Py_None && i < PySequence_Size(delays); ++i) {
         PyObject *item = PySequence_GetItem(delays, i);
@@ -413,6 +414,9 @@ static void appender_release(struct shmq_appender *self)
         if (self->event_fds[i] >= 0) {
             (void)close(self->event_fds[i]);
         }
+        if (self->sockets != NULL && self->sockets[i] >= 0) {
+            (void)close(self->sockets[i]);
+        }
         if (self->grants != NULL) {
             PyMem_RawFree(self->grants[i]);
         }
@@ -429,7 +433,7 @@ static void appender_release(struct shmq_appender *self)
                        (void **)&append->pending_rows, (void **)&append->pending_rings,
                        (void **)&append->staged, (void **)&self->hot, (void **)&self->memories,
                        (void **)&self->grants, (void **)&self->grant_rows, (void **)&self->event_fds,
-                       (void **)&self->subscription_free};
+                       (void **)&self->sockets, (void **)&self->subscription_free};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; ++i) {
         PyMem_RawFree(*arrays[i]);
         *arrays[i] = NULL;
@@ -1084,6 +1088,35 @@ static PyObject *appender_set_chunk(struct shmq_appender *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* set_socket(session, fd): the descriptor is duplicated; one that was set before is closed. */
+static PyObject *appender_set_socket(struct shmq_appender *self, PyObject *args)
+{
+    unsigned int session;
+    int fd;
+    if (!PyArg_ParseTuple(args, "Ii:set_socket", &session, &fd) ||
+        appender_session(self, session, "set_socket") < 0) {
+        return NULL;
+    }
+    if (self->memories[session * MEMORY_KINDS + MEMORY_COMPLETION] == NULL) {
+        PyErr_Format(PyExc_ValueError, "set_socket: session %u is not attached", session);
+        return NULL;
+    }
+    int kept_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (kept_fd < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_BEGIN_ALLOW_THREADS
+    role_take(self);
+    shmq_append_set_socket(&self->append, session, (uint32_t)kept_fd + 1);
+    role_give(self);
+    Py_END_ALLOW_THREADS
+    if (self->sockets[session] >= 0) {
+        (void)close(self->sockets[session]);
+    }
+    self->sockets[session] = kept_fd;
+    Py_RETURN_NONE;
+}
+
 /* set_grant(session, row, allowed) */
 static PyObject *appender_set_grant(struct shmq_appender *self, PyObject *args)
 {
@@ -1176,6 +1209,10 @@ static PyObject *appender_detach(struct shmq_appender *self, PyObject *argument)
         (void)epoll_ctl(self->epoll_fd, EPOLL_CTL_DEL, self->event_fds[session], NULL);
         (void)close(self->event_fds[session]);
         self->event_fds[session] = -1;
+    }
+    if (self->sockets[session] >= 0) {
+        (void)close(self->sockets[session]); /* its client reads the end of it */
+        self->sockets[session] = -1;
     }
     PyMem_RawFree(self->grants[session]);
     self->grants[session] = NULL;
@@ -1326,6 +1363,8 @@ static PyMethodDef appender_methods[] = {
     METHOD("drained", appender_drained, METH_O, "drained(session) -> bool: all it published is taken."),
     METHOD("detach", appender_detach, METH_O, "detach(session): its memory may be unmapped."),
     METHOD("free_session", appender_free_session, METH_O, "free_session(session): frees an orphan slot."),
+    METHOD("set_socket", appender_set_socket, METH_VARARGS,
+           "set_socket(session, fd): a stream socket that gets a byte with each bell of the session that is rung."),
     METHOD("subscribe", appender_subscribe, METH_VARARGS, "subscribe(session, bell, row)."),
     METHOD("unsubscribe", appender_unsubscribe, METH_VARARGS, "unsubscribe(session, bell, row)."),
     METHOD("state", appender_state, METH_NOARGS, "state() -> dict of what only the append role knows."),

@@ -29,6 +29,7 @@ struct shmq_appender {
     uint64_t **grants;       /* bitmap per session */
     uint32_t *grant_rows;
     int *event_fds;          /* dup'ed, per session, -1 if none */
+    int *sockets;            /* dup'ed, per session, -1 if none */
     uint32_t *subscription_free;
     uint32_t subscription_free_count;
     uint32_t subscription_max;

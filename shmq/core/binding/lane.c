@@ -13,6 +13,8 @@
 #include <fcntl.h>
 
 #define LANE_TIMEOUT_NS UINT64_C(3000000000) /* RocketMQ's sendMsgTimeout */
+/* How long spin() looks before an event loop goes on with something else: a broker that is awake answers within. */
+#define LANE_SPIN_NS UINT64_C(10000)
 /* Bodies in the chunk memory that another lane's records hold up: that lane's bell is not ours to sleep on. */
 #define LANE_CHUNK_SLICE_NS UINT64_C(1000000)
 #define LANE_KEY_CUSTOM UINT64_MAX /* in ids[]: the caller brought the key; no id has all bits set */
@@ -506,6 +508,76 @@ static PyObject *lane_take(struct shmq_lane_object *self, PyObject *argument)
     }
     struct shmq_completion completion;
     int status = lane_completion(&self->writer, sequence, &completion);
+    if (status == SHMQ_EMPTY) {
+        Py_RETURN_NONE;
+    }
+    lane_forget(self, sequence);
+    return completion_tuple(status, &completion);
+}
+
+/* ---- event loops ------------------------------------------------------------------------------------------------ */
+
+static struct shmq_sleep lane_bed(struct shmq_lane_object *self, int for_space)
+{
+    return (struct shmq_sleep){.sleep_epoch = &self->writer.lane->sleep_epoch,
+                               .sleep_reason = &self->writer.lane->sleep_reason,
+                               .for_space = for_space};
+}
+
+static PyObject *lane_arm(struct shmq_lane_object *self, PyObject *argument)
+{
+    int for_space = PyObject_IsTrue(argument);
+    if (for_space < 0 || shmq_lane_check(self, "arm") < 0) {
+        return NULL;
+    }
+    struct shmq_sleep sleep = lane_bed(self, for_space);
+    shmq_sleepers_arm(&self->sleepers, &sleep, &self->armed);
+    Py_RETURN_NONE;
+}
+
+static PyObject *lane_disarm(struct shmq_lane_object *self, PyObject *ignored)
+{
+    (void)ignored;
+    if (!self->closed && shmq_fork_check(self->fork_count, "a Lane") == 0) {
+        struct shmq_sleep sleep = lane_bed(self, 0);
+        shmq_sleepers_disarm(&self->sleepers, &sleep, &self->armed);
+    }
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* What wait() gives, if it is there within a few microseconds; else None. */
+static PyObject *lane_spin(struct shmq_lane_object *self, PyObject *argument)
+{
+    uint64_t sequence;
+    if (lane_sequence(self, argument, "spin for the completion", &sequence) < 0) {
+        return NULL;
+    }
+    struct shmq_completion completion;
+    int status = lane_completion(&self->writer, sequence, &completion);
+    if (status == SHMQ_EMPTY) {
+        struct shmq_mapping *held[4];
+        lane_hold(self, held);
+        struct shmq_lane_writer view = self->writer;
+        Py_BEGIN_ALLOW_THREADS
+        uint64_t until_ns = shmq_clock_ns(CLOCK_MONOTONIC) + LANE_SPIN_NS;
+        do { /* bounded by the clock */
+            for (uint32_t i = 0; i < SHMQ_LADDER_PAUSES && status == SHMQ_EMPTY; ++i) {
+                shmq_cpu_relax();
+                status = lane_completion(&view, sequence, &completion);
+            }
+            if (status == SHMQ_EMPTY) {
+                sched_yield();
+            }
+        } while (status == SHMQ_EMPTY && shmq_clock_ns(CLOCK_MONOTONIC) < until_ns);
+        Py_END_ALLOW_THREADS
+        lane_drop(held);
+        if (shmq_lane_check(self, "spin for the completion") < 0) {
+            return NULL;
+        }
+    }
     if (status == SHMQ_EMPTY) {
         Py_RETURN_NONE;
     }
@@ -1032,6 +1104,8 @@ static PyObject *lane_close(struct shmq_lane_object *self, PyObject *args)
         return NULL;
     }
     if (!self->closed) {
+        struct shmq_sleep sleep = lane_bed(self, 0);
+        shmq_sleepers_disarm(&self->sleepers, &sleep, &self->armed);
         self->closed = 1;
         lane_change(self, self->writer.bell); /* waiters hold the memory; they get up, see it and leave */
         lane_let_go(self);
@@ -1145,6 +1219,11 @@ static PyMethodDef lane_methods[] = {
     METHOD("wait_many", lane_wait_many, METH_FASTCALL | METH_KEYWORDS,
            "wait_many(first_sequence, count, timeout=3.0) -> list of what wait() gives; shorter if time ran out."),
     METHOD("take", lane_take, METH_O, "take(sequence): what wait() gives, or None if it is not done yet."),
+    METHOD("spin", lane_spin, METH_O, "spin(sequence): as take(), looking for some microseconds."),
+    METHOD("arm", lane_arm, METH_O,
+           "arm(for_space): from now on the session's socket gets a byte when a completion is there, or room; once, "
+           "until it is armed again. Look after arming."),
+    METHOD("disarm", lane_disarm, METH_NOARGS, "disarm(): no more."),
     METHOD("forget", lane_forget_completion, METH_O, "forget(sequence): nobody will wait for it any more."),
     METHOD("drain", lane_drain, METH_FASTCALL | METH_KEYWORDS,
            "drain(timeout=3.0) -> status: waits until everything that was put is done."),

@@ -81,6 +81,7 @@ struct shmq_lane_object {
     struct shmq_mapping *held[4]; /* while busy: what the GIL-less part may touch */
     struct shmq_chunk *held_chunk;
     struct shmq_sleepers sleepers;
+    uint32_t armed; /* shmq_sleepers_arm; with the GIL */
     shmq_word32 changes; /* counts what a waiter must get up for beside the broker's words; bumped with the GIL */
     uint64_t *kept; /* bit sequence & mask: somebody will fetch that completion */
     uint64_t *ids;  /* id of the unique key of sequence & mask */

@@ -70,6 +70,7 @@ struct reader {
     uint32_t fork_count;
     int closed;
     int is_woken;
+    uint32_t armed; /* shmq_sleepers_arm; with the GIL */
     struct reader_bed *bed;
     uint32_t waiting_count; /* threads in wait() or wait_any(); with the GIL */
     shmq_word32 changes;    /* as in lane.h */
@@ -852,6 +853,51 @@ end:
     return index < -1 ? NULL : PyLong_FromLong(index);
 }
 
+/* ---- event loops --------------------------------------------------------------------------------------------------- */
+
+static struct shmq_sleep reader_sleep_of(const struct reader *self)
+{
+    return (struct shmq_sleep){.sleep_epoch = &shmq_consumer_sleeper(self->consumer->base, self->bell)->sleep_epoch};
+}
+
+static PyObject *reader_arm(struct reader *self, PyObject *ignored)
+{
+    (void)ignored;
+    if (reader_may_wait(self, 1) < 0) {
+        return NULL;
+    }
+    struct shmq_sleep sleep = reader_sleep_of(self);
+    shmq_sleepers_arm(&self->bed->sleepers, &sleep, &self->armed);
+    Py_RETURN_NONE;
+}
+
+static void reader_get_up(struct reader *self)
+{
+    if (self->armed != 0 && self->consumer != NULL) {
+        struct shmq_sleep sleep = reader_sleep_of(self);
+        shmq_sleepers_disarm(&self->bed->sleepers, &sleep, &self->armed);
+    }
+}
+
+static PyObject *reader_disarm(struct reader *self, PyObject *ignored)
+{
+    (void)ignored;
+    if (shmq_fork_check(self->fork_count, "a Reader") < 0) {
+        return NULL;
+    }
+    reader_get_up(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *reader_rings(struct reader *self, PyObject *ignored)
+{
+    (void)ignored;
+    if (reader_may_wait(self, 1) < 0) {
+        return NULL;
+    }
+    return PyLong_FromUnsignedLong(shmq_bell_seen(reader_bell(self)));
+}
+
 static PyObject *reader_wake(struct reader *self, PyObject *ignored)
 {
     (void)ignored;
@@ -1133,6 +1179,9 @@ static void reader_let_go(struct reader *self)
 static void reader_dealloc(struct reader *self)
 {
     PyTypeObject *type = Py_TYPE(self);
+    if (self->bed != NULL && self->fork_count == shmq_fork_count) {
+        reader_get_up(self);
+    }
     reader_let_go(self);
     PyMem_RawFree(self->places);
     PyMem_RawFree(self->watches);
@@ -1152,6 +1201,7 @@ static PyObject *reader_close(struct reader *self, PyObject *args)
         return NULL;
     }
     if (!self->closed) {
+        reader_get_up(self);
         self->closed = 1;
         reader_change(self); /* waiters hold the memory; they get up, see it and leave */
         reader_let_go(self);
@@ -1243,6 +1293,11 @@ static PyMethodDef reader_methods[] = {
     METHOD("wait", reader_wait, METH_FASTCALL | METH_KEYWORDS,
            "wait(timeout) -> a watched row with something to read, or -1: time ran out, or wake()."),
     METHOD("wake", reader_wake, METH_NOARGS, "Makes the wait() that is on, or else the next, return -1."),
+    METHOD("arm", reader_arm, METH_NOARGS,
+           "arm(): from now on the session's socket gets a byte when the bell is rung; once, until one of the readers "
+           "that share it is armed again. Look after arming: wait(0)."),
+    METHOD("disarm", reader_disarm, METH_NOARGS, "disarm(): no more."),
+    METHOD("rings", reader_rings, METH_NOARGS, "rings() -> how often the bell was rung."),
     METHOD("wait_any", reader_wait_any, METH_FASTCALL | METH_KEYWORDS | METH_STATIC,
            "wait_any(readers, timeout) -> index of a reader that has something to read or was woken, or -1."),
     METHOD("share", reader_share, METH_NOARGS,

@@ -5,7 +5,9 @@
  * The bell was read before, so an answer to any later epoch also changes it for those who lay down earlier.
  * A kick gets all of them up that are down now, for reasons of this process (a close, a completion taken):
  * the bell's word is the broker's, so the kicker wakes and looks until they have left. A thread may also lie
- * down on several bells at once, one of each broker it waits for. */
+ * down on several bells at once, one of each broker it waits for.
+ * An event loop cannot sleep on a bell: it is armed there, which makes the epoch odd for as long as it likes, and
+ * sleeps on its session's socket. It is nobody's thread, so no kick waits for it to leave. */
 #ifndef SHMQ_BINDING_SLEEPERS_H
 #define SHMQ_BINDING_SLEEPERS_H
 
@@ -28,6 +30,7 @@ struct shmq_sleepers {
     pthread_mutex_t lock; /* bounds: a few loads and stores */
     uint32_t count;
     uint32_t space_count; /* those of them that wait for space in a ring */
+    uint32_t armed_count; /* those of them that are no threads */
     uint32_t kicked;      /* those of them that were down at the last kick and have not left */
     shmq_word32 kicks;
     shmq_word32 late; /* shmq_ladder.late between two rounds; a hint, whichever thread wrote it */
@@ -93,6 +96,44 @@ static inline void shmq_sleepers_get_up(struct shmq_sleepers *self, const struct
     self->count -= 1;
     self->space_count -= (uint32_t)(sleep->for_space != 0);
     self->kicked -= (uint32_t)(shmq_load_relaxed32(&self->kicks) != nap->kicks); /* relaxed: under the lock */
+    if (self->count == 0) {
+        shmq_sleep_end(sleep->sleep_epoch);
+    }
+    shmq_sleepers_reason(self, sleep);
+    pthread_mutex_unlock(&self->lock);
+}
+
+#define SHMQ_ARMED 0x1u
+#define SHMQ_ARMED_SPACE 0x2u
+
+/* Counts an event loop among the sleepers, once, and lets the waker answer anew. What is published from now on is
+ * told; what was published before, the caller sees when it looks after this. */
+static inline void shmq_sleepers_arm(struct shmq_sleepers *self, const struct shmq_sleep *sleep, uint32_t *armed)
+{
+    pthread_mutex_lock(&self->lock);
+    uint32_t is_new = (uint32_t)((*armed & SHMQ_ARMED) == 0);
+    self->count += is_new;
+    self->armed_count += is_new;
+    self->space_count -= (uint32_t)((*armed & SHMQ_ARMED_SPACE) != 0);
+    self->space_count += (uint32_t)(sleep->for_space != 0);
+    *armed = SHMQ_ARMED | (sleep->for_space != 0 ? SHMQ_ARMED_SPACE : 0);
+    uint32_t epoch = shmq_load_relaxed32(sleep->sleep_epoch); /* relaxed: ours, under the lock */
+    shmq_store_relaxed32(sleep->sleep_epoch, (epoch | 1u) + (epoch & 1u) * 2u);
+    shmq_sleepers_reason(self, sleep);
+    pthread_mutex_unlock(&self->lock);
+    shmq_fence_full(); /* pairs with the waker's fence between publishing and shmq_bell_ring */
+}
+
+static inline void shmq_sleepers_disarm(struct shmq_sleepers *self, const struct shmq_sleep *sleep, uint32_t *armed)
+{
+    if (*armed == 0) {
+        return;
+    }
+    pthread_mutex_lock(&self->lock);
+    self->count -= 1;
+    self->armed_count -= 1;
+    self->space_count -= (uint32_t)((*armed & SHMQ_ARMED_SPACE) != 0);
+    *armed = 0;
     if (self->count == 0) {
         shmq_sleep_end(sleep->sleep_epoch);
     }
@@ -187,7 +228,7 @@ static inline void shmq_sleepers_round_any(struct shmq_sleepers *const *selves, 
 static inline void shmq_sleepers_kick(struct shmq_sleepers *self, const struct shmq_bell_line *bell)
 {
     pthread_mutex_lock(&self->lock);
-    self->kicked = self->count;
+    self->kicked = self->count - self->armed_count;
     /* release: pairs with the acquire in shmq_sleepers_sleep; the reason for the kick is visible */
     shmq_store_release32(&self->kicks, shmq_load_relaxed32(&self->kicks) + 1);
     uint32_t left = self->kicked;

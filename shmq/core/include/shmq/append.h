@@ -331,6 +331,17 @@ static inline void shmq_append_attach(struct shmq_append *append, uint32_t sessi
     shmq_store_release32(&slot->state, SHMQ_SESSION_LIVE);
 }
 
+/* Pokes this socket, too, when a bell of the session is rung; 0: none any more. */
+static inline void shmq_append_set_socket(struct shmq_append *append, uint32_t session, uint32_t socket)
+{
+    for (uint32_t lane = 0; lane < SHMQ_LANE_MAX; ++lane) {
+        append->rings[session * SHMQ_LANE_MAX + lane].socket = socket;
+    }
+    for (uint32_t i = 0; i < SHMQ_CONSUMER_BELL_MAX; ++i) {
+        append->bells[session * SHMQ_CONSUMER_BELL_MAX + i].socket = socket;
+    }
+}
+
 /* Hands a grown bitmap of grants to the lanes of a session. */
 static inline void shmq_append_grant(struct shmq_append *append, uint32_t session, const uint64_t *grants,
                                      uint32_t grant_rows)
@@ -373,6 +384,7 @@ static inline void shmq_append_detach(struct shmq_append *append, uint32_t sessi
         ring->state = SHMQ_RING_FREE;
         ring->lane = NULL;
     }
+    shmq_append_set_socket(append, session, 0);
     for (uint32_t i = 0; i < SHMQ_CONSUMER_BELL_MAX; ++i) {
         struct shmq_bell *bell = &append->bells[session * SHMQ_CONSUMER_BELL_MAX + i];
         bell->line = NULL;

@@ -203,6 +203,7 @@ struct shmq_ring {
     uint32_t service_id; /* service + 1 of an internal ring, 0 for a client */
     uint32_t state;
     uint32_t answered;   /* shmq_bell_ring */
+    uint32_t socket;     /* shmq_socket_poke */
     uint32_t turn_entry; /* index in the turn record + 1 while a turn touches this ring */
     uint32_t pending;    /* 1 while in append.pending_rings */
     uint32_t done_moved; /* within shmq_turn_settle */

@@ -76,6 +76,7 @@ struct shmq_bell {
     const shmq_word32 *sleep_epoch; /* hostile: any value will do */
     uint32_t answered;
     uint32_t marked; /* 1 while in append.marked_bells */
+    uint32_t socket; /* shmq_socket_poke */
 };
 
 /* Everything the append role owns; process-private. Arrays are the caller's, sized as the comments say. */
@@ -178,7 +179,7 @@ static inline void shmq_ring_end(struct shmq_append *append, struct shmq_ring *r
     /* relaxed: a counter */
     shmq_store_relaxed(&counters->sessions_ended, shmq_load_relaxed(&counters->sessions_ended) + 1);
     shmq_fence_full(); /* pairs with the sleeper's fence in shmq_sleep_begin */
-    (void)shmq_bell_ring(ring->bell, &ring->lane->sleep_epoch, &ring->answered);
+    (void)shmq_bell_tell(ring->bell, &ring->lane->sleep_epoch, &ring->answered, ring->socket);
 }
 
 /* The turn record's entry for a ring, made at its first record of the turn. */
@@ -453,7 +454,7 @@ static inline void shmq_append_ring_bells(struct shmq_append *append)
         struct shmq_bell *bell = &append->bells[append->marked_bells[i]];
         bell->marked = 0;
         if (bell->line != NULL) {
-            rung += (uint64_t)shmq_bell_ring(bell->line, bell->sleep_epoch, &bell->answered);
+            rung += (uint64_t)shmq_bell_tell(bell->line, bell->sleep_epoch, &bell->answered, bell->socket);
         }
     }
     append->marked_count = 0;
@@ -469,7 +470,7 @@ static inline void shmq_ring_wake(struct shmq_ring *ring, int done_moved, int sp
     /* relaxed: hostile, and any value will do */
     uint32_t reason = shmq_load_relaxed32(&ring->lane->sleep_reason);
     if (done_moved || (space_moved && (reason & SHMQ_SLEEP_SPACE) != 0)) {
-        (void)shmq_bell_ring(ring->bell, &ring->lane->sleep_epoch, &ring->answered);
+        (void)shmq_bell_tell(ring->bell, &ring->lane->sleep_epoch, &ring->answered, ring->socket);
     }
 }
 

@@ -6,7 +6,8 @@
  * Writer (waker): publish (release), full fence, read the sleeper's epoch; if it is odd and was not
  * answered yet: bell + 1, FUTEX_WAKE.
  * Reader (sleeper): seen = bell, epoch odd, full fence, look once more for what it waits for,
- * FUTEX_WAIT(bell, seen) with a bound, epoch even. The two fences make it impossible that both look
+ * FUTEX_WAIT(bell, seen) with a bound, epoch even. An event loop does not wait there: it leaves its epoch odd and
+ * waits for its socket to be readable (shmq_bell_tell). The two fences make it impossible that both look
  * past each other; a wake between the look and the wait changes the bell, so the wait returns at once.
  * Crash: a dead sleeper leaves its epoch odd: one wake more. A dead waker: the bounded wait ends and the
  * sleeper asks whether its broker lives. Nobody repairs anything. */
@@ -20,6 +21,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <sched.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -159,6 +161,28 @@ static inline int shmq_bell_ring(struct shmq_bell_line *line, const shmq_word32 
     /* release: pairs with the sleeper's acquire load of the bell in shmq_bell_seen */
     shmq_store_release32(&line->bell, shmq_load_relaxed32(&line->bell) + 1);
     shmq_futex_wake(&line->bell);
+    return 1;
+}
+
+/* A byte into the stream socket whose other end is a client's; 0: there is none, else its descriptor + 1. Never
+ * blocks: this end's flags are ours alone, and what a client that does not read can fill is a bounded buffer of
+ * its own (a pipe's mutex it could hold while it reads, an eventfd it could make blocking). */
+static inline void shmq_socket_poke(uint32_t socket)
+{
+    if (socket != 0) {
+        uint8_t byte = 1;
+        (void)!send((int)(socket - 1), &byte, sizeof byte, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+}
+
+/* As shmq_bell_ring, for a client that may sleep in an event loop. */
+static inline int shmq_bell_tell(struct shmq_bell_line *line, const shmq_word32 *sleep_epoch, uint32_t *answered,
+                                 uint32_t socket)
+{
+    if (!shmq_bell_ring(line, sleep_epoch, answered)) {
+        return 0;
+    }
+    shmq_socket_poke(socket);
     return 1;
 }
 
