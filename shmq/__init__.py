@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shmq.client.admin import Admin
     from shmq.client.consumer import Consumer
     from shmq.client.instance import Client, connect
+    from shmq.client.lite_pull_consumer import LitePullConsumer
     from shmq.client.local import local
     from shmq.client.producer import Producer
     from shmq.client.pull_consumer import PullConsumer
@@ -35,6 +36,7 @@ __all__ = [
     "ConsumeFromWhere",
     "ConsumeStatus",
     "Consumer",
+    "LitePullConsumer",
     "Message",
     "MessageModel",
     "MessageQueue",
@@ -56,6 +58,7 @@ _HOMES = {
     "ConsumeFromWhere": "shmq.subscription",
     "ConsumeStatus": "shmq.status",
     "Consumer": "shmq.client.consumer",
+    "LitePullConsumer": "shmq.client.lite_pull_consumer",
     "Message": "shmq.core._core",
     "MessageModel": "shmq.subscription",
     "MessageQueue": "shmq.result",

@@ -37,7 +37,8 @@
     ├── ClosedError                     the handle or session has ended
     ├── RequestTimeoutError             (a TimeoutError too) no answer to a control request in time
     ├── ProtocolError                   bytes on a control socket that no peer of ours would send
-    └── ForkError                       a handle used in a child of the process that opened it
+    ├── ForkError                       a handle used in a child of the process that opened it
+    └── LoopError                       a handle used in another event loop than its own
 
 Ordinary outcomes (nothing new, ring full) are values, see status.py; an exception is for what a
 caller cannot expect. A message says what was tried, on what, what was seen and what was wanted,
@@ -64,6 +65,7 @@ __all__ = [
     "LayoutVersionError",
     "LimitError",
     "LogFullError",
+    "LoopError",
     "MessageError",
     "MessageTooLargeError",
     "OffsetIllegalError",
@@ -272,6 +274,10 @@ class ForkError(ShmqError):
     """The handle was opened by the parent process; memory maps and rings do not survive a fork."""
 
 
+class LoopError(ShmqError):
+    """The handle belongs to one event loop and was used in another, or in a thread without it."""
+
+
 class ErrorRow(NamedTuple):
     """What one class means to a caller."""
 
@@ -370,6 +376,8 @@ TABLE: tuple[ErrorRow, ...] = (
              "run one shmq version on both sides"),
     ErrorRow(ForkError, 9403, "FORKED", _FINAL, _STAY,
              "open it in the process that uses it; start workers with spawn, not fork"),
+    ErrorRow(LoopError, 9406, "OTHER_LOOP", _FINAL, _STAY,
+             "connect in the loop that uses it: one shmq.aio client for each loop"),
 )
 # fmt: on
 

@@ -25,6 +25,7 @@ from shmq.errors import (
     PermissionDeniedError,
     ServiceNotAvailableError,
     ShmqError,
+    TopicNotExistError,
 )
 from shmq.remoting.codes import RequestCode
 from shmq.result import MessageQueue
@@ -70,8 +71,9 @@ class Assignment:
         allocation: str | Strategy,
         model: MessageModel,
         offset_file: str | Path | None,
+        queues: frozenset[MessageQueue] | None = None,
     ) -> None:
-        """Of a consumer that is being made; nothing is asked yet."""
+        """Of a consumer that is being made; nothing is asked yet. `queues`: just these, by hand."""
         check_group(group)
         check_topic(topic)
         what = f"consume {topic}"
@@ -104,6 +106,9 @@ class Assignment:
             self._from_ms = int(from_time * 1000)
         self._strategy = allocation if callable(allocation) else STRATEGIES[allocation]
         self._store = None if offset_file is None else LocalOffsetStore(Path(offset_file))
+        self._chosen = queues
+        self.is_shared = queues is None
+        """Whether the queues are shared out in the group, of which this is a member then."""
         self._table: dict[MessageQueue, ProcessQueue] = {}
         self._readers: dict[BrokerLink, tuple[int, core.Reader]] = {}
         self._bell = client.next_bell()
@@ -139,6 +144,11 @@ class Assignment:
         """Where a new group starts."""
         return self._from_where
 
+    @property
+    def bell(self) -> int:
+        """The bell of the sessions that is rung for its queues."""
+        return self._bell
+
     # ---- a round ---------------------------------------------------------------------------------
 
     def told(self, denial: PermissionDeniedError | None) -> None:
@@ -146,6 +156,10 @@ class Assignment:
         if denial is not None or self.denial is not None:
             self.denial = denial
             self._owner.wake()
+
+    def assign(self, queues: frozenset[MessageQueue]) -> None:
+        """Have other queues from the next round on, where they are assigned by hand."""
+        self._chosen = queues
 
     def want_rebalance(self) -> None:
         """Have a round soon. Any thread; never blocks."""
@@ -164,7 +178,11 @@ class Assignment:
             queues = self._all_queues()
             away = self._greet({queue.broker_name for queue in queues})
             members, is_new = self._ask_members({queue.broker_name for queue in queues} - away)
-            mine = set(self._strategy(queues, members, self._client.client_id))
+            if self._chosen is None:
+                mine = set(self._strategy(queues, members, self._client.client_id))
+            else:
+                mine = set(self._chosen)
+                self._check_chosen(queues)
             with self._lock:
                 gone = [queue for key, queue in self._table.items() if key not in mine]
                 wanted = sorted(mine - self._table.keys())
@@ -181,6 +199,16 @@ class Assignment:
             self.is_complete = free == wanted and failure is None and not away
             if failure is not None:
                 raise failure
+
+    def _check_chosen(self, queues: list[MessageQueue]) -> None:
+        """A queue that was assigned by hand and is none may be made later; who asks is told."""
+        missing = sorted(self._chosen.difference(queues)) if self._chosen is not None else []
+        if missing:
+            raise TopicNotExistError(
+                f"assign queue {missing[0].queue_id} of {missing[0].topic} at "
+                f"{missing[0].broker_name}: there is no such read queue",
+                hint="take some of LitePullConsumer.fetch_queues(topic)",
+            )
 
     def _all_queues(self) -> list[MessageQueue]:
         """All queues of the topic, those of brokers that are away for a moment included: else the
@@ -212,7 +240,7 @@ class Assignment:
 
     def _ask_members(self, names: Iterable[str]) -> tuple[list[str], bool]:
         """The sorted client ids of the group, and whether they are others than before."""
-        if self.model is MessageModel.BROADCASTING:
+        if self.model is MessageModel.BROADCASTING or not self.is_shared:
             return [self._client.client_id], False
         members = {self._client.client_id}
         for name in sorted(names):
@@ -233,7 +261,7 @@ class Assignment:
             ids = [key.queue_id for key in keys if key.broker_name == name]
             try:
                 link = self._client.link(name)
-                if self.model is MessageModel.BROADCASTING:
+                if self.model is MessageModel.BROADCASTING or not self.is_shared:
                     self._adopt(link, ids)
                 else:
                     self._claim(link, ids)
@@ -264,7 +292,7 @@ class Assignment:
         self._enter(link, made)
 
     def _adopt(self, link: BrokerLink, ids: list[int]) -> None:
-        """Broadcasting: nobody is asked for these queues."""
+        """Broadcasting, or assigned by hand: nobody is asked for these queues."""
         reader = self._reader(link)
         made = []
         for facts in link.read_queues(self.topic):
@@ -272,6 +300,8 @@ class Assignment:
                 continue
             key = MessageQueue(self.topic, link.broker_name, facts["queueId"])
             begin_offset = self._store.offset(key) if self._store is not None else None
+            if not self.is_shared:
+                begin_offset = link.consumer_offset(self.group, self.topic, key.queue_id)
             if begin_offset is None:
                 begin_offset = self._first_offset(link, facts)
             begin_offset = min(max(begin_offset, facts["minOffset"]), facts["visibleMax"])
@@ -344,7 +374,7 @@ class Assignment:
                 link.unsubscribe_bell(self._bell, [(q.row, q.generation) for q in ours])
                 for queue in ours:
                     queue.reader.unwatch(queue.row)
-                if self.model is MessageModel.CLUSTERING:
+                if self.model is MessageModel.CLUSTERING and self.is_shared:
                     claims = [(q.message_queue.queue_id, q.slot, q.claim) for q in ours]
                     link.release(self.group, self.topic, claims)
             except ShmqError as error:

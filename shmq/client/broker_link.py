@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -380,6 +381,36 @@ class BrokerLink:
         answer = self.call(RequestCode.SEARCH_OFFSET_BY_TIMESTAMP, fields)
         return _int(answer.ext_fields["offset"])
 
+    def consumer_offset(self, group: str, topic: str, queue_id: int) -> int | None:
+        """How far a group is in a queue; None: it has not said yet."""
+        fields: dict[str, Scalar] = {"consumerGroup": group, "topic": topic, "queueId": queue_id}
+        answer = self._invoke(Command(RequestCode.QUERY_CONSUMER_OFFSET, fields))
+        if answer.code == ResponseCode.QUERY_NOT_FOUND:
+            return None
+        refusal = error_of(answer)
+        if refusal is not None:
+            raise refusal
+        return _int(answer.ext_fields["offset"])
+
+    def set_consumer_offset(self, group: str, topic: str, queue_id: int, offset: int) -> None:
+        """Say how far a group is in a queue that nobody has claimed.
+
+        Raises:
+            FencedError: another client consumes it.
+            OffsetIllegalError: there is no such place.
+        """
+        self.call(
+            RequestCode.UPDATE_CONSUMER_OFFSET,
+            {"consumerGroup": group, "topic": topic, "queueId": queue_id, "commitOffset": offset},
+        )
+
+    def _invoke(self, command: Command) -> Command:
+        """The answer, whatever it is."""
+        try:
+            return self.connection.invoke(command, timeout_s=CALL_TIMEOUT_S)
+        except (ClosedError, RequestTimeoutError) as error:
+            raise self._away(command.name, error) from None
+
     def subscribe_bell(self, bell: int, handles: Iterable[Handle]) -> None:
         """Have one of the session's bells rung for these queues."""
         wanted = list(handles)
@@ -520,10 +551,7 @@ class BrokerLink:
             RequestCode.READ_ENTRIES,
             {"topic": topic, "queueId": queue_id, "queueOffset": queue_offset, "count": count},
         )
-        try:
-            answer = self.connection.invoke(command, timeout_s=CALL_TIMEOUT_S)
-        except (ClosedError, RequestTimeoutError) as error:
-            raise self._away(command.name, error) from None
+        answer = self._invoke(command)
         if answer.code == ResponseCode.PULL_RETRY_IMMEDIATELY:
             return None
         min_offset = answer.ext_fields.get("minOffset")
@@ -597,6 +625,17 @@ class BrokerLink:
             for lane in self.lanes:
                 lane.attach_chunk(self._chunk)
             return True
+
+    def grant_socket(self) -> socket.socket:
+        """The socket that is readable when a bell of this session was rung: for event loops. One
+        that was granted before ends.
+
+        Raises:
+            ServiceNotAvailableError: the broker is away; ask again when it is back.
+        """
+        answer = self.call(RequestCode.GRANT_SOCKET, fd_count_max=1)
+        (fd,) = answer.take_fds()
+        return socket.socket(fileno=fd)
 
 
 def _int(value: object) -> int:

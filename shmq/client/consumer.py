@@ -32,7 +32,7 @@ from shmq.result import MessageQueue
 from shmq.subscription import ConsumeFromWhere, MessageModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -62,6 +62,7 @@ _FOUND = core.STATUS["OK"][0]
 _EMPTY = core.STATUS["EMPTY"][0]
 _OFFSET_TOO_SMALL = core.STATUS["OFFSET_TOO_SMALL"][0]
 _FENCED = core.STATUS["FENCED"][0]
+_TIMED_OUT = core.STATUS["TIMED_OUT"][0]
 
 _Item = tuple["ProcessQueue", int, core.Message]
 
@@ -89,8 +90,11 @@ class Consumer:
         model: MessageModel = MessageModel.CLUSTERING,
         auto_settle: bool = True,
         offset_file: str | Path | None = None,
+        queues: frozenset[MessageQueue] | None = None,
     ) -> None:
-        """By Client.consumer(), whose docstring says what the arguments are."""
+        """By Client.consumer(), whose docstring says what the arguments are; `queues`: just these,
+        which no group shares out.
+        """
         self.topic = topic
         """The topic."""
         self.group = group
@@ -110,6 +114,7 @@ class Consumer:
             allocation=allocation,
             model=model,
             offset_file=offset_file,
+            queues=queues,
         )
         self._subscription = self._assignment.subscription
         self._tag_codes = tuple(sorted(self._subscription.code_set)) or None
@@ -123,6 +128,10 @@ class Consumer:
         self._is_stopped = False
         self._is_closed = False
         self._turn = 0
+        self._wakers: list[Callable[[], None]] = []
+        self.may_block = True
+        """Whether a read may wait for a broker; if not, it is left to read_slow()."""
+        self._slow: list[ProcessQueue] = []
 
     # ---- receiving -------------------------------------------------------------------------------
 
@@ -329,7 +338,7 @@ class Consumer:
 
     def _read(self, queue: ProcessQueue, count: int) -> bool:
         first = queue.next_offset
-        found = self._read_from(queue, first, count)
+        found = self.read_from(queue, first, count)
         if found is None:
             return False
         messages, next_offset = found
@@ -341,10 +350,10 @@ class Consumer:
         self._ready.extend(zip(itertools.repeat(queue), offsets, messages))  # repeat has no end
         return bool(messages)
 
-    def _read_from(
+    def read_from(
         self, queue: ProcessQueue, first: int, count: int
     ) -> tuple[list[core.Message], int] | None:
-        """Messages that match, and where to go on; None: not now."""
+        """Messages that match, and where to go on; None: not now. Takes none of them."""
         if queue.retry_ns and not _may_retry(queue):
             return None
         codes = self._tag_codes
@@ -356,9 +365,12 @@ class Consumer:
                 count,
                 codes,
                 False,  # verify; positional, which is a third quicker
-                _READ_TIMEOUT_S,
+                _READ_TIMEOUT_S if self.may_block else 0.0,
                 queue,
             )
+            if not self.may_block and status in (_OFFSET_TOO_SMALL, _TIMED_OUT):
+                self._slow.append(queue)
+                return None
             if status == _OFFSET_TOO_SMALL:
                 status, messages, next_offset = self._read_cold(queue, first, count)
         except ShmqError as error:
@@ -411,12 +423,31 @@ class Consumer:
 
     def _sleep(self, timeout: float) -> None:
         """Wait for something new in any queue, for a change, or the end of the time."""
+        readers, timeout = self.watch(timeout)
+        if not readers:
+            self._changed.wait(timeout)
+            self._changed.clear()
+            return
+        try:
+            if len(readers) == 1:
+                readers[0].wait(timeout)
+            else:
+                core.Reader.wait_any(readers, timeout)
+        except ClosedError:
+            self._changed.wait(min(timeout, 0.01))
+
+    def watch(
+        self, timeout: float, *, without: Container[MessageQueue] = ()
+    ) -> tuple[tuple[core.Reader, ...], float]:
+        """The readers to wait on, watching what there is to watch, `without` these queues, and
+        seconds until there is something to do anyway, at most `timeout`.
+        """
         readers: dict[core.Reader, None] = {}
         now_ns = SYSTEM_CLOCK.monotonic_ns()
         for queue in self._assignment.queues:
             reader = queue.reader
             try:
-                if queue.is_full or queue.retry_ns:
+                if queue.is_full or queue.retry_ns or queue.message_queue in without:
                     reader.unwatch(queue.row)
                     if queue.retry_ns:
                         timeout = min(timeout, max(0.0, (queue.retry_ns - now_ns) / 1e9))
@@ -427,17 +458,27 @@ class Consumer:
                 continue  # its session has ended; the keeper brings another
         if self._again:
             timeout = min(timeout, max(0.0, (self._again[0][0] - now_ns) / 1e9))
-        if not readers:
-            self._changed.wait(timeout)
-            self._changed.clear()
-            return
+        return tuple(readers), timeout
+
+    @property
+    def has_slow(self) -> bool:
+        """Whether something is left to read_slow()."""
+        return bool(self._slow)
+
+    def read_slow(self) -> bool:
+        """Read what a read that may not block has left; whether there was anything. Blocks up to
+        some seconds; nobody else may receive meanwhile.
+        """
+        slow, self._slow = self._slow, []
+        self.may_block = True
         try:
-            if len(readers) == 1:
-                next(iter(readers)).wait(timeout)
-            else:
-                core.Reader.wait_any(tuple(readers), timeout)
-        except ClosedError:
-            self._changed.wait(min(timeout, 0.01))
+            for queue in dict.fromkeys(slow):
+                room = queue.room()
+                if room and not queue.is_dropped:
+                    self._read(queue, min(room, PULL_BATCH))
+        finally:
+            self.may_block = False
+        return bool(slow)
 
     # ---- columns ---------------------------------------------------------------------------------
 
@@ -469,11 +510,20 @@ class Consumer:
             first = queue.next_offset
             try:
                 status, columns, next_offset = queue.reader.read_columns(
-                    queue.row, queue.generation, first, room, self._tag_codes
+                    queue.row,
+                    queue.generation,
+                    first,
+                    room,
+                    self._tag_codes,
+                    False,
+                    _READ_TIMEOUT_S if self.may_block else 0.0,
                 )
             except ShmqError as error:
                 _log.debug("read %s: %s", queue.message_queue, error)
                 queue.retry_ns = SYSTEM_CLOCK.monotonic_ns() + _READ_RETRY_NS
+                continue
+            if not self.may_block and status in (_OFFSET_TOO_SMALL, _TIMED_OUT):
+                self._slow.append(queue)
                 continue
             if status == _OFFSET_TOO_SMALL or (len(columns) and self._tag_codes is not None):
                 # Cold entries come as messages, and a tag is compared message by message.
@@ -533,6 +583,12 @@ class Consumer:
                 reader.wake()
             except ShmqError:
                 continue
+        for waker in tuple(self._wakers):
+            waker()
+
+    def on_wake(self, waker: Callable[[], None]) -> None:
+        """Call `waker` whenever there may be something other than a new message; in any thread."""
+        self._wakers.append(waker)
 
     # ---- what the client tells -------------------------------------------------------------------
 

@@ -20,6 +20,11 @@ from typing import TYPE_CHECKING, NoReturn, Self
 from shmq.client.arguments import check_count, member
 from shmq.client.broker_link import BrokerLink
 from shmq.client.consumer import Consumer
+from shmq.client.lite_pull_consumer import (
+    AUTO_COMMIT_INTERVAL_S,
+    PULL_BATCH_SIZE,
+    LitePullConsumer,
+)
 from shmq.client.producer import Producer
 from shmq.client.pull_consumer import PullConsumer
 from shmq.client.push_consumer import PushConsumer
@@ -49,6 +54,8 @@ if TYPE_CHECKING:
     from shmq.client.assignment import Assignment
     from shmq.client.push_consumer import Listener
     from shmq.remoting.command import Command
+
+    _Member = Consumer | PushConsumer | PullConsumer | LitePullConsumer
 
 __all__ = ["Client", "connect"]
 
@@ -112,6 +119,7 @@ class Client:
         self._policy = _POLICIES[member("connect", "policy", WaitingPolicy, policy)]
         self._folder = RuntimeFolder.open(Path(namesrv) if namesrv else default_namesrv_folder())
         self._on_close = on_close
+        self._on_session: Callable[[BrokerLink], None] | None = None
         self._pid = os.getpid()
         self.client_id = f"{os.getpid()}@{uuid.uuid4().hex[:12]}"
         """Unique among living clients; members of a group are told apart by it."""
@@ -124,7 +132,7 @@ class Client:
         self._lock = threading.Lock()
         self._producers: list[Producer] = []
         self._assignments: list[Assignment] = []
-        self._closing: list[Consumer | PushConsumer | PullConsumer] = []
+        self._closing: list[_Member] = []
         self._groups_version = 0
         self._bell_count = 0
         self._is_closed = False
@@ -239,6 +247,47 @@ class Client:
             self._closing.append(made)
         return made
 
+    def lite_pull_consumer(
+        self,
+        group: str,
+        *,
+        auto_commit: bool = True,
+        auto_commit_interval: float = AUTO_COMMIT_INTERVAL_S,
+        batch_size: int = PULL_BATCH_SIZE,
+        from_where: ConsumeFromWhere = ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET,
+        from_time: float | None = None,
+        allocation: str | Strategy = "average",
+    ) -> LitePullConsumer:
+        """A program that polls: of topics that it subscribes to, or of queues that it assigns to
+        itself; with seek, pause, and commits by hand or by the clock.
+
+        Args:
+            group: the group.
+            auto_commit: commit what earlier polls gave; else only by commit().
+            auto_commit_interval: seconds between commits.
+            batch_size: messages of one poll at most.
+            from_where: where a group starts in a queue that it never consumed.
+            from_time: start at the first message stored at or after it; seconds since 1970.
+            allocation: as for `consumer`.
+
+        Raises:
+            ConfigError: an argument cannot be used.
+        """
+        self.check("make a lite pull consumer")
+        made = LitePullConsumer(
+            self,
+            group,
+            auto_commit=auto_commit,
+            auto_commit_interval=auto_commit_interval,
+            batch_size=batch_size,
+            from_where=from_where,
+            from_time=from_time,
+            allocation=allocation,
+        )
+        with self._lock:
+            self._closing.append(made)
+        return made
+
     def create_topic(
         self, topic: str, *, queues: int = 8, brokers: Sequence[str] | None = None
     ) -> None:
@@ -343,6 +392,14 @@ class Client:
         """Whether this is a child of the process that connected."""
         return os.getpid() != self._pid
 
+    def on_session(self, listener: Callable[[BrokerLink], None]) -> None:
+        """Call `listener`, in any thread, whenever a session began, ended or was resumed, and now
+        for each that there is.
+        """
+        self._on_session = listener
+        for link in self.links():
+            listener(link)
+
     def links(self) -> list[BrokerLink]:
         """All sessions there are."""
         with self._lock:
@@ -379,9 +436,12 @@ class Client:
                 on_end=self._ended,
             )
             with self._lock:
-                if not self._is_closed:
+                is_ours = not self._is_closed
+                if is_ours:
                     self._links[broker_name] = link
-                    return link
+            if is_ours:
+                self._tell_session(link)
+                return link
             link.close()  # nobody else would: the client was closed meanwhile
             raise ClosedError(f"attach to broker {broker_name}: this client is closed")
 
@@ -408,6 +468,8 @@ class Client:
         with self._lock:
             groups: dict[str, dict[str, object]] = {}
             for one in self._assignments:
+                if not one.is_shared:
+                    continue
                 entry = groups.setdefault(
                     one.group,
                     {
@@ -444,8 +506,8 @@ class Client:
         """
         assignment = consumer.assignment
         with self._lock:
-            if any(
-                (one.group, one.topic) == (assignment.group, assignment.topic)
+            if assignment.is_shared and any(
+                one.is_shared and (one.group, one.topic) == (assignment.group, assignment.topic)
                 for one in self._assignments
             ):
                 raise ConfigError(
@@ -467,7 +529,7 @@ class Client:
             raise
         self.rebalancer.add(assignment)
 
-    def leave(self, member: Consumer | PushConsumer | PullConsumer) -> None:
+    def leave(self, member: _Member) -> None:
         """It is being closed."""
         with self._lock:
             if member in self._closing:
@@ -494,7 +556,12 @@ class Client:
         """In the thread that read the connection: a broker went, or we closed it."""
         for producer in tuple(self._producers):
             producer.lost(link)
+        self._tell_session(link)
         self._keeper_wanted.set()
+
+    def _tell_session(self, link: BrokerLink) -> None:
+        if self._on_session is not None:
+            self._on_session(link)
 
     def _keep(self) -> None:
         heartbeat_ns = SYSTEM_CLOCK.monotonic_ns() + int(HEARTBEAT_S * 1e9)
@@ -556,6 +623,7 @@ class Client:
                 assignment.reconnected(link)
             for producer in tuple(self._producers):
                 producer.reconnected(link, is_resumed)
+            self._tell_session(link)
             if link.is_up:
                 return
             delay_s = _RECONNECT_FIRST_S

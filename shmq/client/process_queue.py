@@ -208,6 +208,11 @@ class ProcessQueue:
         self.fails[message.queue_offset] = self.fails.get(message.queue_offset, 0) + 1
         self._owner.deliver_again(self, message)
 
+    def commit(self, queue_offset: int) -> None:
+        """All below it is settled, as whoever counts on his own says."""
+        with self._lock:
+            self._report(queue_offset)
+
     def report(self) -> None:
         """Report what is settled, though nothing new is."""
         with self._lock:

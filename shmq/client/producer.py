@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent.futures import Future
+from enum import Enum, auto
 from typing import TYPE_CHECKING, NoReturn, Protocol, Self
 
 from shmq.client.arguments import check_bodies, check_one_place, check_timeout
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
     Body = bytes | bytearray | memoryview | str | Buffer
 
-__all__ = ["Producer"]
+__all__ = ["Cure", "Producer", "STORED", "SendRequest", "left_s"]
 
 _log = logging.getLogger("shmq.client")
 _now = SYSTEM_CLOCK.monotonic_ns
@@ -68,12 +69,13 @@ _CLOSED = core.STATUS["CLOSED"][0]
 _FLUSH_FAILED = core.STATUS["FLUSH_FAILED"][0]
 _STALE = frozenset(core.STATUS[name][0] for name in ("NO_TOPIC", "NOT_GRANTED", "NOT_WRITABLE"))
 _NAMES = {value: name for name, (value, _) in core.STATUS.items()}
-_STORED = {
+STORED = {
     _OK: SendStatus.SEND_OK,
     core.STATUS["FLUSH_DISK_TIMEOUT"][0]: SendStatus.FLUSH_DISK_TIMEOUT,
     core.STATUS["FLUSH_SLAVE_TIMEOUT"][0]: SendStatus.FLUSH_SLAVE_TIMEOUT,
     core.STATUS["SLAVE_NOT_AVAILABLE"][0]: SendStatus.SLAVE_NOT_AVAILABLE,
 }
+"""Statuses of messages that are stored."""
 SEND_TIMEOUT_S = 3.0
 """RocketMQ's sendMsgTimeout."""
 _STALE_MAX = 5
@@ -150,7 +152,7 @@ class Producer:
             check_timeout("send", timeout)
         if isinstance(topic, core.Message):
             check_one_place("send", key, queue)
-            request = _Request(topic.topic, topic, None, None, None, 0, key, queue)
+            request = SendRequest(topic.topic, topic, None, None, None, 0, key, queue)
             return self._send(request, begin_ns + int(timeout * 1e9), timeout)
         target = self._targets.get(topic) or self._target(topic)
         if key is None and queue is None:
@@ -187,10 +189,10 @@ class Producer:
                     )
                 except ClosedError:
                     message_id = None
-        stored = _STORED.get(status)
+        stored = STORED.get(status)
         if stored is not None:
             return SendResult(stored, message_id or "", chosen.message_queue, queue_offset)
-        request = _Request(topic, body, tag, keys, properties, flag, key, queue)
+        request = SendRequest(topic, body, tag, keys, properties, flag, key, queue)
         return self._send_again(
             request, target, chosen, status, message_id, begin_ns + int(timeout * 1e9), timeout
         )
@@ -227,7 +229,7 @@ class Producer:
         future.set_running_or_notify_cancel()
         if callback is not None:
             future.add_done_callback(callback)
-        request = _Request(topic, payload, tag, keys, properties, flag, key, queue)
+        request = SendRequest(topic, payload, tag, keys, properties, flag, key, queue)
         self._put_async(request, future, _now() + int(timeout * 1e9), timeout)
         return future
 
@@ -276,7 +278,7 @@ class Producer:
                     status = _CLOSED
                 if status >= 0:
                     return
-        request = _Request(topic, body, tag, keys, properties, flag, key, queue)
+        request = SendRequest(topic, body, tag, keys, properties, flag, key, queue)
         self._put(request, _now() + int(timeout * 1e9), timeout, keep=False)
 
     def send_many(
@@ -308,7 +310,7 @@ class Producer:
         done: list[SendResult] = []
         while len(done) < len(given):  # bounded by the deadline, and by what is refused
             batch = given[len(done) : len(done) + _BATCH_MAX]
-            request = _Request(topic, b"", tag, None, None, 0, None, chosen.message_queue)
+            request = SendRequest(topic, b"", tag, None, None, 0, None, chosen.message_queue)
             try:
                 done += self._send_batch(request, batch, deadline_ns, timeout)
             except ShmqError as error:
@@ -363,7 +365,7 @@ class Producer:
             nbytes = array_bytes
         if nbytes is None:
             raise TypeError("loan: give nbytes, or dtype and shape")
-        request = _Request(topic, b"", tag, keys, given or None, 0, key, queue)
+        request = SendRequest(topic, b"", tag, keys, given or None, 0, key, queue)
         place: list[SendQueue] = []
         size = nbytes
 
@@ -380,7 +382,7 @@ class Producer:
                 status, queue_offset, _, _ = chosen.lane.wait(sequence, timeout)
             except ClosedError:
                 status, queue_offset = _TIMED_OUT, -1
-            stored = _STORED.get(status)
+            stored = STORED.get(status)
             if stored is None:
                 raise _refusal(status, chosen, message_id, timeout)
             return SendResult(stored, message_id, chosen.message_queue, queue_offset)
@@ -401,7 +403,7 @@ class Producer:
         for link in self._client.links():
             for lane in tuple(link.lanes):
                 try:
-                    status = lane.drain(_left_s(deadline_ns))
+                    status = lane.drain(left_s(deadline_ns))
                 except ClosedError:
                     continue  # the session is gone, and with it what was in its rings
                 if status == _TIMED_OUT:
@@ -419,7 +421,7 @@ class Producer:
 
     def _send_again(
         self,
-        request: _Request,
+        request: SendRequest,
         target: Target,
         chosen: SendQueue,
         status: int,
@@ -432,7 +434,7 @@ class Producer:
         self._mend(request, target, chosen, status, message_id, deadline_ns, timeout)
         return self._send(request, deadline_ns, timeout)
 
-    def _send(self, request: _Request, deadline_ns: int, timeout: float) -> SendResult:
+    def _send(self, request: SendRequest, deadline_ns: int, timeout: float) -> SendResult:
         while True:  # bounded by the deadline, and by what _mend lets pass
             sequence, chosen = self._put(request, deadline_ns, timeout, keep=True)
             lane = chosen.lane
@@ -440,10 +442,10 @@ class Producer:
             known = request.message_id
             try:
                 message_id = known or lane.unique_key(sequence) or request.own_id
-                status, queue_offset, _, _ = lane.wait(sequence, _left_s(deadline_ns))
+                status, queue_offset, _, _ = lane.wait(sequence, left_s(deadline_ns))
             except ClosedError:
                 status, queue_offset = _CLOSED, -1
-            stored = _STORED.get(status)
+            stored = STORED.get(status)
             if stored is not None:
                 return SendResult(stored, message_id or "", chosen.message_queue, queue_offset)
             if status == _TIMED_OUT:
@@ -455,7 +457,7 @@ class Producer:
 
     def _mend(
         self,
-        request: _Request,
+        request: SendRequest,
         target: Target,
         chosen: SendQueue,
         status: int,
@@ -464,29 +466,46 @@ class Producer:
         timeout: float,
     ) -> None:
         """Do what makes another attempt worth it; raises where there is nothing."""
+        cure = self.diagnose(request, target, chosen, status, message_id, deadline_ns, timeout)
+        if cure is Cure.CHUNK and chosen.link is not None:
+            chosen.link.grant_chunk()
+        elif cure is Cure.SESSION:
+            self._await_session(request.topic, target, chosen, deadline_ns)
+
+    def diagnose(
+        self,
+        request: SendRequest,
+        target: Target,
+        chosen: SendQueue,
+        status: int,
+        message_id: str | None,
+        deadline_ns: int,
+        timeout: float,
+    ) -> Cure:
+        """What makes another attempt worth it; raises where there is nothing."""
         if status in _STALE and request.stale_count < _STALE_MAX:
             request.stale_count += 1
             self._forget(request.topic, target)
-        elif status == _TOO_LARGE and request.chunk_count == 0 and chosen.link is not None:
+            return Cure.NONE
+        if status == _TOO_LARGE and request.chunk_count == 0 and chosen.link is not None:
             request.chunk_count = 1  # a body that needs chunk memory where there was none yet
-            chosen.link.grant_chunk()
-        elif status == _CLOSED and _left_s(deadline_ns) > 0:
+            return Cure.CHUNK
+        if status == _CLOSED and left_s(deadline_ns) > 0:
             self._client.check(f"send to {request.topic}")
             if message_id is not None:
                 self.resent_count += 1
-            self._await_session(request.topic, target, chosen, deadline_ns)
-        elif status == _FULL or (status == _CLOSED and message_id is None):
+            return Cure.SESSION
+        if status == _FULL or (status == _CLOSED and message_id is None):
             raise SendTimeoutError(
                 f"send to {request.topic}: broker {chosen.message_queue.broker_name} took nothing "
                 f"in {timeout} s; nothing was sent"
             )
-        else:
-            # A session that ended, its memory with it, tells no more than time that is up.
-            said = _TIMED_OUT if status == _CLOSED else status
-            raise _refusal(said, chosen, message_id, timeout)
+        # A session that ended, its memory with it, tells no more than time that is up.
+        said = _TIMED_OUT if status == _CLOSED else status
+        raise _refusal(said, chosen, message_id, timeout)
 
     def _put(
-        self, request: _Request, deadline_ns: int, timeout: float, *, keep: bool
+        self, request: SendRequest, deadline_ns: int, timeout: float, *, keep: bool
     ) -> tuple[int, SendQueue]:
         """Put into the ring of the queue that it belongs in, waiting for room and for its broker;
         without a key or a queue, of any broker that has room. The sequence, and the queue.
@@ -497,7 +516,7 @@ class Producer:
             chosen = self._choose(target, request.key, request.queue)
             # One look at each ring before waiting at one.
             is_free = request.is_free and tried < len(target.queues)
-            wait_s = 0.0 if is_free else _left_s(deadline_ns)
+            wait_s = 0.0 if is_free else left_s(deadline_ns)
             tried += 1
             status = _CLOSED
             if chosen.lane is not None:
@@ -513,7 +532,7 @@ class Producer:
 
     def _put_async(
         self,
-        request: _Request,
+        request: SendRequest,
         future: Future[SendResult],
         deadline_ns: int,
         timeout: float,
@@ -533,18 +552,26 @@ class Producer:
                 if settler is None:
                     self._settlers[link] = settler = Settler(link.broker_name, self._settled)
         settler.add(
-            Pending(future, chosen, lane, sequence, message_id, deadline_ns, (request, timeout))
+            Pending(
+                lane=lane,
+                sequence=sequence,
+                deadline_ns=deadline_ns,
+                future=future,
+                queue=chosen,
+                message_id=message_id,
+                arguments=(request, timeout),
+            )
         )
 
     def _settled(self, pending: Pending, status: int, queue_offset: int) -> None:
         """In the settling thread."""
-        stored = _STORED.get(status)
+        stored = STORED.get(status)
         if stored is not None:
             where = pending.queue.message_queue
             pending.future.set_result(SendResult(stored, pending.message_id, where, queue_offset))
             return
         request, timeout = pending.arguments
-        assert isinstance(request, _Request)
+        assert isinstance(request, SendRequest)
         assert isinstance(timeout, float | int)
         try:
             if status == _CLOSED:
@@ -564,7 +591,7 @@ class Producer:
             pending.future.set_exception(error)
 
     def _send_batch(
-        self, request: _Request, bodies: Sequence[Body], deadline_ns: int, timeout: float
+        self, request: SendRequest, bodies: Sequence[Body], deadline_ns: int, timeout: float
     ) -> list[SendResult]:
         """Some of send_many: as many as one look at the ring took; at least one."""
         target = self._targets.get(request.topic) or self._target(request.topic)
@@ -578,7 +605,7 @@ class Producer:
                     chosen.generation,
                     bodies[: max(1, lane.completion_capacity // 2)],
                     request.tag,
-                    timeout=_left_s(deadline_ns),
+                    timeout=left_s(deadline_ns),
                     keep=True,
                 )
             except ClosedError:
@@ -590,7 +617,7 @@ class Producer:
         settled: list[tuple[int, int, int, int]] = []
         try:
             ids = [lane.unique_key(first + index) or "" for index in range(count)]
-            settled = lane.wait_many(first, count, _left_s(deadline_ns))
+            settled = lane.wait_many(first, count, left_s(deadline_ns))
         except ClosedError:
             settled = []  # its memory is lost; what it settled meanwhile is not known
             ids += [""] * (count - len(ids))
@@ -602,7 +629,7 @@ class Producer:
             lane.forget(first + index)
         results = []
         for (status, queue_offset, _, _), message_id in zip(settled, ids, strict=False):
-            stored = _STORED.get(status)
+            stored = STORED.get(status)
             if stored is None:
                 raise _refusal(status, chosen, message_id, timeout)
             results.append(SendResult(stored, message_id, where, queue_offset))
@@ -611,10 +638,10 @@ class Producer:
         return results
 
     def _send_lost(
-        self, batch: _Request, body: Body, message_id: str, deadline_ns: int, timeout: float
+        self, batch: SendRequest, body: Body, message_id: str, deadline_ns: int, timeout: float
     ) -> SendResult:
         """One of a batch whose ring is gone."""
-        request = _Request(batch.topic, body, batch.tag, None, None, 0, None, batch.queue)
+        request = SendRequest(batch.topic, body, batch.tag, None, None, 0, None, batch.queue)
         target = self._targets.get(request.topic) or self._target(request.topic)
         chosen = self._choose(target, None, request.queue)
         return self._send_again(
@@ -622,7 +649,7 @@ class Producer:
         )
 
     def _open_loan(
-        self, request: _Request, nbytes: int, timeout: float
+        self, request: SendRequest, nbytes: int, timeout: float
     ) -> tuple[core.Loan, SendQueue]:
         deadline_ns = _now() + int(timeout * 1e9)
         while True:  # bounded by the deadline
@@ -639,7 +666,7 @@ class Producer:
                         request.keys,
                         request.properties,
                         request.flag,
-                        timeout=_left_s(deadline_ns),
+                        timeout=left_s(deadline_ns),
                         keep=True,
                     )
                 except ClosedError:
@@ -763,16 +790,38 @@ class Producer:
         """The session of this queue has ended: wait for the next, then look for queues anew."""
         link = chosen.link
         if link is not None:
-            link.wait_for_session(chosen.link_generation, _left_s(deadline_ns))
+            link.wait_for_session(chosen.link_generation, left_s(deadline_ns))
         else:
             waiting = threading.Event()
             name = chosen.message_queue.broker_name
-            while _left_s(deadline_ns) > 0:
+            while left_s(deadline_ns) > 0:
                 try:
                     self._client.link(name)
                     break
                 except ServiceNotAvailableError:
-                    waiting.wait(min(_RETRY_S, _left_s(deadline_ns)))
+                    waiting.wait(min(_RETRY_S, left_s(deadline_ns)))
+        self._forget(topic, target)
+
+    # ---- what shmq.aio uses ----------------------------------------------------------------------
+
+    def known(self, topic: str) -> Target | None:
+        """Its queues, if nobody has to be asked."""
+        return self._targets.get(topic)
+
+    def find(self, topic: str) -> Target:
+        """Its queues. Blocks while brokers are asked.
+
+        Raises:
+            TopicNotExistError and others, as `send`.
+        """
+        return self._targets.get(topic) or self._target(topic)
+
+    def choose(self, target: Target, request: SendRequest) -> SendQueue:
+        """Where the message goes."""
+        return self._choose(target, request.key, request.queue)
+
+    def forget(self, topic: str, target: Target) -> None:
+        """Have its queues looked for anew."""
         self._forget(topic, target)
 
     # ---- what the client tells, in threads that must not wait ------------------------------------
@@ -847,7 +896,18 @@ class Producer:
         raise TypeError("pickle a Producer: it holds shared memory; connect in the other process")
 
 
-class _Request:
+class Cure(Enum):
+    """What makes another attempt at a send worth it."""
+
+    NONE = auto()
+    """Nothing is needed."""
+    CHUNK = auto()
+    """Chunk memory, for a body that is larger than the ring takes."""
+    SESSION = auto()
+    """The next session with its broker."""
+
+
+class SendRequest:
     """One message that could not be sent at once, and what was tried."""
 
     __slots__ = (
@@ -930,7 +990,8 @@ class _Request:
         self.properties, self.body = own, message.body_bytes
 
 
-def _left_s(deadline_ns: int) -> float:
+def left_s(deadline_ns: int) -> float:
+    """Seconds until a monotonic time; 0 behind it."""
     return max(0.0, (deadline_ns - _now()) / 1e9)
 
 

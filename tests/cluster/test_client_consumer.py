@@ -17,6 +17,7 @@ from shmq import ConsumeFromWhere, MessageModel, MessageQueue
 from shmq.errors import ClosedError, ConfigError, ForkError, OffsetIllegalError
 from shmq.remoting.codes import RequestCode
 from shmq.status import ConsumeStatus, PullStatus
+from tests.support.aio_bridge import BridgedClient
 from tests.support.cluster import Cluster, Program, wait_for
 from tests.support.require import require_program
 
@@ -32,9 +33,14 @@ def cluster(tmp_path: Path, cluster_name):
 
 
 @pytest.fixture
-def client(cluster: Cluster):
-    with cluster.connect() as made:
+def client(cluster: Cluster, request: pytest.FixtureRequest):
+    kind = getattr(request, "param", "threads")
+    with cluster.connect() if kind == "threads" else BridgedClient(cluster.runtime, kind) as made:
         yield made
+
+
+both = pytest.mark.parametrize("client", ["threads", "asyncio"], indirect=True)
+"""The client of shmq, and that of shmq.aio."""
 
 
 def send(client: shmq.Client, topic: str, count: int, **options) -> None:
@@ -61,6 +67,7 @@ def group_offset(client: shmq.Client, topic: str, group: str) -> int:
     return sum(max(0, row["consumerOffset"]) for row in answer.json()["queues"])
 
 
+@both
 def test_iteration_gives_each_message_once_and_settles_the_one_before(client):
     send(client, "t", 20)
     with client.consumer("t", "g") as consumer:
@@ -76,6 +83,7 @@ def test_iteration_gives_each_message_once_and_settles_the_one_before(client):
         assert consumer.receive(5, timeout=0.05) == []
 
 
+@both
 def test_process_settles_on_success_and_delivers_again_after_an_exception(client):
     send(client, "t", 3)
     seen: list[int] = []
@@ -95,6 +103,7 @@ def test_process_settles_on_success_and_delivers_again_after_an_exception(client
         wait_for(lambda: group_offset(client, "t", "g") == 3, "the progress")
 
 
+@both
 def test_process_rules_over_auto_settle(client):
     send(client, "t", 1)
     with client.consumer("t", "g") as consumer:
@@ -114,6 +123,7 @@ def test_message_of_no_consumer_cannot_be_processed():
         shmq.Message("t", b"x").process()
 
 
+@both
 def test_messages_settled_out_of_order_count_up_to_the_first_gap(client):
     client.create_topic("one", queues=1)
     send(client, "one", 10)
@@ -128,6 +138,7 @@ def test_messages_settled_out_of_order_count_up_to_the_first_gap(client):
         wait_for(lambda: group_offset(client, "one", "g") == 10, "the progress")
 
 
+@both
 def test_receive_many_gives_columns_and_stacks_bodies(client):
     client.create_topic("one", queues=1)
     producer = client.producer()
@@ -147,6 +158,7 @@ def test_receive_many_gives_columns_and_stacks_bodies(client):
         wait_for(lambda: group_offset(client, "one", "g") == 100, "the progress")
 
 
+@both
 def test_batch_that_failed_is_delivered_again(client):
     client.create_topic("one", queues=1)
     send(client, "one", 3)
@@ -179,6 +191,7 @@ def test_body_lies_in_the_mapped_log(client):
         assert ctypes.string_at(address, 8) == bytes(message.body[:8])
 
 
+@both
 def test_filter_passes_wanted_tags_only(client):
     producer = client.producer()
     for number in range(30):
@@ -255,6 +268,7 @@ def test_pull_reads_any_queue_from_anywhere(client):
         assert pull.pull(queue, 0, 10).pull_status is PullStatus.NO_MATCHED_MSG
 
 
+@both
 def test_seek_goes_back_and_forth(client):
     client.create_topic("one", queues=1)
     send(client, "one", 50)
@@ -274,6 +288,7 @@ def test_seek_goes_back_and_forth(client):
         wait_for(lambda: group_offset(client, "one", "g") == 50, "the progress")
 
 
+@both
 def test_queue_that_is_full_is_read_on_when_something_is_settled(client):
     client.create_topic("one", queues=1)
     for _ in range(4):
@@ -332,6 +347,7 @@ def test_second_member_in_one_client_is_refused(client):
         client.consumer("t", "g")
 
 
+@both
 def test_topic_that_comes_later_is_consumed(client):
     with client.consumer("later", "g") as consumer:
         sender = threading.Timer(0.1, lambda: send(client, "later", 1))
@@ -462,6 +478,7 @@ def test_forked_child_gets_an_error_and_the_parent_goes_on(client):
         assert receive(consumer, 1) == [2]
 
 
+@both
 def test_closed_consumer_says_so(client):
     send(client, "t", 1)
     consumer = client.consumer("t", "g")
@@ -478,6 +495,7 @@ def test_closed_consumer_says_so(client):
 
 
 def test_nothing_is_pickled(client):
+    send(client, "t", 1)
     with client.consumer("t", "g") as consumer, client.pull_consumer("t") as pull:
         for what in (client, client.producer(), consumer, pull):
             with pytest.raises(TypeError, match="connect"):

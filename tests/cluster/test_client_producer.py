@@ -16,6 +16,7 @@ from shmq.errors import (
     TopicNotExistError,
 )
 from shmq.subscription import java_hash
+from tests.support.aio_bridge import BridgedClient
 from tests.support.cluster import Cluster, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -36,9 +37,14 @@ def pair(tmp_path: Path, cluster_name):
 
 
 @pytest.fixture
-def client(cluster: Cluster):
-    with cluster.connect() as made:
+def client(cluster: Cluster, request: pytest.FixtureRequest):
+    kind = getattr(request, "param", "threads")
+    with cluster.connect() if kind == "threads" else BridgedClient(cluster.runtime, kind) as made:
         yield made
+
+
+both = pytest.mark.parametrize("client", ["threads", "asyncio"], indirect=True)
+"""The client of shmq, and that of shmq.aio."""
 
 
 def bodies(client: shmq.Client, topic: str) -> list[bytes]:
@@ -54,6 +60,7 @@ def bodies(client: shmq.Client, topic: str) -> list[bytes]:
     return found
 
 
+@both
 def test_send_says_where_the_message_is(client):
     client.create_topic("one", queues=1)
     producer = client.producer()
@@ -149,6 +156,7 @@ def test_callback_may_send(client):
     assert sorted(bodies(client, "t")) == [b"first", b"second"]
 
 
+@both
 def test_send_many_stores_in_one_queue_in_order_with_a_result_each(client):
     producer = client.producer()
     results = producer.send_many("t", (b"%d" % n for n in range(3000)), tag="x", key="k")
@@ -190,6 +198,7 @@ def test_loan_with_a_living_array_says_what_to_do(client):
 # ---- where to ------------------------------------------------------------------------------------
 
 
+@both
 def test_key_goes_to_the_queue_that_rocketmq_would_choose(client):
     client.create_topic("t", queues=5)
     producer = client.producer()
@@ -200,6 +209,7 @@ def test_key_goes_to_the_queue_that_rocketmq_would_choose(client):
             assert producer.send("t", b"x", key=key).message_queue == wanted
 
 
+@both
 def test_queue_is_chosen_by_hand_by_function_or_by_load(client):
     producer = client.producer()
     client.create_topic("t", queues=4)

@@ -68,13 +68,14 @@ class OffsetProcessor:
             )
         return response_to(command, ext_fields={"offset": consumer_offset})
 
-    def _update(self, connection: Connection, command: Command) -> None:
+    async def _update(self, connection: Connection, command: Command) -> None:
         broker = self._broker
         queue = _claimed(command)
         consumer_offset = ranged(command.fields(), "commitOffset", 0, _LONG_MAX)
         self._broker.rights.require(connection.identity, Action.CONSUME, queue.group)
+        broker.topics.read_queue(queue.topic, queue.queue_id)
+        await broker.groups.ensure(queue.group)
         handle = broker.topics.read_queue(queue.topic, queue.queue_id)
-        broker.groups.find(queue.group)
         claim = broker.claims.find(queue)
         if claim is not None and claim.session.connection is not connection:
             raise FencedError(

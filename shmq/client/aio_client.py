@@ -1,0 +1,234 @@
+"""shmq.aio.Client: one program's way to a cluster, from an event loop.
+
+What lives here: `AsyncClient`, `connect` and `local`. It is a Client whose producers and consumers
+wait in the loop; routes, heartbeats, rebalance and the following of brokers are the Client's own,
+in its own few threads, so that a loop that is busy loses no membership (docs/decisions/0013). Which
+process: the program's; everything in the thread of the loop it was made in. Writes nothing in
+shared memory. May fail: as `instance.py`; LoopError in another loop or thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn, Self
+
+from shmq.client.aio_consumer import AsyncConsumer
+from shmq.client.aio_opening import Opening
+from shmq.client.aio_producer import AsyncProducer
+from shmq.client.instance import DEFAULT_PRODUCER, Client
+from shmq.client.local import local as blocking_local
+from shmq.client.wake_hub import WakeHub
+from shmq.config import WaitingPolicy
+from shmq.errors import ClosedError, LoopError
+from shmq.subscription import ConsumeFromWhere, MessageModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from shmq.allocation import Strategy
+    from shmq.client.consumer import Consumer
+
+__all__ = ["AsyncClient", "connect", "local"]
+
+_THREAD_MAX = 4
+"""Threads for requests that are waited for: made when the first comes, whatever the number of
+producers and consumers."""
+
+
+async def _begin(open_: Callable[[], Client]) -> AsyncClient:
+    loop = asyncio.get_running_loop()
+    executor = ThreadPoolExecutor(_THREAD_MAX, thread_name_prefix="shmq-aio")
+    opening = loop.run_in_executor(executor, open_)
+    try:
+        client = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_unwanted)
+        executor.shutdown(wait=False)
+        raise
+    except BaseException:
+        executor.shutdown(wait=False)
+        raise
+    return AsyncClient(client, executor)
+
+
+def _close_unwanted(opening: asyncio.Future[Client]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
+
+
+def connect(
+    namesrv: str | Path | None = None, *, policy: WaitingPolicy = WaitingPolicy.ADAPTIVE
+) -> Opening[AsyncClient]:
+    """A Client of the cluster, as shmq.connect; to be awaited, or entered with `async with`.
+
+    Example:
+        async with shmq.aio.connect() as client:
+            await client.producer().send("orders", b"one")
+    """
+    return Opening(partial(_begin, partial(_connect, namesrv, policy)))
+
+
+def _connect(namesrv: str | Path | None, policy: WaitingPolicy) -> Client:
+    client = Client(namesrv, policy=policy)
+    try:
+        client.routes.brokers()
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def local(folder: str | Path | None = None, *, brokers: int = 1) -> Opening[AsyncClient]:
+    """A Client with a private cluster, as shmq.local; to be awaited, or entered."""
+    return Opening(partial(_begin, partial(blocking_local, folder, brokers=brokers)))
+
+
+class AsyncClient:
+    """A program's sessions with the brokers of one cluster, for the tasks of one loop. An async
+    context manager.
+
+    Example:
+        async with shmq.aio.connect() as client:
+            await client.producer().send("orders", b"one")
+    """
+
+    def __init__(self, engine: Client, executor: ThreadPoolExecutor) -> None:
+        """By `connect` and `local`."""
+        self.engine = engine
+        """The Client that does everything but wait."""
+        self._executor = executor
+        self.hub = WakeHub(asyncio.get_running_loop(), executor)
+        """What gets tasks up."""
+        self._closing: list[AsyncConsumer | AsyncProducer] = []
+        self._is_closed = False
+        engine.on_session(self.hub.session_changed)
+
+    # ---- what programs use -----------------------------------------------------------------------
+
+    @property
+    def namesrv(self) -> Path:
+        """The runtime folder, for `connect` elsewhere."""
+        return self.engine.namesrv
+
+    @property
+    def client_id(self) -> str:
+        """Unique among living clients."""
+        return self.engine.client_id
+
+    def producer(self, group: str = DEFAULT_PRODUCER) -> AsyncProducer:
+        """A producer; tasks may share it."""
+        self.check("make a producer")
+        made = AsyncProducer(self, self.engine.producer(group))
+        self._closing.append(made)
+        return made
+
+    def consumer(
+        self,
+        topic: str,
+        group: str,
+        *,
+        filter: str | None = None,  # what RocketMQ's and our users call it
+        from_where: ConsumeFromWhere = ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET,
+        from_time: float | None = None,
+        allocation: str | Strategy = "average",
+        model: MessageModel = MessageModel.CLUSTERING,
+        auto_settle: bool = True,
+        offset_file: str | Path | None = None,
+    ) -> Opening[AsyncConsumer]:
+        """A member of a group that consumes a topic; arguments and errors as Client.consumer. To be
+        awaited, or entered with `async with`.
+        """
+        make = partial(
+            self.engine.consumer,
+            topic,
+            group,
+            filter=filter,
+            from_where=from_where,
+            from_time=from_time,
+            allocation=allocation,
+            model=model,
+            auto_settle=auto_settle,
+            offset_file=offset_file,
+        )
+        return Opening(partial(self._join, make))
+
+    async def _join(self, make: Callable[[], Consumer]) -> AsyncConsumer:
+        self.check("make a consumer")
+        joining = self.hub.loop.run_in_executor(self._executor, make)
+        try:
+            engine = await asyncio.shield(joining)
+        except asyncio.CancelledError:
+            joining.add_done_callback(self._leave_unwanted)
+            raise
+        made = AsyncConsumer(self, engine)
+        self._closing.append(made)
+        return made
+
+    def _leave_unwanted(self, joining: asyncio.Future[Consumer]) -> None:
+        if not joining.cancelled() and joining.exception() is None:
+            self._executor.submit(joining.result().close)
+
+    async def create_topic(
+        self, topic: str, *, queues: int = 8, brokers: Sequence[str] | None = None
+    ) -> None:
+        """As Client.create_topic."""
+        self.check("create a topic")
+        await self.hub.run(partial(self.engine.create_topic, topic, queues=queues, brokers=brokers))
+
+    async def close(self) -> None:
+        """Close consumers and producers, then leave the brokers. Twice does nothing."""
+        if self._is_closed or self.is_forked:
+            return
+        self.check("close a client")
+        for member in tuple(self._closing):
+            await member.close()
+        self._is_closed = True
+        self.hub.close()
+        closing = self.hub.loop.run_in_executor(self._executor, self.engine.close)
+        try:
+            await asyncio.shield(closing)
+        finally:
+            self._executor.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("pickle a Client: it holds shared memory; connect in the other process")
+
+    # ---- what producers and consumers use --------------------------------------------------------
+
+    def check(self, what: str) -> None:
+        """Return if the client may be used here.
+
+        Raises:
+            ClosedError, ForkError.
+            LoopError: this is not the loop it was connected in.
+        """
+        if self._is_closed:
+            raise ClosedError(f"{what}: this client is closed")
+        if asyncio.get_running_loop() is not self.hub.loop:
+            raise LoopError(f"{what}: this client was connected in another event loop")
+        self.engine.check(what)
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a child of the process that connected."""
+        return self.engine.is_forked
+
+    def leave(self, member: AsyncConsumer | AsyncProducer) -> None:
+        """It is closed."""
+        if member in self._closing:
+            self._closing.remove(member)

@@ -1,0 +1,483 @@
+"""LitePullConsumer: a program that asks for its messages itself, of queues that are shared out to
+it or that it chose (RocketMQ's DefaultLitePullConsumer).
+
+What lives here: `LitePullConsumer`: the position of each queue, what is paused, and what is
+committed when. It reads and waits with one `Consumer` for each topic, none of whose messages are
+settled one by one: a commit is a queue_offset. Which process: the program's; one thread polls, any
+may pause, seek and commit. Writes: progress in the consumer pages; where queues were assigned by
+hand, offsets by request. May fail: as Client.consumer; OffsetIllegalError.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from typing import TYPE_CHECKING, NoReturn, Self
+
+from shmq.client.arguments import (
+    check_count,
+    check_message_queue,
+    check_queue_offset,
+    check_time,
+    check_timeout,
+)
+from shmq.client.consumer import Consumer
+from shmq.clock import SYSTEM_CLOCK
+from shmq.core import core
+from shmq.errors import ClosedError, ConfigError, OffsetIllegalError, ShmqError
+from shmq.subscription import ConsumeFromWhere
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from types import TracebackType
+
+    from shmq.allocation import Strategy
+    from shmq.client.instance import Client
+    from shmq.client.process_queue import ProcessQueue
+    from shmq.result import MessageQueue
+
+    QueueListener = Callable[[str, list[MessageQueue], list[MessageQueue]], None]
+
+__all__ = ["LitePullConsumer"]
+
+_log = logging.getLogger("shmq.client")
+
+PULL_BATCH_SIZE = 10
+"""RocketMQ's pullBatchSize of a lite pull consumer."""
+POLL_TIMEOUT_S = 5.0
+"""RocketMQ's pollTimeoutMillis."""
+AUTO_COMMIT_INTERVAL_S = 5.0
+"""RocketMQ's autoCommitIntervalMillis."""
+_LOOK_S = 1.0
+"""A poll without any reader to wait on looks so often whether there is one."""
+
+
+class LitePullConsumer:
+    """A group's member that polls. A context manager; closing it commits if auto_commit is on.
+
+    Either `subscribe`: the queues of the topics are shared out among the members of the group; or
+    `assign`: it reads just these, and is no member.
+
+    Messages of one poll count as consumed when the next poll begins: auto_commit commits up to
+    there, each interval_s and when the consumer closes.
+
+    Example:
+        with client.lite_pull_consumer("billing") as consumer:
+            consumer.subscribe("orders", "new || paid")
+            while True:
+                for message in consumer.poll():
+                    print(bytes(message))
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        group: str,
+        *,
+        auto_commit: bool,
+        auto_commit_interval: float,
+        batch_size: int,
+        from_where: ConsumeFromWhere,
+        from_time: float | None,
+        allocation: str | Strategy,
+    ) -> None:
+        """By Client.lite_pull_consumer()."""
+        check_count("lite pull", "batch_size", batch_size)
+        check_timeout("lite pull: auto_commit_interval", auto_commit_interval)
+        self.group = group
+        """The group whose offsets are committed."""
+        self.auto_commit = auto_commit
+        """Whether polls commit what earlier polls gave; may be changed."""
+        self._client = client
+        self._interval_ns = int(auto_commit_interval * 1e9)
+        self._commit_ns = SYSTEM_CLOCK.monotonic_ns() + self._interval_ns
+        self._batch_size = batch_size
+        self._from_where = from_where
+        self._from_time = from_time
+        self._allocation = allocation
+        self._engines: dict[str, Consumer] = {}
+        self._is_assigned = False
+        self._expressions: dict[str, str | None] = {}
+        self._listener: QueueListener | None = None
+        self._seen: dict[str, frozenset[MessageQueue]] = {}
+        self._paused: frozenset[MessageQueue] = frozenset()
+        self._polled: dict[ProcessQueue, int] = {}
+        self._turn = 0
+        self._lock = threading.Lock()
+        self._polling = threading.Lock()
+        self._changed = threading.Event()
+        self._is_closed = False
+
+    # ---- which queues ----------------------------------------------------------------------------
+
+    def subscribe(
+        self, topic: str, filter: str | None = None, *, listener: QueueListener | None = None
+    ) -> None:
+        """Have queues of a topic shared out to this member; may be called for several topics.
+
+        Args:
+            topic: the topic.
+            filter: tags, "a || b"; None: all messages.
+            listener: called in poll with (topic, queues before, queues now) when they changed.
+
+        Raises:
+            ConfigError: queues were assigned by hand; one or the other.
+            What Client.consumer raises.
+        """
+        self._check("subscribe")
+        if self._is_assigned:
+            raise ConfigError(
+                f"subscribe to {topic}: queues were assigned to this consumer by hand; subscribe "
+                "and assign exclude each other"
+            )
+        if listener is not None:
+            self._listener = listener
+        self._begin(topic, filter, queues=None)
+
+    def unsubscribe(self, topic: str) -> None:
+        """Give the queues of a topic back, committed if auto_commit is on."""
+        self._check("unsubscribe")
+        self._end(topic)
+
+    def set_filter(self, topic: str, filter: str | None) -> None:
+        """For `assign`: pass these tags of a topic only; before its queues are assigned."""
+        self._check("set a filter")
+        self._expressions[topic] = filter
+
+    def assign(self, queues: Iterable[MessageQueue]) -> None:
+        """Read just these queues, whatever other members do; replaces what was assigned before.
+
+        They go on where the group's offsets stand. Nobody else is kept from them.
+
+        Raises:
+            ConfigError: topics were subscribed to; one or the other. Or no queue.
+        """
+        self._check("assign")
+        if self._engines and not self._is_assigned:
+            raise ConfigError(
+                f"assign queues: this consumer subscribed to {', '.join(sorted(self._engines))}; "
+                "subscribe and assign exclude each other"
+            )
+        wanted: dict[str, set[MessageQueue]] = {}
+        for queue in queues:
+            check_message_queue("assign", queue)
+            wanted.setdefault(queue.topic, set()).add(queue)
+        if not wanted:
+            raise ConfigError("assign queues: none were given; take some of fetch_queues(topic)")
+        self._is_assigned = True
+        for topic in self._engines.keys() - wanted.keys():
+            self._end(topic)
+        for topic, chosen in wanted.items():
+            engine = self._engines.get(topic)
+            if engine is None:
+                self._begin(topic, self._expressions.get(topic), queues=frozenset(chosen))
+            else:
+                engine.assignment.assign(frozenset(chosen))
+                engine.assignment.rebalance()
+
+    def _begin(
+        self, topic: str, expression: str | None, *, queues: frozenset[MessageQueue] | None
+    ) -> None:
+        engine = Consumer(
+            self._client,
+            topic,
+            self.group,
+            filter=expression,
+            from_where=self._from_where,
+            from_time=self._from_time,
+            allocation=self._allocation,
+            auto_settle=False,
+            queues=queues,
+        )
+        engine.on_wake(self._changed.set)
+        self._client.join(engine)
+        with self._lock:
+            self._engines[topic] = engine
+        self._changed.set()
+
+    def _end(self, topic: str) -> None:
+        try:
+            if self.auto_commit:
+                self._commit_polled(topic)
+        finally:
+            with self._lock:
+                engine = self._engines.pop(topic, None)
+            if engine is not None:
+                engine.close()
+
+    def fetch_queues(self, topic: str) -> list[MessageQueue]:
+        """All read queues of a topic, sorted; for `assign`.
+
+        Raises:
+            TopicNotExistError: no broker has it.
+        """
+        with self._client.pull_consumer(topic) as pull:
+            return pull.queues()
+
+    @property
+    def assignment(self) -> list[MessageQueue]:
+        """The queues that are polled now, those that are paused included."""
+        return sorted(itertools.chain.from_iterable(e.assigned for e in self._all()))
+
+    def _all(self) -> list[Consumer]:
+        with self._lock:
+            return list(self._engines.values())
+
+    def _queues(self) -> Iterator[tuple[Consumer, ProcessQueue]]:
+        for engine in self._all():
+            for queue in engine.assignment.queues:
+                yield engine, queue
+
+    # ---- messages --------------------------------------------------------------------------------
+
+    def poll(self, timeout: float = POLL_TIMEOUT_S) -> list[core.Message]:
+        """Up to batch_size messages of one queue, in order; none if none came in `timeout` seconds.
+
+        Raises:
+            ClosedError: this consumer or its client is closed.
+        """
+        self._check("poll")
+        check_timeout("poll", timeout)
+        with self._polling:
+            self._commit_when_due()
+            deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(timeout * 1e9)
+            while True:  # bounded by the deadline
+                self._tell_listener()
+                messages = self._read_round()
+                left_s = (deadline_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
+                if messages or left_s <= 0 or self._is_closed:
+                    return messages
+                self._sleep(min(left_s, self._until_commit_s()))
+                self._client.check("poll")
+                self._commit_when_due()
+
+    def _read_round(self) -> list[core.Message]:
+        queues = list(self._queues())
+        self._turn = turn = self._turn + 1
+        for index in range(len(queues)):
+            engine, queue = queues[(turn + index) % len(queues)]
+            if queue.message_queue in self._paused:
+                continue
+            first = queue.next_offset
+            found = engine.read_from(queue, first, self._batch_size)
+            if found is None:
+                continue
+            messages, next_offset = found
+            with self._lock:
+                if queue.is_dropped or queue.next_offset != first:
+                    continue  # revoked, or sought elsewhere, while it was read
+                queue.next_offset = next_offset
+                self._polled[queue] = next_offset
+            if messages:
+                return messages
+        return []
+
+    def _sleep(self, timeout: float) -> None:
+        readers: dict[core.Reader, None] = {}
+        for engine in self._all():
+            found, timeout = engine.watch(timeout, without=self._paused)
+            readers.update(dict.fromkeys(found))
+        if self._changed.is_set() or not readers:
+            self._changed.wait(min(timeout, _LOOK_S))
+            self._changed.clear()
+            return
+        try:
+            core.Reader.wait_any(tuple(readers), timeout)
+        except ClosedError:
+            self._changed.wait(min(timeout, 0.01))
+
+    def _tell_listener(self) -> None:
+        listener = self._listener
+        for engine in self._all():
+            now = frozenset(engine.assigned)
+            before = self._seen.get(engine.topic)
+            if now == before:
+                continue
+            self._seen[engine.topic] = now
+            if listener is not None:
+                listener(engine.topic, sorted(before or ()), sorted(now))
+
+    def pause(self, queues: Iterable[MessageQueue]) -> None:
+        """Give nothing of these any more; their positions stay."""
+        with self._lock:
+            self._paused |= frozenset(queues)
+
+    def resume(self, queues: Iterable[MessageQueue]) -> None:
+        """Go on with these where they are."""
+        with self._lock:
+            self._paused -= frozenset(queues)
+        self._wake()
+
+    @property
+    def paused(self) -> list[MessageQueue]:
+        """Those that are paused."""
+        return sorted(self._paused)
+
+    # ---- places ----------------------------------------------------------------------------------
+
+    def seek(self, queue: MessageQueue, queue_offset: int) -> None:
+        """Have the next poll of this queue begin there; nothing is committed by it.
+
+        Raises:
+            OffsetIllegalError: no such place, or the queue is not assigned to this consumer.
+        """
+        check_queue_offset("seek", queue_offset)
+        self._seek(queue, lambda _: queue_offset)
+
+    def seek_to_begin(self, queue: MessageQueue) -> None:
+        """To the first message kept. Raises as `seek`."""
+        self._seek(queue, lambda one: one.reader.min_queue_offset(one.row))
+
+    def seek_to_end(self, queue: MessageQueue) -> None:
+        """Behind the last message. Raises as `seek`."""
+        self._seek(queue, lambda one: one.reader.visible_max(one.row))
+
+    def _seek(self, queue: MessageQueue, place: Callable[[ProcessQueue], int]) -> None:
+        one = self._one(queue, "seek")
+        first, last = one.reader.min_queue_offset(one.row), one.reader.visible_max(one.row)
+        queue_offset = place(one)
+        if not first <= queue_offset <= last:
+            raise OffsetIllegalError(
+                f"seek in queue {queue.queue_id} of {queue.topic} at {queue.broker_name} to "
+                f"{queue_offset}: it has {first} to {last}"
+            )
+        with self._lock:
+            one.next_offset = queue_offset
+            self._polled[one] = queue_offset
+        self._wake()
+
+    def position(self, queue: MessageQueue) -> int:
+        """The queue_offset that the next poll of this queue begins at.
+
+        Raises:
+            OffsetIllegalError: it is not assigned to this consumer.
+        """
+        return self._one(queue, "position").next_offset
+
+    def offset_for_time(self, queue: MessageQueue, time: float) -> int:
+        """queue_offset of the first message stored at or after a time, seconds since 1970."""
+        check_message_queue("offset_for_time", queue)
+        check_time("offset_for_time", time)
+        link = self._client.link(queue.broker_name)
+        return link.search_offset(queue.topic, queue.queue_id, int(time * 1000))
+
+    def _one(self, queue: MessageQueue, what: str) -> ProcessQueue:
+        self._check(what)
+        for _, one in self._queues():
+            if one.message_queue == queue:
+                return one
+        raise OffsetIllegalError(
+            f"{what} in queue {queue.queue_id} of {queue.topic} at {queue.broker_name}: it is not "
+            "assigned to this consumer; see LitePullConsumer.assignment"
+        )
+
+    # ---- commits ---------------------------------------------------------------------------------
+
+    def commit(self, offsets: Mapping[MessageQueue, int] | None = None) -> None:
+        """Say how far the group is: where the positions are, or at these queue_offsets.
+
+        Raises:
+            OffsetIllegalError: a queue is not assigned to this consumer.
+            ServiceNotAvailableError: queues assigned by hand, and their broker is away.
+        """
+        self._check("commit")
+        if offsets is None:
+            self._commit_polled(None)
+            return
+        for queue, queue_offset in offsets.items():
+            one = self._one(queue, "commit")
+            last = one.reader.visible_max(one.row)
+            if not 0 <= queue_offset <= last:
+                raise OffsetIllegalError(
+                    f"commit {queue_offset} in queue {queue.queue_id} of {queue.topic} at "
+                    f"{queue.broker_name}: its messages end at {last}"
+                )
+            self._commit(one, queue_offset)
+
+    def committed(self, queue: MessageQueue) -> int | None:
+        """The group's offset in a queue, as far as it was committed; None: none yet."""
+        self._check("ask for the committed offset")
+        for _, one in self._queues():
+            if one.message_queue == queue and one.slot >= 0:
+                return one.settled_offset
+        link = self._client.link(queue.broker_name)
+        return link.consumer_offset(self.group, queue.topic, queue.queue_id)
+
+    def _commit_when_due(self) -> None:
+        now_ns = SYSTEM_CLOCK.monotonic_ns()
+        if not self.auto_commit or now_ns < self._commit_ns:
+            return
+        self._commit_ns = now_ns + self._interval_ns
+        try:
+            self._commit_polled(None)
+        except ShmqError as error:
+            _log.debug("commit group=%s: %s", self.group, error)  # the next one says it again
+
+    def _until_commit_s(self) -> float:
+        if not self.auto_commit or not self._polled:
+            return 3600.0
+        return max(0.001, (self._commit_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9)
+
+    def _commit_polled(self, topic: str | None) -> None:
+        with self._lock:
+            due = {
+                one: queue_offset
+                for one, queue_offset in self._polled.items()
+                if topic is None or one.message_queue.topic == topic
+            }
+        for one, queue_offset in due.items():
+            self._commit(one, queue_offset)
+            with self._lock:
+                if self._polled.get(one) == queue_offset:
+                    del self._polled[one]
+
+    def _commit(self, one: ProcessQueue, queue_offset: int) -> None:
+        if one.is_dropped:
+            return  # it is another member's now, and so are its offsets
+        if one.slot < 0:
+            where = one.message_queue
+            one.link.set_consumer_offset(self.group, where.topic, where.queue_id, queue_offset)
+        one.commit(queue_offset)
+
+    # ---- ending ----------------------------------------------------------------------------------
+
+    def _check(self, what: str) -> None:
+        if self._is_closed:
+            raise ClosedError(f"{what}: this lite pull consumer is closed")
+        self._client.check(what)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        for engine in self._all():
+            engine.wake()
+
+    def close(self) -> None:
+        """Commit if auto_commit is on, give the queues back and leave the group. A poll that waits
+        gets up with nothing.
+        """
+        if self._is_closed or self._client.is_forked:
+            return
+        self._is_closed = True
+        self._wake()
+        with self._polling:
+            for topic in tuple(self._engines):
+                try:
+                    self._end(topic)
+                except ShmqError as error:
+                    _log.warning("commit group=%s topic=%s: %s", self.group, topic, error)
+        self._client.leave(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("pickle a LitePullConsumer: it holds shared memory; connect where it is")

@@ -1,0 +1,377 @@
+"""Clients of event loops in a real cluster: what waiting costs, what ends it, and who may wait.
+
+What a send and a receive do is tested with both kinds of client in test_client_producer.py and
+test_client_consumer.py.
+"""
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import uvloop
+
+import shmq.aio
+from shmq.errors import ClosedError, LoopError, SendTimeoutError, TopicNotExistError
+from tests.support.cluster import WAIT_S, Cluster
+from tests.support.scale import scaled
+
+pytestmark = pytest.mark.cluster
+
+PATIENCE_S = 30.0
+
+Work = Callable[[shmq.aio.Client], Coroutine[Any, Any, Any]]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, cluster_name):
+    with Cluster(tmp_path, cluster_name) as made:
+        yield made
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest, cluster: Cluster):
+    """Runs a coroutine function with a client of the cluster, in a loop of its own."""
+    return _runner(cluster, request.param)
+
+
+@pytest.fixture
+def run_once(cluster: Cluster):
+    """The same, in asyncio's loop only."""
+    return _runner(cluster, "asyncio")
+
+
+def _runner(cluster: Cluster, kind: str) -> Callable[[Work], Any]:
+    async def main(work: Work) -> Any:
+        async with shmq.aio.connect(cluster.runtime) as client:
+            return await asyncio.wait_for(work(client), 3 * PATIENCE_S)
+
+    def run(work: Work) -> Any:
+        factory = uvloop.new_event_loop if kind == "uvloop" else asyncio.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(main(work))
+
+    return run
+
+
+async def until(is_there: Callable[[], Any]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not is_there():
+            await asyncio.sleep(0.005)
+
+
+def test_message_gets_up_a_task_that_waits(run):
+    async def work(client: shmq.aio.Client) -> None:
+        producer = client.producer()
+        async with client.consumer("t", "g") as consumer:
+            for number in range(200):
+                waiting = asyncio.create_task(consumer.receive(timeout=PATIENCE_S))
+                await asyncio.sleep(0)
+                sent = await producer.send("t", b"%d" % number)
+                (message,) = await waiting
+                assert bytes(message) == b"%d" % number
+                assert message.message_id == sent.message_id
+            got: list[bytes] = []
+            await producer.send("t", b"last")
+            async for message in consumer:
+                got.append(bytes(message))
+                break
+            assert got == [b"last"]
+
+    run(work)
+
+
+def test_thousand_sends_at_once_keep_the_order_of_each_key(run):
+    async def work(client: shmq.aio.Client) -> None:
+        producer = client.producer()
+        body = bytes(900)  # together more than the ring holds: most of them wait for room
+        async with asyncio.TaskGroup() as group:
+            sends = [
+                group.create_task(producer.send("t", body + b"%d" % n, key=f"k{n % 5}"))
+                for n in range(1000)
+            ]
+        for first in range(5):
+            results = [send.result() for send in sends[first::5]]
+            assert len({result.message_queue for result in results}) == 1
+            offsets = [result.queue_offset for result in results]
+            assert offsets == sorted(set(offsets))
+        assert len({send.result().message_id for send in sends}) == 1000
+
+    run(work)
+
+
+def test_cancelled_receive_loses_nothing(run):
+    async def work(client: shmq.aio.Client) -> None:
+        producer = client.producer()
+        got: list[int] = []
+        async with client.consumer("t", "g") as consumer:
+            for number in range(300):
+                waiting = asyncio.create_task(consumer.receive(timeout=PATIENCE_S))
+                for _ in range(number % 4):
+                    await asyncio.sleep(0)
+                sending = asyncio.create_task(producer.send("t", b"%d" % number))
+                for _ in range(number % 7):
+                    await asyncio.sleep(0)
+                waiting.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    got += [int(bytes(message)) for message in await waiting]
+                await sending
+            while len(got) < 300:
+                messages = await consumer.receive(timeout=PATIENCE_S)
+                assert messages
+                got += [int(bytes(message)) for message in messages]
+        assert sorted(got) == list(range(300))
+
+    run(work)
+
+
+def test_cancelled_send_frees_its_place(run):
+    async def work(client: shmq.aio.Client) -> None:
+        producer = client.producer()
+        await producer.send("t", b"first")
+        (lane, *_) = client.engine.links()[0].lanes
+        for _ in range(2 * lane.completion_capacity // 50):
+            tasks = [asyncio.create_task(producer.send("t", b"x", key="k")) for _ in range(100)]
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        await producer.send("t", b"last", key="k")  # each completion that leaked took a place
+        await producer.drain(PATIENCE_S)
+
+    run(work)
+
+
+def test_timeouts_end_waiting_with_nothing(run_once):
+    async def work(client: shmq.aio.Client) -> None:
+        await client.create_topic("t", queues=1)
+        async with client.consumer("t", "g") as consumer:
+            assert await consumer.receive(timeout=0.0) == []
+            assert await consumer.receive(timeout=0.05) == []
+            assert await consumer.try_next(0.05) is None
+            assert len(await consumer.receive_many(timeout=0.05)) == 0
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(consumer.receive(timeout=PATIENCE_S), 0.05)
+
+    run_once(work)
+
+
+def test_closing_gets_up_whoever_waits(run_once):
+    async def work(client: shmq.aio.Client) -> None:
+        consumer = await client.consumer("t", "g")
+        waiting = asyncio.create_task(consumer.receive(timeout=PATIENCE_S))
+
+        async def follow() -> list[shmq.Message]:
+            return [message async for message in other]
+
+        other = await client.consumer("t", "g2")
+        following = asyncio.create_task(follow())
+        await asyncio.sleep(0.05)
+        await consumer.close()
+        assert await waiting == []
+        with pytest.raises(ClosedError, match="this consumer is closed"):
+            await consumer.receive()
+        await client.close()
+        assert await following == []
+        with pytest.raises(ClosedError, match="this client is closed"):
+            await client.producer().send("t", b"x")
+        await client.close()  # twice does nothing
+
+    run_once(work)
+
+
+def test_sends_under_way_are_settled_before_a_producer_closes(run_once):
+    async def work(client: shmq.aio.Client) -> None:
+        producer = client.producer()
+        await producer.send("t", b"x")
+        sends = [asyncio.create_task(producer.send("t", b"x")) for _ in range(50)]
+        await asyncio.sleep(0)
+        await producer.close()
+        done = await asyncio.gather(*sends, return_exceptions=True)
+        assert all(isinstance(one, shmq.SendResult | ClosedError) for one in done)
+        with pytest.raises(ClosedError, match="this producer is closed"):
+            await producer.send("t", b"x")
+
+    run_once(work)
+
+
+def test_another_loop_is_refused_in_one_line(cluster):
+    async def work() -> shmq.aio.Client:
+        return await shmq.aio.connect(cluster.runtime)
+
+    async def misuse(client: shmq.aio.Client) -> None:
+        producer = client.producer()
+        await producer.send("t", b"x")
+
+    with asyncio.Runner() as one:
+        client = one.run(work())
+        with asyncio.Runner() as other, pytest.raises(LoopError, match="another event loop"):
+            other.run(misuse(client))
+        one.run(misuse(client))
+        one.run(client.close())
+
+
+def test_missing_topic_and_missing_cluster_are_told(run_once, tmp_path):
+    async def work(client: shmq.aio.Client) -> None:
+        with pytest.raises(TopicNotExistError, match="no such queue"):
+            await client.producer().send("t", b"x", queue=shmq.MessageQueue("t", "nobody", 0))
+        with pytest.raises(shmq.ShmqError):
+            await shmq.aio.connect(tmp_path / "nowhere")
+
+    run_once(work)
+
+
+def test_loop_that_was_closed_with_a_client_in_it_leaves_a_program_that_ends(cluster):
+    program = """
+import asyncio, sys, shmq.aio
+async def main():
+    client = await shmq.aio.connect(sys.argv[1])
+    consumer = await client.consumer("t", "g")
+    task = asyncio.create_task(consumer.receive(timeout=60))
+    await client.producer().send("u", b"x")
+    print(len(await client.producer().queues("u")), flush=True)
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "ignore::ResourceWarning", "-c", program,
+         str(cluster.runtime)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert int(done.stdout) > 0
+
+
+def test_killed_broker_is_waited_for_by_tasks_too(run, cluster):
+    async def work(client: shmq.aio.Client) -> None:
+        broker = cluster.brokers[0]
+        await client.create_topic("t", queues=2)
+        producer = client.producer()
+        async with client.consumer("t", "g") as consumer:
+            await producer.send("t", b"-1", key="k")
+            assert await consumer.receive(timeout=PATIENCE_S)
+            waiting = asyncio.create_task(consumer.receive(1, timeout=3 * PATIENCE_S))
+            await asyncio.sleep(0.02)
+            broker.kill()
+            sends = [
+                asyncio.create_task(producer.send("t", b"%d" % n, key="k", timeout=PATIENCE_S))
+                for n in range(300)
+            ]
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            await asyncio.to_thread(broker.restart)
+            results = await asyncio.gather(*sends)
+            offsets = [result.queue_offset for result in results]
+            assert offsets == sorted(set(offsets))
+            got = [int(bytes(message)) for message in await waiting]
+            while len(got) < 300:
+                messages = await consumer.receive(300, timeout=PATIENCE_S)
+                assert messages
+                got += [int(bytes(message)) for message in messages]
+            assert got == list(range(300))
+
+    run(work)
+
+
+def test_stopped_broker_makes_a_send_time_out_and_the_loop_goes_on(run_once, cluster):
+    async def work(client: shmq.aio.Client) -> None:
+        producer = client.producer()
+        await producer.send("t", b"x")
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.005)
+                ticks += 1
+
+        async def fill(producer: shmq.aio.Producer) -> None:
+            while True:  # until the ring is full
+                await producer.send_oneway("t", bytes(10_000), key="k", timeout=0.1)
+
+        ticking = asyncio.create_task(tick())
+        broker = psutil.Process(cluster.brokers[0].process.pid)
+        broker.suspend()
+        await until(lambda: broker.status() == psutil.STATUS_STOPPED)
+        try:
+            with pytest.raises(TimeoutError):
+                await producer.send("t", b"x", timeout=0.2)
+            with pytest.raises(SendTimeoutError, match="took nothing"):
+                await fill(producer)
+        finally:
+            broker.resume()
+        assert ticks > 5
+        ticking.cancel()
+        await producer.send("t", b"x", key="k", timeout=PATIENCE_S)
+
+    run_once(work)
+
+
+def test_what_has_left_memory_is_read_without_stopping_the_loop(tmp_path, cluster_name):
+    with Cluster(
+        tmp_path, cluster_name, commit_log_file_size_bytes="8388608", hot_segment_count="3"
+    ) as cluster:
+
+        async def work(client: shmq.aio.Client) -> None:
+            await client.create_topic("t", queues=1)
+            producer = client.producer()
+            for number in range(400):
+                await producer.send_oneway("t", b"%d " % number + bytes(100_000), timeout=60)
+            await producer.drain(60)
+            async with client.consumer("t", "g") as consumer:
+                got: list[int] = []
+                while len(got) < 400:
+                    messages = await consumer.receive(50, timeout=PATIENCE_S)
+                    assert messages
+                    got += [int(bytes(message).split()[0]) for message in messages]
+            assert got == list(range(400))
+
+        _runner(cluster, "asyncio")(work)
+
+
+IDLE = """
+import asyncio, json, os, sys, threading, time
+import shmq.aio
+async def main():
+    runtime, count = sys.argv[1], int(sys.argv[2])
+    async with shmq.aio.connect(runtime) as client:
+        await client.create_topic("t", queues=1)
+        await client.producer().send("t", b"x")
+        consumers = [
+            await client.consumer("t", f"g{n}", from_where="CONSUME_FROM_LAST_OFFSET")
+            for n in range(count)
+        ]
+        got = []
+        async def wait(consumer):
+            got.extend(await consumer.receive(timeout=3600))
+        tasks = [asyncio.create_task(wait(consumer)) for consumer in consumers]
+        await asyncio.sleep(1.0)
+        begin = time.process_time()
+        await asyncio.sleep(2.0)
+        used = time.process_time() - begin
+        threads = threading.active_count()
+        await client.producer().send("t", b"y")
+        await asyncio.wait(tasks)
+        print(json.dumps([threads, used, len(got), len(os.listdir("/proc/self/fd"))]))
+        os._exit(0)  # leaving a thousand groups one by one is not what is tested
+asyncio.run(main())
+"""
+
+
+def test_idle_consumers_cost_no_threads_and_hardly_any_time(cluster):
+    count = scaled(100, 1000)
+    done = subprocess.run(
+        [sys.executable, "-c", IDLE, str(cluster.runtime), str(count)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    threads, used_s, received, fds = json.loads(done.stdout)
+    assert received == count
+    assert threads < 12
+    assert fds < 60
+    assert used_s < 1.0
