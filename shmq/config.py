@@ -31,6 +31,7 @@ __all__ = [
     "ClusterConfig",
     "ENVIRONMENT_PREFIX",
     "KeepMemory",
+    "LISTEN_PORTS",
     "NamesrvConfig",
     "StoreConfig",
     "WaitingPolicy",
@@ -105,7 +106,8 @@ class StoreConfig:
     """IPv4 address written as storeHost into every record, so that a real broker that takes over
     the store answers for its message ids. Loopback: nothing listens there for shmq itself."""
     listen_port: int = _setting(10911, rocketmq=("listenPort",), least=0, most=65_535)
-    """Port written beside it; RocketMQ's default port."""
+    """Port written beside it; RocketMQ's default port. In a cluster file each broker that leaves it
+    out gets one of its own, in the order of the tables: 10911, 10921 and so on."""
     runtime_path: Path | None = _setting(None)
     """Folder (0700) of the in-use mark and the control socket. None: the first of
     $RUNTIME_DIRECTORY (systemd), $XDG_RUNTIME_DIR/shmq, /tmp/shmq-<uid>; short, because a socket's
@@ -362,11 +364,12 @@ class ClusterConfig:
     """How a supervising NameServer treats the brokers of its cluster file: table [cluster]."""
 
     restart_delay_ms: int = _setting(50, least=0, most=60_000)
-    """Milliseconds from a broker's death to its restart; doubled with each further death."""
+    """Milliseconds from a broker's second death in a row to its restart; doubled with each further
+    death. The first restart is at once: whoever waits for a send waits for it."""
     restart_delay_max_ms: int = _setting(5_000, least=0, most=600_000)
     """Where the doubling ends."""
     restart_delay_reset_ms: int = _setting(10_000, least=0, most=3_600_000)
-    """Milliseconds a broker must have lived for the delay to begin anew."""
+    """Milliseconds a broker must have lived for its restarts to begin anew, without a delay."""
     crash_count_max: int = _setting(5, least=1, most=100)
     """Deaths within crash_window_ms after which a broker is not started any more: what fails five
     times at once needs a person."""
@@ -382,6 +385,11 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         """Hold every value against its range."""
         _check_ranges(self)
+
+
+LISTEN_PORTS = range(10_911, 65_000, 10)
+"""Nothing of shmq listens there: the address is in every message id, and is where a real RocketMQ
+broker that takes a store over will listen. One for each broker, with room for those beside it."""
 
 
 def load_broker_tables(file: Path) -> dict[str, Mapping[str, object]]:

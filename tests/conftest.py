@@ -91,6 +91,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "shmq", deadline=None, print_blob=True, max_examples=scaled(100, 10_000)
     )
     settings.load_profile("shmq")
+    # What programs under test start without naming a cluster is known to be this run's, too.
+    os.environ.setdefault("SHMQ_CLUSTER_NAME", f"{RUN_TOKEN}local")
     folder = _marks(config)
     if folder:
         mark = folder / f"{os.getpid()}-{_start_time(os.getpid())}"

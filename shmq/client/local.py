@@ -33,9 +33,6 @@ _LOOK_NS = 500_000_000
 """Between two looks whether a broker was given up."""
 LOG = "cluster.log"
 """Where in its folder a private cluster logs."""
-_ROCKETMQ_PORTS = range(10_911, 65_000, 10)
-"""Nothing listens there: the address is in every message id, and is where a real RocketMQ broker
-that takes a store over will listen. A port of its own for each, with room for those beside it."""
 
 
 def local(folder: str | Path | None = None, *, brokers: int = 1) -> Client:
@@ -125,12 +122,11 @@ def _start_guard(
     root.mkdir(parents=True, exist_ok=True)
     run.parent.mkdir(parents=True, exist_ok=True)
     run.mkdir(mode=0o750, exist_ok=True)
-    # Nobody comes back for the memory of a store that is removed, whoever is still attached.
-    memory = 'keep_memory = "never"\n' if is_temporary else ""
-    tables = [  # relative to the file, for a folder may have a name that no TOML can hold
-        f'[broker."{name}"]\nstore_path = "{name}"\nlisten_port = {port}\n{memory}'
-        for name, port in zip(names, _ROCKETMQ_PORTS, strict=False)
-    ]
+    # Nobody comes back for the memory of a store that is removed, whoever is still attached; and
+    # who finds some of it sees by the folder's name whose it was.
+    own = f'keep_memory = "never"\ncluster_name = "{root.name}"\n' if is_temporary else ""
+    # Stores are relative to the file, for a folder may have a name that no TOML can hold.
+    tables = [f'[broker."{name}"]\nstore_path = "{name}"\n{own}' for name in names]
     (root / "cluster.toml").write_text("\n".join(tables), encoding="utf-8")
     return subprocess.Popen(
         [

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from shmq.acl import AclFile
 from shmq.clock import SYSTEM_CLOCK, Clock
-from shmq.config import ClusterConfig, NamesrvConfig, load, load_broker_tables
+from shmq.config import LISTEN_PORTS, ClusterConfig, NamesrvConfig, load, load_broker_tables
 from shmq.errors import ConfigError
 from shmq.namesrv.fencing import Fencing
 from shmq.namesrv.kv_config import KvConfig
@@ -73,8 +73,17 @@ def load_cluster(
     """
     start = tuple(command or (sys.executable, "-P", "-m", "shmq.broker"))
     brokers: dict[str, SupervisedBroker] = {}
+    tables = load_broker_tables(file)
     ports: dict[object, str] = {}
-    for name, table in load_broker_tables(file).items():
+    for name, table in tables.items():
+        port = _listen_port(table)
+        if port is not None and ports.setdefault(port, name) != name:
+            raise ConfigError(  # ids of messages have the port in them: they would be the same
+                f"{file}: [broker.{name}]: listen_port: {port} is that of [broker.{ports[port]}]"
+                " already; give each broker its own"
+            )
+    free_ports = (port for port in LISTEN_PORTS if port not in ports)
+    for name, table in tables.items():
         broker_name = table.get("broker_name", table.get("brokerName", name))
         broker_id = table.get("broker_id", table.get("brokerId", 0))
         if not isinstance(broker_name, str) or not isinstance(broker_id, int):
@@ -87,13 +96,9 @@ def load_cluster(
                 f"{file}: [broker.{name}]: broker {broker_name}:{broker_id} is"
                 f" [broker.{brokers[socket_name].name}] already; give it another broker_id"
             )
-        port = table.get("listen_port", table.get("listenPort"))
-        if port is not None and ports.setdefault(port, name) != name:
-            raise ConfigError(  # ids of messages have the port in them: they would be the same
-                f"{file}: [broker.{name}]: listen_port: {port} is that of [broker.{ports[port]}]"
-                " already; give each broker its own"
-            )
-        arguments = ("--config", str(file), "--broker", name, "--runtime", str(runtime_path))
+        arguments = ["--config", str(file), "--broker", name, "--runtime", str(runtime_path)]
+        if _listen_port(table) is None:
+            arguments += ["--set", f"listen_port={next(free_ports)}"]
         brokers[socket_name] = SupervisedBroker(
             name=name,
             socket_name=socket_name,
@@ -103,6 +108,10 @@ def load_cluster(
     return Cluster(
         config=load(ClusterConfig, file=file, table="cluster"), brokers=tuple(brokers.values())
     )
+
+
+def _listen_port(table: Mapping[str, object]) -> object:
+    return table.get("listen_port", table.get("listenPort"))
 
 
 class NameServer:

@@ -17,13 +17,14 @@ from shmq.errors import (
     TopicNotExistError,
 )
 from tests.support.cluster import Cluster
+from tests.support.dev_shm import RUN_TOKEN
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    with Cluster(tmp_path_factory.mktemp("arguments"), "arguments") as made:
+    with Cluster(tmp_path_factory.mktemp("arguments"), f"{RUN_TOKEN}-arguments") as made:
         yield made
 
 

@@ -107,6 +107,21 @@ def test_broker_that_cannot_start_says_why(tmp_path: Path):
     assert not processes_of(tmp_path)
 
 
+@pytest.mark.parametrize("brokers", [1, 2])
+def test_temporary_cluster_has_a_name_of_its_own_and_a_kept_one_the_usual(
+    tmp_path: Path, monkeypatch, brokers: int
+):
+    monkeypatch.delenv("SHMQ_CLUSTER_NAME")  # what marks the memory of tests
+    with shmq.local(brokers=brokers) as client:
+        assert set(client.routes.cluster().clusters) == {client.namesrv.parent.name}
+        root = client.namesrv.parent
+        conf = [path.read_text() for path in root.glob("*/broker.conf")]
+        ports = [line for text in conf for line in text.splitlines() if "listenPort" in line]
+    assert sorted(ports) == ["listenPort=10911", "listenPort=10921"][:brokers]
+    with shmq.local(tmp_path / "kept") as client:
+        assert set(client.routes.cluster().clusters) == {"DefaultCluster"}
+
+
 def test_cluster_of_no_broker_is_refused():
     with pytest.raises(ConfigError, match="0 brokers, wanted 1 or more"):
         shmq.local(brokers=0)

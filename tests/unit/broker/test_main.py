@@ -35,7 +35,8 @@ def test_any_setting_may_be_set_by_either_name() -> None:
     assert config.ring_bytes == 256 << 10
 
 
-def test_file_is_read_and_options_count_before_it(tmp_path: Path) -> None:
+def test_file_is_read_and_options_count_before_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("SHMQ_CLUSTER_NAME")  # counts before a file
     file = tmp_path / "broker.toml"
     file.write_text('store_path = "s"\nbrokerName = "from-file"\nbrokerClusterName = "c"\n')
     config = parsed("--config", str(file), "--name", "from-option")

@@ -491,8 +491,17 @@ def test_cluster_file_names_brokers_and_how_they_are_treated(tmp_path: Path) -> 
     file = tmp_path / "cluster.toml"
     assert found.brokers[1].command == (
         *(sys.executable, "-P", "-m", "shmq.broker", "--config", str(file)),
-        *("--broker", "a-slave", "--runtime", "/run/x"),
+        *("--broker", "a-slave", "--runtime", "/run/x", "--set", "listen_port=10921"),
     )
+
+
+def test_brokers_that_name_no_port_get_one_each_that_no_other_names(tmp_path: Path) -> None:
+    found = cluster(
+        tmp_path,
+        "[broker.a]\n[broker.b]\nlistenPort = 10911\n[broker.c]\nlisten_port = 7\n[broker.d]",
+    )
+    given = [b.command[b.command.index("/run/x") + 1 :] for b in found.brokers]
+    assert given == [("--set", "listen_port=10921"), (), (), ("--set", "listen_port=10931")]
 
 
 @pytest.mark.parametrize(
