@@ -7,8 +7,9 @@
          |   too many ends in a short time: GIVEN_UP
     any of them --the cluster stops--> STOPPING --ended--> STOPPED
 
-The restart delay doubles with each end and begins anew after a life that was long enough. A process
-that ended for whatever reason ended: a broker that stops by itself is started again.
+The first restart is at once; each further one waits, twice as long as the one before, until a
+life was long enough to begin anew. A process that ended for whatever reason ended: a broker that
+stops by itself is started again.
 
 Pure: times come in as nanoseconds of attended time (attended_time.py), so that our own absence
 never counts as a broker's silence. In the supervisor, in its loop's thread.
@@ -97,7 +98,7 @@ class BrokerWatch:
         """After an end: how long after it the next start is; None where there will be none."""
         self._config = config
         self._hung_timeout_ms = hung_timeout_ms
-        self._delay_ms = config.restart_delay_ms
+        self._delay_ms = 0
         self._start_at_ns: int | None = None
         self._begun_ns = 0
         self._kill_at_ns = 0
@@ -144,7 +145,7 @@ class BrokerWatch:
             self.phase = Phase.STOPPED
             return
         if now_ns - self._begun_ns >= self._config.restart_delay_reset_ms * _MS:
-            self._delay_ms = self._config.restart_delay_ms
+            self._delay_ms = 0
         self._ends_ns.append(now_ns)
         is_full = len(self._ends_ns) == self._config.crash_count_max
         if is_full and now_ns - self._ends_ns[0] <= self._config.crash_window_ms * _MS:
