@@ -51,6 +51,8 @@ class Cluster:
     """Delays, counts and timeouts."""
     brokers: tuple[SupervisedBroker, ...]
     """Its [broker.NAME] tables."""
+    spare_command: tuple[str, ...] = ()
+    """Starts a process that becomes any of them; empty: there is none."""
 
     @property
     def stop_timeout_s(self) -> float:
@@ -104,9 +106,14 @@ def load_cluster(
             socket_name=socket_name,
             broker_id=broker_id,
             command=(*start, *arguments),
+            arguments=tuple(arguments),
         )
+    # The folder is for people who look at the list of processes.
+    spare = (sys.executable, "-P", "-m", "shmq.broker.spare", str(runtime_path))
     return Cluster(
-        config=load(ClusterConfig, file=file, table="cluster"), brokers=tuple(brokers.values())
+        config=load(ClusterConfig, file=file, table="cluster"),
+        brokers=tuple(brokers.values()),
+        spare_command=spare if command is None else (),
     )
 
 
@@ -262,6 +269,7 @@ class NameServer:
             probe_interval_ms=self._config.probe_interval_ms,
             clock=self._clock,
             tails=self._tails,
+            spare_command=cluster.spare_command,
         )
         self._supervisor.start()
 

@@ -40,6 +40,7 @@ from shmq.namesrv.attended_time import AttendedTime
 from shmq.namesrv.broker_watch import Action, BrokerWatch, Phase
 from shmq.namesrv.log_tail import LogTail, LogTails
 from shmq.namesrv.probe import Probe
+from shmq.namesrv.spare import Spare
 from shmq.remoting.identity import has_ended
 from shmq.remoting.runtime_folder import RuntimeFolder
 from shmq.shm.incarnation import Incarnation, boot_id
@@ -52,6 +53,8 @@ LOCK_NAME: Final = "supervisor"
 TICK_INTERVAL_S: Final = 0.25
 _PAUSE_MS_MAX: Final = 1_000  # of attended time between two ticks
 _RECORD_BYTES_MAX: Final = 4_096
+_SPARE_DELAY_NS: Final = 2_000_000_000  # after a start, whose broker and clients have work to do
+_SPARE_RETRY_NS: Final = 60_000_000_000
 # What systemd told us and not them.
 _OURS_ALONE: Final = frozenset(
     {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "LISTEN_FDS", "LISTEN_PID"}
@@ -70,6 +73,8 @@ class SupervisedBroker:
     """0 is the master; masters are stopped last."""
     command: tuple[str, ...]
     """What starts it; not a shell's."""
+    arguments: tuple[str, ...] = ()
+    """Those of them that a spare process is given (spare.py)."""
 
 
 @dataclass(slots=True)
@@ -91,6 +96,9 @@ class _Ward:
         self.process: _Process | None = None
         self.probe: Probe | None = None
         self.is_hidden = False
+        self.was_killed = False
+        """Not ended by itself or by a person: a spare may go on in its place. Who stops a broker
+        may want another release of it started."""
 
 
 class Supervisor:
@@ -105,6 +113,7 @@ class Supervisor:
         probe_interval_ms: between two questions to a broker.
         clock: where time comes from.
         tails: forwards what brokers print.
+        spare_command: starts a process that becomes a broker when it is told; empty: none does.
     """
 
     def __init__(
@@ -117,6 +126,7 @@ class Supervisor:
         probe_interval_ms: int,
         clock: Clock,
         tails: LogTails,
+        spare_command: Sequence[str] = (),
     ) -> None:
         self._folder = folder
         self._records = folder.private(LOCK_NAME)
@@ -124,6 +134,9 @@ class Supervisor:
         self._clock = clock
         self._time = AttendedTime(pause_ms_max=_PAUSE_MS_MAX)
         self._tails = tails
+        self._spare_command = spare_command if config.spare_broker else ()
+        self._spare: Spare | None = None
+        self._spare_due_ns = 0
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._is_all_stopped = asyncio.Event()
@@ -151,6 +164,7 @@ class Supervisor:
             if ward.process is None:
                 ward.watch.stop(self._now_ns())
         self._waves = [wave for wave in (slaves, masters) if wave]
+        self._drop_spare()
         self._stop_next()
         await self._is_all_stopped.wait()
 
@@ -159,6 +173,7 @@ class Supervisor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._drop_spare()
         for ward in self._wards:
             if ward.probe is not None:
                 ward.probe.stop()
@@ -195,6 +210,7 @@ class Supervisor:
         self._timer = self._loop.call_later(TICK_INTERVAL_S, self._tick)
         for ward in self._wards:
             self._act(ward)
+        self._keep_spare()
 
     def _act(self, ward: _Ward) -> None:
         action = ward.watch.tick(self._now_ns())
@@ -257,6 +273,7 @@ class Supervisor:
             ward.watch.ended(self._now_ns())
             self._tell_next(ward)
             return
+        self._spare_due_ns = self._now_ns() + _SPARE_DELAY_NS
         ward.watch.started(self._now_ns())
         _log.info("started broker=%s pid=%d", ward.broker.name, process.incarnation.pid)
         self._watch(ward, process)
@@ -264,14 +281,14 @@ class Supervisor:
 
     def _spawn(self, ward: _Ward, lock_fd: int) -> _Process:
         with _closing(self._open_log(ward)) as log_fd:
-            child = subprocess.Popen(
+            child = self._take_spare(ward, lock_fd, log_fd) or subprocess.Popen(
                 ward.broker.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log_fd,
                 stderr=log_fd,
                 pass_fds=(lock_fd,),
                 start_new_session=True,
-                env={key: value for key, value in os.environ.items() if key not in _OURS_ALONE},
+                env=_environment(),
             )
         try:
             # Ours until it is waited for: the pid cannot be another's.
@@ -282,6 +299,35 @@ class Supervisor:
             child.kill()
             child.wait()
             raise
+
+    def _take_spare(
+        self, ward: _Ward, lock_fd: int, log_fd: int
+    ) -> "subprocess.Popen[bytes] | None":
+        """The spare as this broker, if there is one and it may be."""
+        spare = self._spare
+        if spare is None or not ward.was_killed or not ward.broker.arguments:
+            return None
+        self._spare = None
+        return spare.become(ward.broker.arguments, lock_fd=lock_fd, log_fd=log_fd)
+
+    def _keep_spare(self) -> None:
+        """Have a spare ready, made while nothing else is going on."""
+        if self._spare is not None or not self._spare_command or self._waves is not None:
+            return
+        if self._now_ns() < self._spare_due_ns or not all(
+            ward.watch.phase in (Phase.RUNNING, Phase.GIVEN_UP) for ward in self._wards
+        ):
+            return
+        try:
+            self._spare = Spare(self._spare_command, _environment())
+        except OSError as error:
+            _log.warning("no spare broker: %s", error)
+            self._spare_due_ns = self._now_ns() + _SPARE_RETRY_NS
+
+    def _drop_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.stop()
+            self._spare = None
 
     def _try_lock(self, ward: _Ward) -> int | None:
         path = self._path(ward.broker.name, "lock")
@@ -325,6 +371,7 @@ class Supervisor:
         if ward.probe is not None:
             ward.probe.stop()
             ward.probe = None
+        ward.was_killed = status is None or status < 0
         was_stopping = ward.watch.phase is Phase.STOPPING
         ward.watch.ended(self._now_ns())
         level = logging.INFO if was_stopping else logging.WARNING
@@ -429,6 +476,11 @@ class Supervisor:
 
     def _path(self, name: str, suffix: str) -> Path:
         return self._records / f"{name}.{suffix}"
+
+
+def _environment() -> dict[str, str]:
+    """Of a process that we start."""
+    return {key: value for key, value in os.environ.items() if key not in _OURS_ALONE}
 
 
 def _holders(wanted: os.stat_result) -> Iterator[int]:
