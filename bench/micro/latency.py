@@ -58,7 +58,9 @@ def _run(policy: str, load: str, count: int) -> list[int]:
         child.stdout.readline()
         with shmq.connect(folder, policy=shmq.WaitingPolicy(policy)) as producing:
             lane = producing.link("broker-a").lanes[0]
-            ((_, (row, generation)),) = producing.link("broker-a").grant_send("latency")
+            ((_, (row, generation)),) = producing.link("broker-a").grant_send(
+                "latency", is_auto_create=False
+            )
             pause = _sleep_until if load == "idle" else _yield_until
             due = time.perf_counter()
             for _ in range(count):

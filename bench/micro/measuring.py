@@ -99,7 +99,7 @@ def queue_of(client: shmq.Client, topic: str, **attributes: str) -> tuple[Broker
             f"+{name.replace('_', '.')}={value}" for name, value in attributes.items()
         )
     link.call(RequestCode.UPDATE_AND_CREATE_TOPIC, fields)
-    ((_, (row, generation)),) = link.grant_send(topic)
+    ((_, (row, generation)),) = link.grant_send(topic, is_auto_create=False)
     return link, row, generation
 
 

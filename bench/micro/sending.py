@@ -193,7 +193,7 @@ def produce(folder: str, verb: str, count: int) -> None:
     """One of row_producers."""
     with shmq.connect(folder) as client:
         link = client.link("broker-a")
-        ((_, (row, generation)),) = link.grant_send("many")
+        ((_, (row, generation)),) = link.grant_send("many", is_auto_create=False)
         lane, body = link.lanes[0], bytes(100)
         bodies = [body] * min(BATCH, count)
         lane.put(row, generation, body)

@@ -26,6 +26,15 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
                 "re-assignment, 1 of 2 killed",
             ],
         ),
+        (
+            "scale",
+            "topics,groups",
+            [
+                "1000 topics, making them, each",
+                "1000 topics, NameServer killed to all routes back",
+                "1 groups of 10, divided again after a death",
+            ],
+        ),
     ],
 )
 def test_bench_measures(tmp_path: Path, verb: str, rows: str, wanted: list[str]):
@@ -48,7 +57,7 @@ def test_bench_measures(tmp_path: Path, verb: str, rows: str, wanted: list[str])
     assert all(figures[label]["median"] > 0 for label in wanted), figures.keys()
 
 
-@pytest.mark.parametrize("verb", ["micro", "e2e"])
+@pytest.mark.parametrize("verb", ["micro", "e2e", "scale"])
 def test_unknown_row_is_named(verb: str):
     done = subprocess.run(
         [sys.executable, f"bench/{verb}.py", "--rows", "nothing"],
