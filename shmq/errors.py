@@ -25,6 +25,7 @@
     ├── SubscriptionError               a filter expression that does not parse
     ├── TopicNotExistError
     ├── SubscriptionGroupNotExistError
+    ├── MessageNotFoundError            no broker has it, or none any more
     ├── OffsetIllegalError              outside [min, max] of its queue
     ├── PermissionDeniedError           a rule denies it
     ├── QuotaError                      more than one client may have
@@ -67,6 +68,7 @@ __all__ = [
     "LogFullError",
     "LoopError",
     "MessageError",
+    "MessageNotFoundError",
     "MessageTooLargeError",
     "OffsetIllegalError",
     "OutcomeUnknownError",
@@ -218,6 +220,10 @@ class SubscriptionGroupNotExistError(ShmqError):
     """The broker does not know the consumer group and may not create it."""
 
 
+class MessageNotFoundError(ShmqError):
+    """No broker has the message that was looked up: it never was, or retention took it."""
+
+
 class OffsetIllegalError(ShmqError):
     """The queue_offset lies below the first message kept or above the last."""
 
@@ -352,6 +358,8 @@ TABLE: tuple[ErrorRow, ...] = (
              "create the topic first"),
     ErrorRow(SubscriptionGroupNotExistError, 26, "SUBSCRIPTION_GROUP_NOT_EXIST", _FINAL, _STAY,
              "create the group on the broker, or allow it to create groups"),
+    ErrorRow(MessageNotFoundError, 9301, "MESSAGE_NOT_FOUND", _FINAL, _STAY,
+             "see what is kept: shmq topic show, and look for it: shmq msg find"),
     ErrorRow(OffsetIllegalError, 21, "PULL_OFFSET_MOVED", _FINAL, _STAY,
              "seek to an offset between the queue's min and max"),
     ErrorRow(PermissionDeniedError, 16, "NO_PERMISSION", _FINAL, _STAY,

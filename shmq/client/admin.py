@@ -1,10 +1,10 @@
 """Admin: what people and tools ask a cluster, and have it do, beside sending and receiving.
 
 What lives here: `Admin`, RocketMQ's MQAdmin in shmq's words. It talks to NameServers and brokers
-over their sockets only: no session, no shared memory. Which process: any of the cluster's group.
-Writes: what a verb says, at the brokers. May fail: ServiceNotAvailableError where nobody answers,
-and whatever a broker refuses; a change that several brokers share is made one broker at a time, in
-order of names, and stops at the first that refuses.
+over their sockets only: no session, no shared memory, unless a message is sent again. Which
+process: any of the cluster's group. Writes: what a verb says, at the brokers. May fail:
+ServiceNotAvailableError where nobody answers, and whatever a broker refuses; a change that several
+brokers share is made one broker at a time, in order of names, and stops at the first that refuses.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import orjson
 
 from shmq.client.arguments import check_count
+from shmq.client.message_finder import MESSAGE_COUNT_DEFAULT, MessageFinder
 from shmq.client.route_cache import RouteCache
 from shmq.config import default_namesrv_folder
 from shmq.errors import (
@@ -36,14 +37,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
+    from shmq.client.instance import Client
+    from shmq.client.producer import Producer
+    from shmq.client.stored_message import StoredMessage
     from shmq.remoting.command import Scalar
     from shmq.remoting.namesrv_requests import ClusterInfo
+    from shmq.result import SendResult
 
 __all__ = ["Admin", "BrokerState", "GroupMember", "QueueLag", "QueueStats"]
 
 _TIMEOUT_S = 5.0
 _LIST_COUNT = 1000
 """Topics in one request."""
+_LONG_MAX = (1 << 63) - 1
 
 
 class BrokerState(NamedTuple):
@@ -103,6 +109,8 @@ class QueueLag(NamedTuple):
     """Who has it now; empty if nobody has."""
     last_consumed_ms: int
     """Store time of the message consumed last, ms since 1970; 0: none."""
+    lag_ms: int
+    """How much later than the next message the newest one was stored, ms; 0 without lag."""
 
 
 class GroupMember(NamedTuple):
@@ -135,10 +143,16 @@ class Admin:
         self._routes = RouteCache(self._folder)
         self._connections: dict[str, Connection] = {}
         self._is_closed = False
+        self._namesrv = namesrv
+        self._client: Client | None = None
+        self._producer: Producer
+        self._finder = MessageFinder(self._invoke, self._masters)
 
     def close(self) -> None:
         """Leave everybody. Twice does nothing."""
         self._is_closed = True
+        if self._client is not None:
+            self._client.close()
         for connection in self._connections.values():
             connection.close()
         self._connections.clear()
@@ -478,6 +492,7 @@ class Admin:
                     queue["lag"],
                     queue["clientId"] or "",
                     queue["lastTimestamp"],
+                    queue["lagMs"],
                 )
                 for queue in _rows(answer, "queues")
             ]
@@ -544,6 +559,183 @@ class Admin:
             ]
         return done
 
+    def skip_backlog(self, group: str, *, topic: str | None = None) -> list[tuple[str, str, int]]:
+        """Have a group go on behind everything that is there now; its members are told at once.
+
+        Args:
+            group: the group.
+            topic: only this topic; None: all that it consumes, its retries included.
+
+        Returns:
+            (topic, broker_name, queue_id) of each queue.
+
+        Raises:
+            TopicNotExistError, SubscriptionGroupNotExistError.
+        """
+        topics = {row.topic for row in self.lag(group)} if topic is None else {topic}
+        return [
+            (name, broker_name, queue_id)
+            for name in sorted(topics)
+            for broker_name, queue_id, _ in self.reset_offset(group, name, whence="last")
+        ]
+
+    def clone_offsets(
+        self, source: str, group: str, *, topic: str | None = None
+    ) -> list[tuple[str, str, int, int]]:
+        """Have a group go on where another one is; its members are told at once.
+
+        Args:
+            source: the group that stays as it is.
+            group: the one that is set; on every broker that has both.
+            topic: only this topic; None: all that `source` consumes, its retries not.
+
+        Returns:
+            (topic, broker_name, queue_id, queue_offset) of each queue.
+
+        Raises:
+            SubscriptionGroupNotExistError: no broker has both.
+            ConfigError: they are the same.
+        """
+        fields: dict[str, Scalar] = {"srcGroup": source, "destGroup": group, "topic": topic or ""}
+        done: list[tuple[str, str, int, int]] = []
+        missing: SubscriptionGroupNotExistError | None = None
+        is_known = False
+        for name in self._some_masters(f"clone the offsets of group {source}"):
+            try:
+                answer = self._ask(name, RequestCode.CLONE_GROUP_OFFSET, fields)
+            except SubscriptionGroupNotExistError as error:
+                missing = error
+                continue
+            is_known = True
+            done += [
+                (row["topic"], name, row["queueId"], row["offset"])
+                for row in _rows(answer, "offsetTable")
+            ]
+        if missing is not None and not is_known:
+            raise missing
+        return done
+
+    # ---- looking back ----------------------------------------------------------------------------
+
+    def get_message(
+        self, message_id: str, *, topic: str | None = None, broker: str | None = None
+    ) -> StoredMessage:
+        """A message by its id; of several with one id (retries) the one that was stored first.
+
+        Args:
+            message_id: what a send gave or a consumer saw (UNIQ_KEY), or an offsetMsgId.
+            topic: only of this topic; None: of any.
+            broker: only there; None: on all masters.
+
+        Raises:
+            MessageNotFoundError: nobody has it, or any more.
+            TopicNotExistError: no broker has the topic.
+            ConfigError: several brokers have a message with this offsetMsgId.
+            SystemBusyError: the search takes too long; name a topic, or ask again.
+            CorruptMessageError: its record is damaged.
+        """
+        return self._finder.get(message_id, topic=topic, broker=broker)
+
+    def message_at(self, broker: str, physical_offset: int) -> StoredMessage:
+        """The message whose record begins at a place of a broker's CommitLog. Errors as
+        `get_message`.
+        """
+        return self._finder.at(broker, physical_offset)
+
+    def find_messages(
+        self,
+        topic: str,
+        *,
+        key: str | None = None,
+        begin_ms: int = 0,
+        end_ms: int = _LONG_MAX,
+        queue_id: int | None = None,
+        broker: str | None = None,
+        max_count: int = MESSAGE_COUNT_DEFAULT,
+    ) -> list[StoredMessage]:
+        """The newest messages of a topic with a key, or of a span of time, the newest first.
+
+        Args:
+            topic: the topic.
+            key: one of the words that a message was sent with (keys=); None: by time alone.
+            begin_ms: stored then or later, ms since 1970.
+            end_ms: stored then or before.
+            queue_id: only of this queue; None: of all.
+            broker: only there; None: on all masters.
+            max_count: at most so many, up to 1,024.
+
+        Raises:
+            TopicNotExistError: no broker has it.
+            ServiceNotAvailableError: a broker keeps no index (message_index_enable), or is away.
+            SystemBusyError: the search takes too long; ask for a shorter span of time.
+            CorruptMessageError: a record is damaged.
+        """
+        return self._finder.find(
+            topic,
+            key=key,
+            begin_ms=begin_ms,
+            end_ms=end_ms,
+            queue_id=queue_id,
+            broker=broker,
+            message_count=max_count,
+        )
+
+    def read_messages(
+        self,
+        topic: str,
+        queue_id: int,
+        queue_offset: int,
+        *,
+        broker: str,
+        max_count: int = MESSAGE_COUNT_DEFAULT,
+    ) -> list[StoredMessage]:
+        """Messages of a queue in order, from a queue_offset on, or from the first that is kept.
+
+        Args:
+            topic: the topic.
+            queue_id: the queue.
+            queue_offset: of the first.
+            broker: whose queue.
+            max_count: at most so many, up to 1,024.
+
+        Raises:
+            TopicNotExistError: the broker does not have it.
+            CorruptMessageError: a record is damaged.
+        """
+        return self._finder.read(
+            topic, queue_id, queue_offset, broker=broker, message_count=max_count
+        )
+
+    def resend_message(
+        self, message: StoredMessage, *, topic: str | None = None, timeout: float = 3.0
+    ) -> SendResult:
+        """Send a message once more, as a new one: body, tag, keys, flag and properties of the user
+        are the same, its id is not, and no delay.
+
+        Args:
+            message: as it was found.
+            topic: where to; None: the topic it was sent to first.
+            timeout: seconds.
+
+        Raises:
+            As `Producer.send`.
+        """
+        self._check()
+        if self._client is None:
+            from shmq.client.instance import connect  # most tools never send: they start faster
+
+            self._client = connect(self._namesrv)
+            self._producer = self._client.producer()
+        return self._producer.send(
+            topic or message.origin_topic,
+            message.body,
+            tag=message.tag,
+            keys=message.keys,
+            properties=message.sendable_properties(),
+            flag=message.flag,
+            timeout=timeout,
+        )
+
     # ---- asking ----------------------------------------------------------------------------------
 
     def _masters(self) -> list[str]:
@@ -602,15 +794,23 @@ class Admin:
             raise ClosedError("ask the cluster: this Admin is closed")
 
     def _call(self, socket_name: str, command: Command) -> Command:
+        return self._connection(socket_name).call(command, timeout_s=_TIMEOUT_S)
+
+    def _invoke(self, broker_name: str, command: Command) -> Command:
+        """Ask a master; any answer is given back, whatever its code."""
+        name = broker_socket_name(broker_name, 0)
+        return self._connection(name).invoke(command, timeout_s=_TIMEOUT_S)
+
+    def _connection(self, socket_name: str) -> Connection:
         self._check()
         connection = self._connections.get(socket_name)
         if connection is not None and not connection.is_ended():
-            return connection.call(command, timeout_s=_TIMEOUT_S)
+            return connection
         if connection is not None:
             connection.close()
         connection = Connection(self._folder, socket_name, role="admin", timeout_s=_TIMEOUT_S)
         self._connections[socket_name] = connection
-        return connection.call(command, timeout_s=_TIMEOUT_S)
+        return connection
 
 
 def _rows(answer: Command, key: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from shmq.core import core
-from shmq.errors import ShmqError, StoreCorruptError, SystemBusyError
+from shmq.errors import ShmqError, StoreCorruptError, StoreError, SystemBusyError
 from shmq.store.durable_file import disk_error
 from shmq.store.index_files import (
     FIND_MAX,
@@ -48,6 +48,8 @@ _RETRY_S = 10.0
 _OPEN_FILES_MAX = 64
 _FRAMES_AT_A_TIME = 16_384
 """Frames indexed in memory without letting go of it: about half a millisecond."""
+_NONE = 1 << 63
+"""No file begins there."""
 _OK = core.STATUS["OK"][0]
 _BLANK = core.STATUS["BLANK"][0]
 
@@ -98,6 +100,7 @@ class IndexService:
         self._partial_lock = threading.Lock()
         self._changed = threading.Condition()  # of _complete and _waiting
         self._stopping = False
+        self._is_expiring = False
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.failure: ShmqError | None = None
         """Why the next file could not be built at the last attempt; None where it could."""
@@ -160,6 +163,12 @@ class IndexService:
             self._waiting.add(file_position)
             self._changed.notify_all()
 
+    def expire(self) -> None:
+        """Log files were removed: their index files go, too, in the service's thread."""
+        with self._changed:
+            self._is_expiring = True
+            self._changed.notify_all()
+
     @property
     def waiting_count(self) -> int:
         """Complete files that are not built yet."""
@@ -171,9 +180,11 @@ class IndexService:
     def _run(self) -> None:
         while True:  # until stop()
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                self._changed.wait_for(lambda: self._waiting or self._is_expiring or self._stopping)
                 if self._stopping:
                     return
+                self._is_expiring = False
+            file_position = _NONE
             try:
                 self._drop_expired()
                 with self._changed:
@@ -185,6 +196,8 @@ class IndexService:
             except Stopped:
                 return
             except ShmqError as error:
+                if file_position < self._positions().min_position:
+                    continue  # it expired meanwhile
                 if self.failure is None:
                     _log.error("index not built, trying again: %s", error)
                 self.failure = error
@@ -234,7 +247,12 @@ class IndexService:
             below = 1 << 32
             while True:  # ends: `below` falls
                 _check(self._clock, deadline_ns)
-                found = self._find_in(file_position, hash_, below, begin_ms, end_ms)
+                try:
+                    found = self._find_in(file_position, hash_, below, begin_ms, end_ms)
+                except StoreError:
+                    if file_position < self._positions().min_position:
+                        return  # it expired meanwhile, and so did what is older
+                    raise
                 for place, second in found:
                     if begin_ms // 1000 <= second <= end_ms // 1000:
                         yield file_position + place

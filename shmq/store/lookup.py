@@ -96,6 +96,13 @@ class Lookup:
                 low = timed[0] + 1
         return low
 
+    def first_store_timestamp(self, topic: str, queue_id: int, queue_offset: int) -> int | None:
+        """When the first message from there on was stored that is not lost, ms since 1970; None
+        without one. Errors as `find_by_time`.
+        """
+        timed = self._first_timed(topic, queue_id, queue_offset, self.span(topic, queue_id)[1])
+        return None if timed is None else timed[1]
+
     def _first_timed(
         self, topic: str, queue_id: int, queue_offset: int, end: int
     ) -> tuple[int, int] | None:

@@ -183,6 +183,7 @@ class MessageLookup:
         end_ms: int,
         message_count: int,
         is_unique_key: bool = False,
+        queue_id: int | None = None,
     ) -> list[FoundMessage]:
         """The newest messages with a key, the newest first.
 
@@ -193,6 +194,7 @@ class MessageLookup:
             end_ms: stored then or before.
             message_count: at most.
             is_unique_key: the key is the UNIQ_KEY.
+            queue_id: only of this queue; None: of all.
 
         Raises:
             ServiceNotAvailableError: this store keeps no index.
@@ -220,6 +222,7 @@ class MessageLookup:
             if (
                 frame is not None
                 and topic in (None, frame.message.topic)
+                and queue_id in (None, frame.message.queue_id)
                 and begin_ms <= frame.message.store_timestamp <= end_ms
                 and _has_key(frame.properties, key, is_unique_key)
             ):

@@ -576,8 +576,13 @@ class MessageStore:
             clock=self._clock,
             min_position=lambda: self.positions.min_position,
             last_store_ms=self._store_timestamp,
-            on_expired=self._on_expired,
+            on_expired=self._expired,
         )
+
+    def _expired(self, expired: ExpiredFile) -> None:
+        if self._index is not None:
+            self._index.expire()
+        self._on_expired(expired)
 
     def _load_last_file(self, memory: StoreMemory, recovered: RecoveredLog) -> None:
         """Bring the file in which appends go on into memory, and replay its frames."""

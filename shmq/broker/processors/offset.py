@@ -18,6 +18,7 @@ from shmq.errors import ConfigError, FencedError, OffsetIllegalError, TopicNotEx
 from shmq.remoting.codes import RequestCode, ResponseCode
 from shmq.remoting.command import Command, response_to
 from shmq.remoting.server import Connection, Processor
+from shmq.topic import retry_topic
 
 if TYPE_CHECKING:
     from shmq.broker.broker import Broker
@@ -51,6 +52,7 @@ class OffsetProcessor:
             RequestCode.QUERY_CONSUMER_OFFSET: Processor(handler=self._query),
             RequestCode.UPDATE_CONSUMER_OFFSET: Processor(handler=self._update),
             RequestCode.INVOKE_BROKER_TO_RESET_OFFSET: Processor(handler=self._reset),
+            RequestCode.CLONE_GROUP_OFFSET: Processor(handler=self._clone),
             RequestCode.GET_CONSUME_STATS: Processor(handler=self._stats, is_concurrent=True),
         }
 
@@ -128,6 +130,12 @@ class OffsetProcessor:
                 targets[number] = await asyncio.to_thread(
                     lookup.find_by_time, topic, number, timestamp
                 )
+        body = orjson.dumps({"offsetTable": await self._set(group, topic, targets)})
+        return response_to(command, body=body)
+
+    async def _set(self, group: str, topic: str, targets: dict[int, int]) -> list[dict[str, int]]:
+        """Have a group go on elsewhere, by queue_id; whoever has the queues is told."""
+        broker = self._broker
         chosen = {ClaimedQueue(group, topic, number) for number in targets}
         revoked = broker.claims.revoke(chosen.__contains__, is_harvested=False)
         for number, consumer_offset in targets.items():
@@ -148,7 +156,36 @@ class OffsetProcessor:
                     body,
                 )
             )
-        return response_to(command, body=body)
+        return table
+
+    # ---- clone -------------------------------------------------------------------------------
+
+    async def _clone(self, connection: Connection, command: Command) -> Command:
+        """Have a group go on where another one is, as RocketMQ's cloneGroupOffset."""
+        broker = self._broker
+        take = command.fields()
+        source, group = take.text("srcGroup"), take.text("destGroup")
+        topic = take.text("topic", "")
+        for name in (source, group):
+            broker.rights.require(connection.identity, Action.ADMIN, name)
+            broker.groups.find(name)
+        if source == group:
+            raise ConfigError(f"clone the offsets of group {source}: to itself")
+        self._harvest_all()
+        topics = {topic} if topic else broker.topics_of_group(source) - {retry_topic(source)}
+        done = []
+        for name in sorted(topics):
+            if name not in broker.topics:
+                continue
+            known = broker.offsets.queues_of(source, name)
+            ids = {number for number, _ in broker.topics.read_queues(name)}
+            targets = {number: known[number] for number in sorted(ids & known.keys())}
+            done += [{"topic": name, **item} for item in await self._set(group, name, targets)]
+        return json_response(command, {"offsetTable": done})
+
+    def _harvest_all(self) -> None:
+        broker = self._broker
+        broker.claims.harvest([c for s in broker.sessions.sessions for c in broker.claims.of(s)])
 
     # ---- lag ---------------------------------------------------------------------------------
 
@@ -158,7 +195,7 @@ class OffsetProcessor:
         group, topic = take.text("consumerGroup"), take.text("topic", "")
         self._broker.rights.require(connection.identity, Action.CONSUME, group)
         broker.groups.find(group)
-        broker.claims.harvest([c for s in broker.sessions.sessions for c in broker.claims.of(s)])
+        self._harvest_all()
         topics = {topic} if topic else broker.topics_of_group(group)
         shown = []
         for name in sorted(topics):
@@ -169,8 +206,9 @@ class OffsetProcessor:
             for queue_id, handle in broker.topics.read_queues(name):
                 shown.append(self._lag(group, name, queue_id, handle))
         times = await asyncio.to_thread(self._times, shown)
-        for item, last in zip(shown, times, strict=True):
+        for item, (last, lag_ms) in zip(shown, times, strict=True):
             item["lastTimestamp"] = last
+            item["lagMs"] = lag_ms
         return json_response(command, {"queues": shown})
 
     def _lag(self, group: str, topic: str, queue_id: int, handle: QueueHandle) -> dict[str, object]:
@@ -191,21 +229,28 @@ class OffsetProcessor:
             "clientId": None if claim is None else claim.session.client_id,
         }
 
-    def _times(self, shown: list[dict[str, object]]) -> list[int]:
-        """When the last consumed message of each queue was stored, ms; 0 where there is none."""
+    def _times(self, shown: list[dict[str, object]]) -> list[tuple[int, int]]:
+        """For each queue: when its last consumed message was stored, ms, 0 where there is none; and
+        how much later than the next one its newest message was, ms.
+        """
+        return [self._times_of(item) for item in shown]
+
+    def _times_of(self, item: dict[str, object]) -> tuple[int, int]:
         lookup = self._broker.store.lookup
-        times = []
-        for item in shown:
-            consumer_offset = item["consumerOffset"]
-            assert isinstance(consumer_offset, int)
-            try:
-                found = lookup.store_timestamp(
-                    str(item["topic"]), int(str(item["queueId"])), consumer_offset - 1
-                )
-            except TopicNotExistError:  # deleted meanwhile
-                found = None
-            times.append(found or 0)
-        return times
+        consumer_offset, end, lag = (item[k] for k in ("consumerOffset", "brokerOffset", "lag"))
+        assert isinstance(consumer_offset, int)
+        assert isinstance(end, int)
+        assert isinstance(lag, int)
+        topic, queue_id = str(item["topic"]), int(str(item["queueId"]))
+        try:
+            last = lookup.store_timestamp(topic, queue_id, consumer_offset - 1) or 0
+            if lag <= 0:
+                return last, 0
+            oldest = lookup.first_store_timestamp(topic, queue_id, end - lag)
+            newest = lookup.store_timestamp(topic, queue_id, end - 1)
+        except TopicNotExistError:  # deleted meanwhile
+            return 0, 0
+        return last, 0 if oldest is None or newest is None else max(0, newest - oldest)
 
 
 def _claimed(command: Command) -> ClaimedQueue:

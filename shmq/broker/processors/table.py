@@ -12,6 +12,7 @@ from shmq.broker.processors.admin import AdminProcessor
 from shmq.broker.processors.attach import AttachProcessor
 from shmq.broker.processors.claim import ClaimProcessor
 from shmq.broker.processors.heartbeat import HeartbeatProcessor
+from shmq.broker.processors.message import MessageProcessor
 from shmq.broker.processors.offset import OffsetProcessor
 from shmq.broker.processors.pull import PullProcessor
 from shmq.broker.processors.queues import QueueProcessor
@@ -55,6 +56,7 @@ def processor_table(broker: Broker) -> dict[int, Processor]:
         HeartbeatProcessor(broker),
         ClaimProcessor(broker),
         OffsetProcessor(broker),
+        MessageProcessor(broker),
         AdminProcessor(broker),
     ):
         for code, row in part.table().items():

@@ -57,14 +57,27 @@ def _list(namesrv: str | None, is_json: bool, with_system: bool) -> None:
 @json_option
 @cluster_option
 def _lag(namesrv: str | None, name: str, topic: str | None, is_json: bool) -> None:
-    """Show how far a group is in each queue, and who has it."""
+    """Show how far a group is in each queue, and who has it.
+
+    LAG counts messages; LAG (S) is how much later than the next of them the newest was stored.
+    """
     with Admin(namesrv) as admin:
         rows = admin.lag(name, topic=topic)
     if is_json:
         echo_json({"group": name, "queues": [named(row) for row in rows]})
         return
     echo_table(
-        ("TOPIC", "BROKER", "QUEUE", "MAX", "CONSUMED", "LAG", "LAST CONSUMED (UTC)", "MEMBER"),
+        (
+            "TOPIC",
+            "BROKER",
+            "QUEUE",
+            "MAX",
+            "CONSUMED",
+            "LAG",
+            "LAG (S)",
+            "LAST CONSUMED (UTC)",
+            "MEMBER",
+        ),
         (
             (
                 row.topic,
@@ -73,6 +86,7 @@ def _lag(namesrv: str | None, name: str, topic: str | None, is_json: bool) -> No
                 row.broker_offset,
                 "" if row.consumer_offset < 0 else row.consumer_offset,
                 row.lag,
+                f"{row.lag_ms / 1000:.3f}",
                 time_text(row.last_consumed_ms),
                 row.client_id,
             )
@@ -141,6 +155,46 @@ def _reset(
         echo_json({"group": name, "queues": [dict(zip(keys, row, strict=True)) for row in done]})
         return
     echo_table(("BROKER", "QUEUE", "NEXT"), done)
+
+
+@group.command("skip")
+@click.argument("name", metavar="GROUP")
+@click.option("-t", "--topic", help="Only this topic; else all that it consumes.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@cluster_option
+def _skip(namesrv: str | None, name: str, topic: str | None, yes: bool, is_json: bool) -> None:
+    """Have a group skip everything that waits for it now; living members are told at once."""
+    with Admin(namesrv) as admin:
+        waiting = sum(row.lag for row in admin.lag(name, topic=topic))
+        confirm(f"have group {name} skip {waiting} messages", yes)
+        done = admin.skip_backlog(name, topic=topic)
+    if is_json:
+        keys = ("topic", "brokerName", "queueId")
+        echo_json({"group": name, "queues": [dict(zip(keys, row, strict=True)) for row in done]})
+        return
+    click.echo(f"{name}: skipped {waiting} messages in {len(done)} queues")
+
+
+@group.command("clone")
+@click.argument("source", metavar="FROM")
+@click.argument("name", metavar="GROUP")
+@click.option("-t", "--topic", help="Only this topic; else all that FROM consumes.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@cluster_option
+def _clone(
+    namesrv: str | None, source: str, name: str, topic: str | None, yes: bool, is_json: bool
+) -> None:
+    """Have GROUP go on where FROM is; FROM stays as it is, living members of GROUP are told."""
+    with Admin(namesrv) as admin:
+        confirm(f"set the offsets of group {name} to those of {source}", yes)
+        done = admin.clone_offsets(source, name, topic=topic)
+    if is_json:
+        keys = ("topic", "brokerName", "queueId", "consumerOffset")
+        echo_json({"group": name, "queues": [dict(zip(keys, row, strict=True)) for row in done]})
+        return
+    echo_table(("TOPIC", "BROKER", "QUEUE", "NEXT"), done)
 
 
 def _whence(place: str) -> tuple[str, int, int]:

@@ -21,9 +21,10 @@ from shmq.tools.cli.output import TIME_WANTED, cluster_option, json_option, pars
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from shmq.client.stored_message import StoredMessage
     from shmq.core._core import Message
 
-__all__ = ["Format", "sub"]
+__all__ = ["Format", "message_json", "sub"]
 
 _STEP_S = 0.5
 _WHERE = {
@@ -31,7 +32,7 @@ _WHERE = {
     "last": ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET,
 }
 _ESCAPES = {"n": b"\n", "t": b"\t", "r": b"\r", "0": b"\0", "\\": b"\\"}
-_FIELDS: dict[str, Callable[[Message], bytes]] = {
+_FIELDS: dict[str, Callable[[Message | StoredMessage], bytes]] = {
     "v": lambda message: message.body_bytes,
     "s": lambda message: b"%d" % len(message.body),
     "t": lambda message: message.topic.encode(),
@@ -58,7 +59,7 @@ class Format:
         Raises:
             click.UsageError: it has a letter that means nothing.
         """
-        self._parts: list[bytes | Callable[[Message], bytes]] = []
+        self._parts: list[bytes | Callable[[Message | StoredMessage], bytes]] = []
         marks = iter(text)
         for mark in marks:
             if mark not in "%\\":
@@ -71,12 +72,13 @@ class Format:
                 raise click.UsageError(f"--format {text!r}: {mark}{letter} is none of {wanted}")
             self._parts.append(_FIELDS[letter] if mark == "%" else _ESCAPES[letter])
 
-    def __call__(self, message: Message) -> bytes:
+    def __call__(self, message: Message | StoredMessage) -> bytes:
         """The message, as the format says."""
         return b"".join(part if isinstance(part, bytes) else part(message) for part in self._parts)
 
 
-def _json(message: Message) -> bytes:
+def message_json(message: Message | StoredMessage) -> dict[str, object]:
+    """A message as `--json` prints it; what is no text is base64."""
     value: dict[str, object] = {
         "topic": message.topic,
         "queueId": message.queue_id,
@@ -91,7 +93,11 @@ def _json(message: Message) -> bytes:
         value["body"] = message.body_bytes.decode()
     except UnicodeDecodeError:
         value["bodyBase64"] = base64.b64encode(message.body).decode()
-    return orjson.dumps(value) + b"\n"
+    return value
+
+
+def _json_line(message: Message) -> bytes:
+    return orjson.dumps(message_json(message)) + b"\n"
 
 
 @click.command()
@@ -128,7 +134,7 @@ def sub(
     Without a group everything is read and nothing is remembered. With one, a message that was
     printed is settled.
     """
-    shape = _json if is_json else Format(format_text)
+    shape = _json_line if is_json else Format(format_text)
     where, time = _beginning(place, has_group=group is not None)
     with (
         _group(namesrv, topic, group, place) as name,
