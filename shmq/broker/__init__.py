@@ -4,12 +4,13 @@ Purpose: grants sessions and queues, keeps topics, groups, members, claims and c
     tells NameServers; the messages themselves pass by it, in shared memory (store).
 Process: the broker (`python -m shmq.broker`, bin/shmq-broker), one per (broker_name, broker_id).
 Writes: through the store its memory and its files; `config/topics.json`, `subscriptionGroup.json`
-    and `consumerOffset.json`; its control socket.
+    and `consumerOffset.json`; `shmq/owners.json`; its control socket.
 Reads: requests, which are hostile until they are checked; claims in clients' consumer pages, which
     are hostile too.
 May import: store, remoting, shm, the words, core, orjson, the standard library.
-Never: runs Python for a message, blocks its event loop on the disk or on a client, believes a
-    claimed identity, imports a sibling room (client, namesrv, controller), numpy or grpc.
+Never: runs Python for a message (but for copies to who may not map the log), blocks its event loop
+    on the disk or on a client, believes a claimed identity, imports a sibling room (client,
+    namesrv, controller), numpy or grpc.
 """
 
 __all__: list[str] = []

@@ -4,7 +4,8 @@ What lives here: `Enforcement`. A request is judged when it comes (rights.py); w
 before lives on in sessions, and is taken back here, at once and for all of them:
 
     map       the session ends: it had everything, and its connection says why. What the client
-              has mapped already it can read until those segments retire; they are never reused.
+              has mapped nobody can take from it: it can read those segments, and what is still
+              written into them, until they retire; they are never used again
     send      the rows leave the session: a record that comes behind it gets NOT_GRANTED, and
               whoever asks for the grant anew hears which rule denies it
     pull      bells and claims of the topic end, claims with their last progress

@@ -537,3 +537,24 @@ def test_reader_that_takes_no_answers_delays_nobody(office: Office) -> None:
     resident = Path(f"/proc/{office.broker.pid}/statm").read_text().split()
     shared_kib = (int(resident[1]) - int(resident[2])) * 4
     assert shared_kib < 200 << 10
+
+
+def test_reader_that_may_not_map_gets_what_has_left_memory(office: Office) -> None:
+    """Four files of 8 MiB for three segments: the first messages are in files only."""
+    with office.cluster.connect() as client:
+        client.create_topic("scratch-cold", queues=1)
+        producer = client.producer()
+        for number in range(48):
+            producer.send("scratch-cold", f"{number:06d}".encode() * 116_000, timeout=30.0)
+    mapper, reader = office.person(MAPPER), office.person(BOSS)
+    office.change(RULES.replace("admin = true", 'admin = true\ntopic_perms = ["scratch-*=SUB"]'))
+    assert reader.do("mapped") is False
+    for person in (mapper, reader):
+        at = 0
+        while at < 48:
+            status, following, bodies = person.do("pull_heads", "scratch-cold", at)
+            assert status == "FOUND"
+            assert bodies == [f"{number:06d}" for number in range(at, following)]
+            at = following
+        assert person.do("pull", "scratch-cold", 0, 48)[0] == "NO_NEW_MSG"
+        assert person.do("pull", "scratch-cold", 0, 49)[0] == "OFFSET_ILLEGAL"

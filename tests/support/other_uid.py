@@ -93,6 +93,12 @@ def send(topic, body="x"):
     result = client().producer().send(topic, body.encode(), timeout=20.0)
     return result.send_status.name
 
+def pull_heads(topic, queue_offset):
+    with client().pull_consumer(topic) as made:
+        result = made.pull(MessageQueue(topic, "broker-a", 0), queue_offset, 32)
+        heads = [bytes(m.body[:6]).decode() for m in result.messages]
+        return [str(result.pull_status.name), result.next_begin_offset, heads]
+
 def ask_namesrv(code, fields):
     with RuntimeFolder.open(runtime) as folder:
         asked = Connection(folder, namesrv_socket_name("ns0"), role="test", timeout_s=5.0)

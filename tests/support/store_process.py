@@ -526,8 +526,9 @@ class ClientSide:
 
     def _map(self) -> None:
         self.control = self._mapping("control")
-        self.topics = self._mapping("topics")
-        self.arena = self._mapping("arena")
+        if "log" in self.fds:
+            self.topics = self._mapping("topics")
+        self.arena = self._mapping("arena") if "log" in self.fds else None
         self.completion = self._mapping("completion")
 
     def attach_chunk(self, fd: int) -> None:

@@ -37,6 +37,10 @@ class RecordingService:
             _send(signal.SIGTERM)
         return bool(looks <= self._options.healthy_looks)
 
+    def reload(self) -> None:
+        self._step("reload")
+        _send(signal.SIGHUP if self.steps.count("reload") < 3 else signal.SIGTERM)
+
     def drain(self, timeout_s: float) -> None:
         self._step(f"drain {timeout_s}")
         _send(self._options.signal_while_draining)
@@ -56,6 +60,7 @@ def main() -> None:
     parser.add_argument("--fails-in", default="")
     parser.add_argument("--drain-timeout", type=float, default=service.DRAIN_TIMEOUT_S)
     parser.add_argument("--healthy-looks", type=int, default=sys.maxsize)
+    parser.add_argument("--reloads", action="store_true")
     for name in ("--signal-after-start", "--signal-while-draining", "--signal-at-look"):
         parser.add_argument(name, type=int, default=0)
     options = parser.parse_args()
@@ -63,7 +68,12 @@ def main() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     error = ""
     try:
-        service.run(recorder, name="x", drain_timeout_s=options.drain_timeout)
+        service.run(
+            recorder,
+            name="x",
+            drain_timeout_s=options.drain_timeout,
+            on_reload=recorder.reload if options.reloads else None,
+        )
     except RuntimeError as failure:
         error = str(failure)
     lived = {

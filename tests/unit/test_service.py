@@ -86,6 +86,18 @@ def test_signal_mask_is_as_before_and_no_signal_is_left_over() -> None:
     assert lived["pending"] == []
 
 
+def test_hangup_reloads_a_daemon_that_can_as_often_as_it_comes() -> None:
+    lived = _live("--reloads", "--signal-after-start", str(int(signal.SIGHUP)))
+    assert lived["steps"] == ["start", "reload", "reload", "reload", "drain 30.0", "stop"]
+    assert lived["is_mask_restored"]
+    assert lived["pending"] == []
+
+
+def test_hangup_ends_a_daemon_that_cannot_reload() -> None:
+    with pytest.raises(subprocess.CalledProcessError, match="SIGHUP"):
+        _live("--signal-after-start", str(int(signal.SIGHUP)))
+
+
 def test_watchdog_is_fed_while_healthy_and_starved_while_not(
     systemd: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,10 +11,13 @@ import pytest
 from shmq.errors import ClosedError
 from shmq.remoting.identity import Peer, has_ended, peer_of, refuse_descriptors
 from shmq.shm.incarnation import Incarnation
+from tests.support.require import require_root
 from tests.unit.shm import children
 
 CONNECT = """
-import socket, sys
+import os, socket, sys
+if len(sys.argv) > 2:
+    os.setgroups([int(gid) for gid in sys.argv[2:]])
 sock = socket.socket(socket.AF_UNIX)
 sock.connect(sys.argv[1])
 print("connected", flush=True)
@@ -27,12 +30,14 @@ def ask_kernel(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-def accepted(tmp_path: Path) -> tuple[socket.socket, "subprocess.Popen[str]"]:
+def accepted(
+    tmp_path: Path, groups: list[int] | None = None
+) -> tuple[socket.socket, "subprocess.Popen[str]"]:
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
-        child = children.start(CONNECT, path)
+        child = children.start(CONNECT, path, *map(str, groups or ()))
         sock, _ = listening.accept()
         return sock, child
 
@@ -60,6 +65,27 @@ def test_peer_is_the_process_that_connected(tmp_path: Path, ask_kernel: bool) ->
         assert has_ended(peer.pidfd)
         peer.close()
         peer.close()
+
+
+def test_groups_are_those_that_the_peer_had_when_it_connected(tmp_path: Path) -> None:
+    require_root()
+    sock, child = accepted(tmp_path, groups=[60001, 60002])
+    with sock:
+        peer = peer_of(sock)
+        assert peer.identity.groups == {60001, 60002}
+        assert peer.identity.gids == {60001, 60002, peer.identity.gid}
+        peer.close()
+    end(child)
+
+
+def test_more_groups_than_can_be_asked_for_count_as_none(tmp_path: Path) -> None:
+    require_root()
+    sock, child = accepted(tmp_path, groups=list(range(60001, 60301)))
+    with sock:
+        peer = peer_of(sock)
+        assert peer.identity.groups == frozenset()
+        peer.close()
+    end(child)
 
 
 def test_kill_hits_the_process_that_connected_and_nothing_once_it_ended(
