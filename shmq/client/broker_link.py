@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from shmq.client.wake_fd import SharedSocket
 from shmq.core import core
 from shmq.core.fields import field_place
 from shmq.errors import (
@@ -94,6 +95,7 @@ class BrokerLink:
         self._readers: dict[int, core.Reader] = {}
         self._memfds: dict[str, int] = {}
         self._is_closed = False
+        self._shared: SharedSocket | None = None
         self._closing: list[core.Lane | core.Reader | core.LogMap] = []
         self.generation = 0
         """Counts sessions: lanes and readers of an older one are of no use any more."""
@@ -224,6 +226,8 @@ class BrokerLink:
             if self._is_closed:
                 raise ClosedError(f"reconnect to {self.broker_name}: this client is closed")
             self.connection.close()
+            if self._shared is not None:
+                self._shared.close()  # it is the session's with the broker that went
             self.connection = self._connect()
             self.greeted = None
             try:
@@ -309,6 +313,8 @@ class BrokerLink:
                 if self.is_up:
                     self.call(RequestCode.DETACH_SESSION)
             self.connection.close()
+            if self._shared is not None:
+                self._shared.close()
             self._close_memory()
 
     def _close_memory(self) -> None:
@@ -625,6 +631,20 @@ class BrokerLink:
             for lane in self.lanes:
                 lane.attach_chunk(self._chunk)
             return True
+
+    def shared_socket(self) -> SharedSocket | None:
+        """The socket for those who look at the session from loops of their own, granted now if
+        there is none; None: its broker is away.
+        """
+        shared = self._shared
+        if shared is not None and not shared.is_ended:
+            return shared
+        with self._busy:
+            if (self._shared is None or self._shared.is_ended) and self.is_up:
+                with contextlib.suppress(ServiceNotAvailableError):
+                    self._shared = SharedSocket(self.grant_socket())
+            shared = self._shared
+            return None if shared is None or shared.is_ended else shared
 
     def grant_socket(self) -> socket.socket:
         """The socket that is readable when a bell of this session was rung: for event loops. One

@@ -25,6 +25,7 @@ from shmq.client.arguments import (
 )
 from shmq.client.assignment import Assignment
 from shmq.client.batch import MessageBatch
+from shmq.client.wake_fd import WakeFd
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
 from shmq.errors import ClosedError, OffsetIllegalError, ShmqError
@@ -128,6 +129,7 @@ class Consumer:
         self._is_stopped = False
         self._is_closed = False
         self._turn = 0
+        self._wake_fd: WakeFd | None = None
         self._wakers: list[Callable[[], None]] = []
         self.may_block = True
         """Whether a read may wait for a broker; if not, it is left to read_slow()."""
@@ -260,6 +262,22 @@ class Consumer:
             check_time("seek", time)
         return self._assignment.seek(queue, queue_offset, where, time)
 
+    def fileno(self) -> int:
+        """A descriptor for select, poll and epoll: readable when there may be a message.
+
+        It gets unreadable when receive(), receive_many() or try_next() with a timeout of 0 finds
+        nothing: so ask until there is nothing, and only then wait, at the beginning too. It may be
+        readable for nothing. It is the consumer's: close that.
+
+        Raises:
+            ClosedError: this consumer is closed.
+        """
+        self._check()
+        if self._wake_fd is None:
+            self._wake_fd = made = WakeFd()
+            self.on_wake(made.signal)
+        return self._wake_fd.fileno()
+
     @property
     def assigned(self) -> list[MessageQueue]:
         """The queues this member consumes just now."""
@@ -318,6 +336,8 @@ class Consumer:
         self._client.check(f"consume {self.topic}")
         left_s = (deadline_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
         if left_s <= 0:
+            if self._wake_fd is not None:
+                self._arm(self._wake_fd)
             return False
         self._sleep(left_s)
         return not self._is_stopped
@@ -435,6 +455,11 @@ class Consumer:
                 core.Reader.wait_any(readers, timeout)
         except ClosedError:
             self._changed.wait(min(timeout, 0.01))
+
+    def _arm(self, wake_fd: WakeFd) -> None:
+        readers, timeout = self.watch(_FOR_EVER_S)
+        links = {queue.link: None for queue in self._assignment.queues}
+        wake_fd.arm(readers, links, timeout if timeout < _FOR_EVER_S else None)
 
     def watch(
         self, timeout: float, *, without: Container[MessageQueue] = ()
@@ -613,6 +638,8 @@ class Consumer:
         self._is_closed = True
         self.stop()
         self._client.leave(self)
+        if self._wake_fd is not None:
+            self._wake_fd.close()
         # Others, not emptied ones: another thread may be taking from these just now. They must go,
         # for messages know their consumer and the collector of cycles does not know messages.
         self._ready = deque()
