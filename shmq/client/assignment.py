@@ -123,6 +123,8 @@ class Assignment:
         """Held for whole rounds, with requests in them; never by who takes notices."""
         self._lock = threading.Lock()
         """Held for a look at the tables."""
+        self._saving = threading.Lock()
+        """Held while the offset file is written."""
 
     def __str__(self) -> str:
         return f"group={self.group} topic={self.topic}"
@@ -195,7 +197,7 @@ class Assignment:
                 and (is_new or now_ns - self._revoked_ns.get(key, -_REVOKED_NS) >= _REVOKED_NS)
             ]
             failure = self._take(free)
-            self._save()
+            self.save()
             self.is_complete = free == wanted and failure is None and not away
             if failure is not None:
                 raise failure
@@ -391,10 +393,22 @@ class Assignment:
     def _drop_where(self, is_gone: Callable[[ProcessQueue], bool]) -> None:
         self._drop([queue for queue in self.queues if is_gone(queue)])
 
-    def _save(self) -> None:
-        """Broadcasting: keep the offsets, if there is a file."""
-        if self._store is not None:
-            self._store.save({q.message_queue: q.settled_offset for q in self.queues})
+    @property
+    def keeps_offsets(self) -> bool:
+        """Whether this member keeps its offsets itself: broadcasting, with a file for them."""
+        return self._store is not None
+
+    def save(self) -> None:
+        """Keep the offsets, if there is a file for them. What a disk refuses is told, and tried
+        again the next time.
+        """
+        if self._store is None:
+            return
+        with self._saving:
+            try:
+                self._store.save({q.message_queue: q.settled_offset for q in self.queues})
+            except OSError as error:
+                _log.warning("save offsets %s: %s", self, error)
 
     def close(self) -> None:
         """Give up everything."""
@@ -402,7 +416,7 @@ class Assignment:
             if self._is_closed:
                 return
             self._is_closed = True
-            self._save()
+            self.save()
             self._release(list(self.queues))
             for _, reader in self._readers.values():
                 reader.close()

@@ -63,6 +63,8 @@ _log = logging.getLogger("shmq.client")
 
 HEARTBEAT_S = 30.0
 """RocketMQ's heartbeatBrokerInterval, and its pollNameServerInterval."""
+SAVE_OFFSETS_S = 5.0
+"""RocketMQ's persistConsumerOffsetInterval, for offsets in a local file."""
 _RECONNECT_FIRST_S = 0.01
 _RECONNECT_MAX_S = 1.0
 _RECONNECT_SHARE = 8
@@ -137,6 +139,7 @@ class Client:
         self._assignments: list[Assignment] = []
         self._closing: list[_Member] = []
         self._groups_version = 0
+        self._save_ns = 0
         self._bell_count = 0
         self._is_closed = False
         self._closed = threading.Event()
@@ -519,6 +522,8 @@ class Client:
                     "for more threads"
                 )
             self._assignments.append(assignment)
+            if assignment.keeps_offsets:
+                self._keeper_wanted.set()
             self._closing.append(consumer)
             self._groups_version += 1
         try:
@@ -570,7 +575,8 @@ class Client:
         heartbeat_ns = SYSTEM_CLOCK.monotonic_ns() + int(HEARTBEAT_S * 1e9)
         away: dict[str, BrokerLink] = {}
         while not self._is_closed:  # as long as the client lives
-            left_s = (heartbeat_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
+            next_ns = min(heartbeat_ns, self._save_offsets())
+            left_s = (next_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
             # A follower may be about to end while its link goes once more: look again, then.
             self._keeper_wanted.wait(max(0.0, min(left_s, 1.0) if away else left_s))
             self._keeper_wanted.clear()
@@ -582,6 +588,16 @@ class Client:
                 heartbeat_ns = SYSTEM_CLOCK.monotonic_ns() + int(HEARTBEAT_S * 1e9)
                 self._refresh()
                 self.heartbeat()
+
+    def _save_offsets(self) -> int:
+        """Have those that keep their own offsets keep them; when to come again, monotonic ns."""
+        savers = [one for one in tuple(self._assignments) if one.keeps_offsets]
+        now_ns = SYSTEM_CLOCK.monotonic_ns()
+        if savers and now_ns >= self._save_ns:
+            for assignment in savers:
+                assignment.save()
+            self._save_ns = now_ns + int(SAVE_OFFSETS_S * 1e9)
+        return self._save_ns if savers else now_ns + int(HEARTBEAT_S * 1e9)
 
     def _refresh(self) -> None:
         """In a thread of its own: a broker that hangs does not keep us from following others."""

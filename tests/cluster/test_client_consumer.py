@@ -14,6 +14,7 @@ import pytest
 
 import shmq
 from shmq import ConsumeFromWhere, MessageModel, MessageQueue
+from shmq.client.offset_store import LocalOffsetStore
 from shmq.errors import ClosedError, ConfigError, ForkError, OffsetIllegalError
 from shmq.remoting.codes import RequestCode
 from shmq.status import ConsumeStatus, PullStatus
@@ -245,6 +246,40 @@ def test_broadcasting_gives_everything_to_everybody_and_keeps_its_own_offsets(
     with client.consumer("t", "g", **options) as one:
         assert receive(one, 1) == [0]
         assert one.receive(1, timeout=0.05) == []
+
+
+BROADCASTING = """
+import json, os, sys, shmq
+import shmq.client.instance
+shmq.client.instance.SAVE_OFFSETS_S = 0.01
+with shmq.connect(sys.argv[1]) as client:
+    consumer = client.consumer("t", "g", model=shmq.MessageModel.BROADCASTING,
+                               offset_file=sys.argv[2], auto_settle=False)
+    for number, message in enumerate(consumer, 1):
+        message.settle()
+        if number == 10:
+            print(json.dumps("settled"), flush=True)
+"""
+
+
+def test_killed_broadcasting_member_has_kept_its_offsets(cluster, client, tmp_path):
+    send(client, "t", 10)
+    saved = tmp_path / "offsets.json"
+
+    def kept() -> bool:
+        store = LocalOffsetStore(saved)
+        with client.pull_consumer("t") as pull:
+            return sum(store.offset(queue) or 0 for queue in pull.queues()) == 10
+
+    with Program(BROADCASTING, cluster.runtime, saved) as program:
+        assert program.hear() == "settled"
+        wait_for(kept, "the offsets in the file")
+        program.kill()
+    send(client, "t", 1)
+    options = {"model": MessageModel.BROADCASTING, "offset_file": saved}
+    with client.consumer("t", "g", **options) as consumer:
+        assert receive(consumer, 1) == [0]
+        assert consumer.receive(1, timeout=0.05) == []
 
 
 def test_pull_reads_any_queue_from_anywhere(client):
