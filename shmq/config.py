@@ -53,6 +53,12 @@ _FACTOR = {None: 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 _FLAGS: dict[object, bool] = {True: True, False: False, "true": True, "false": False}
 _NAME = re.compile(r"[^\s/\x00-\x1f\x7f]{1,127}")
 _PAGE_BYTES = 4096
+DELAY_LEVELS = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h"
+"""RocketMQ's messageDelayLevel."""
+DELAY_LEVEL_MAX = 64
+"""Levels at most: what the core has room for."""
+_DELAY = re.compile(r"([1-9]\d{0,5})([smhd])")
+_DELAY_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 FRAME_BYTES_MAX = 64 * KIB
 """What a record may take beside its body: fixed fields, topic and properties, rounded up."""
 
@@ -171,6 +177,11 @@ class StoreConfig:
     """Whether messages can be looked up by key and id. The index is built behind the log, of what
     is stored already too, and takes 16 bytes for each key. RocketMQ's default."""
 
+    message_delay_level: str = _setting(DELAY_LEVELS, rocketmq=("messageDelayLevel",))
+    """The delays of delay_level 1, 2, ...: numbers with s, m, h or d, joined by blanks, at most 64.
+    RocketMQ's 18. A message waits by the level it was sent with, in that level's queue: new levels
+    belong at the end. What waits longer than file_reserved_hours is gone with its log file."""
+
     file_reserved_hours: int = _setting(72, rocketmq=("fileReservedTime",), least=1, most=876_000)
     """Hours a complete CommitLog file is kept. RocketMQ's default."""
     delete_when: str = _setting("04", rocketmq=("deleteWhen",))
@@ -213,10 +224,21 @@ class StoreConfig:
                 raise _refused("StoreConfig", name, value, wanted)
         self._check_host()
         self._check_sizes()
+        _ = self.delay_levels_ms  # raises where it names none
         hours = self.delete_when.split(";")
         if not all(re.fullmatch(r"[01]\d|2[0-3]", hour) for hour in hours):
             wanted = 'hours "00" to "23" joined by ";"'
             raise _refused("StoreConfig", "delete_when", self.delete_when, wanted)
+
+    @property
+    def delay_levels_ms(self) -> tuple[int, ...]:
+        """message_delay_level in milliseconds, from level 1 on."""
+        text = self.message_delay_level
+        matches = [_DELAY.fullmatch(part) for part in text.split()]
+        if not matches or len(matches) > DELAY_LEVEL_MAX or None in matches:
+            wanted = f'1 to {DELAY_LEVEL_MAX} of "1s", "5m", "2h", "1d", joined by blanks'
+            raise _refused("StoreConfig", "message_delay_level", text, wanted)
+        return tuple(int(match[1]) * _DELAY_MS[match[2]] for match in matches if match)
 
     def _check_host(self) -> None:
         try:
@@ -281,6 +303,11 @@ class BrokerConfig(StoreConfig):
     )
     """Milliseconds between two harvests of what consumers report, each of which is written to
     consumerOffset.json. RocketMQ's default."""
+    flush_delay_offset_interval_ms: int = _setting(
+        10_000, rocketmq=("flushDelayOffsetInterval",), least=100, most=600_000
+    )
+    """Milliseconds between two writes of delayOffset.json while delayed messages become due; what
+    was delivered since comes twice after a power cut. RocketMQ's default."""
     session_grace_ms: int = _setting(10_000, least=100, most=600_000)
     """Milliseconds that sessions of a predecessor wait to be resumed. 10 s: a client tries again
     each second at least."""

@@ -32,6 +32,7 @@ from shmq.broker.processors.table import processor_table
 from shmq.broker.quotas import Quotas
 from shmq.broker.registration import Registration
 from shmq.broker.rights import Rights
+from shmq.broker.schedule import ScheduleService
 from shmq.broker.sessions import ClientSession, SessionTable
 from shmq.broker.subscription_groups import GroupTable
 from shmq.broker.topics import TopicTable
@@ -102,6 +103,7 @@ class Broker:
         self.owners: OwnerTable
         self.quotas: Quotas
         self._enforcement: Enforcement | None = None
+        self.schedule: ScheduleService | None = None
         self.interests = Interests()
         self.registry = ClientRegistry(clock, self._group_changed)
         self.notices = Notices(self.registry.consumers)
@@ -148,6 +150,14 @@ class Broker:
         self._is_store_open = True
         self._load()
         self.store.start()
+        self.schedule = ScheduleService(
+            self.store,
+            ConfigFiles(self.store.config.store_path),
+            config,
+            self.clock,
+            self.topics.configs,
+        )
+        self.schedule.start()
         self._loop.run(self._serve(name), timeout_s=_LOOP_TIMEOUT_S)
 
     def _load(self) -> None:
@@ -249,6 +259,8 @@ class Broker:
         finally:
             self._loop.stop()
             try:
+                if self.schedule is not None:
+                    self.schedule.stop()
                 if self._is_store_open:
                     self._is_store_open = False
                     self._stop_store()
@@ -282,6 +294,8 @@ class Broker:
             return
         if self._is_loaded:
             self.offsets.save_flushed()
+        if self.schedule is not None:
+            self.schedule.save_flushed()
 
     # ---- what goes on meanwhile --------------------------------------------------------------
 
@@ -504,6 +518,8 @@ class Broker:
             "topicCount": len(self.topics),
             "queueCount": len(self.store.queues),
             "groupCount": len(self.groups.configs),
+            "scheduleMessageDelivered": self.schedule.delivered_count if self.schedule else 0,
+            "scheduleMessageDropped": self.schedule.dropped_count if self.schedule else 0,
             "namesrvs": ",".join(self._registration.registered_names if self._registration else ()),
             "expiredFilesTotal": self.store.retention.expired_file_count,
             "expiredBytesTotal": self.store.retention.expired_bytes,

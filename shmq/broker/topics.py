@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 from shmq.errors import (
     ConfigError,
     IllegalTopicError,
+    PermissionDeniedError,
     ShmqError,
     SystemBusyError,
     TopicNotExistError,
@@ -37,6 +38,7 @@ from shmq.store.config_files import ConfigFiles, DataVersion, Topics, numbers_by
 from shmq.topic import (
     AUTO_CREATE_TOPIC,
     QUEUE_NUMS_MAX,
+    SCHEDULE_TOPIC,
     TOPIC_ATTRIBUTES,
     Permission,
     TopicConfig,
@@ -149,6 +151,14 @@ class TopicTable:
                 write_queue_nums=nums,
                 perm=Permission.READ | Permission.WRITE | Permission.INHERIT,
             )
+        level_count = len(self._config.delay_levels_ms)
+        schedule = self._topics.get(SCHEDULE_TOPIC)
+        if schedule is None or schedule.write_queue_nums < level_count:
+            self._topics[SCHEDULE_TOPIC] = TopicConfig(
+                topic_name=SCHEDULE_TOPIC,
+                read_queue_nums=level_count,
+                write_queue_nums=level_count,
+            )
         for topic in self._topics.values():
             self._apply(topic, unknown_ends)
         if before != (self._topics, set(self._deleted)):
@@ -233,6 +243,20 @@ class TopicTable:
             raise TopicNotExistError(
                 f"topic {topic}: broker {self._config.broker_name} has no such topic; create it"
             )
+        return config
+
+    def find_readable(self, topic: str) -> TopicConfig:
+        """The configuration of a topic that clients may consume.
+
+        Raises:
+            TopicNotExistError: there is no such topic.
+            PermissionDeniedError: nobody may read it, or only a service of the broker.
+        """
+        config = self.find(topic)
+        if topic == SCHEDULE_TOPIC:
+            raise PermissionDeniedError(f"read {topic}: only the broker's schedule service does")
+        if Permission.READ not in config.perm:
+            raise PermissionDeniedError(f"read {topic}: its perm {int(config.perm)} has no R")
         return config
 
     def send_queues(self, topic: str) -> list[tuple[int, QueueHandle]]:
@@ -442,7 +466,7 @@ class TopicTable:
         if topic == AUTO_CREATE_TOPIC:
             return
         queues = self._store.queues
-        flags = self._store.default_flags(config.flush_disk_type)
+        flags = self._store.row_flags(topic, config.flush_disk_type)
         deleted = self._deleted.get(topic)
         is_writable = Permission.WRITE in config.perm
         nums = max(config.read_queue_nums, config.write_queue_nums)

@@ -122,6 +122,7 @@ class Producer:
         flag: int = 0,
         key: str | None = None,
         queue: QueueSelector | None = None,
+        delay_level: int = 0,
         timeout: float = SEND_TIMEOUT_S,
     ) -> SendResult:
         """Send one message and wait until it is stored at its topic's level.
@@ -136,6 +137,9 @@ class Producer:
             flag: of the user, 32 bits.
             key: messages of one key go to one queue, in order. A key or a queue, not both.
             queue: this queue; or a function that chooses one of those given; or "least-loaded".
+            delay_level: deliver it later, after so long as the brokers' message_delay_level says
+                for 1, 2, ...; 0: at once. The queue_offset of the result is then the one in the
+                level's queue. A Message says so in a property DELAY.
             timeout: seconds for everything, 0 to 1e9. A send with a key or a queue waits so long
                 for its broker; one without goes to another broker while its own is away or slow.
 
@@ -150,9 +154,11 @@ class Producer:
         begin_ns = _now()
         if timeout is not SEND_TIMEOUT_S:
             check_timeout("send", timeout)
+        if delay_level:
+            properties = _delayed(properties, delay_level)
         if isinstance(topic, core.Message):
             check_one_place("send", key, queue)
-            request = SendRequest(topic.topic, topic, None, None, None, 0, key, queue)
+            request = SendRequest(topic.topic, topic, None, None, properties, 0, key, queue)
             return self._send(request, begin_ns + int(timeout * 1e9), timeout)
         target = self._targets.get(topic) or self._target(topic)
         if key is None and queue is None:
@@ -208,6 +214,7 @@ class Producer:
         flag: int = 0,
         key: str | None = None,
         queue: QueueSelector | None = None,
+        delay_level: int = 0,
         timeout: float = SEND_TIMEOUT_S,
         callback: Callable[[Future[SendResult]], None] | None = None,
     ) -> Future[SendResult]:
@@ -222,6 +229,8 @@ class Producer:
         """
         if timeout is not SEND_TIMEOUT_S:
             check_timeout("send_async", timeout)
+        if delay_level:
+            properties = _delayed(properties, delay_level)
         payload: Body | core.Message = body
         if isinstance(topic, core.Message):
             topic, payload = topic.topic, topic
@@ -244,6 +253,7 @@ class Producer:
         flag: int = 0,
         key: str | None = None,
         queue: QueueSelector | None = None,
+        delay_level: int = 0,
         timeout: float = SEND_TIMEOUT_S,
     ) -> None:
         """Put one message into the ring and do not wait for what becomes of it: the quickest way.
@@ -257,6 +267,8 @@ class Producer:
         """
         if timeout is not SEND_TIMEOUT_S:
             check_timeout("send_oneway", timeout)
+        if delay_level:
+            properties = _delayed(properties, delay_level)
         target = self._targets.get(topic) or self._target(topic)
         if key is None and queue is None:
             lane, row, generation, chosen = next(target.turn)
@@ -289,6 +301,7 @@ class Producer:
         tag: str | None = None,
         key: str | None = None,
         queue: QueueSelector | None = None,
+        delay_level: int = 0,
         timeout: float = SEND_TIMEOUT_S,
     ) -> list[SendResult]:
         """Send many messages to one queue, in order, and wait until all are stored.
@@ -302,6 +315,7 @@ class Producer:
         """
         check_timeout("send_many", timeout)
         check_bodies(f"send_many to {topic}", bodies)
+        properties = _delayed(None, delay_level) if delay_level else None
         deadline_ns = _now() + int(timeout * 1e9)
         given = list(bodies)
         target = self._targets.get(topic) or self._target(topic)
@@ -310,7 +324,8 @@ class Producer:
         done: list[SendResult] = []
         while len(done) < len(given):  # bounded by the deadline, and by what is refused
             batch = given[len(done) : len(done) + _BATCH_MAX]
-            request = SendRequest(topic, b"", tag, None, None, 0, None, chosen.message_queue)
+            where = chosen.message_queue
+            request = SendRequest(topic, b"", tag, None, properties, 0, None, where)
             try:
                 done += self._send_batch(request, batch, deadline_ns, timeout)
             except ShmqError as error:
@@ -331,6 +346,7 @@ class Producer:
         properties: Mapping[str, str] | None = None,
         key: str | None = None,
         queue: QueueSelector | None = None,
+        delay_level: int = 0,
         timeout: float = SEND_TIMEOUT_S,
     ) -> Loan:
         """Room for a body in the ring, filled in place: a context manager that sends at its end.
@@ -345,6 +361,7 @@ class Producer:
             properties: as for `send`.
             key: as for `send`.
             queue: as for `send`.
+            delay_level: as for `send`.
             timeout: seconds for room, and then for what became of it.
 
         Example:
@@ -357,6 +374,8 @@ class Producer:
         if (dtype is None) != (shape is None):
             raise TypeError("loan: dtype and shape go together; give both or neither")
         given = dict(properties or {})
+        if delay_level:
+            given = _delayed(given, delay_level)
         if dtype is not None and shape is not None:
             marks, array_bytes = array_properties(dtype, shape)
             if nbytes is not None and nbytes != array_bytes:
@@ -605,6 +624,7 @@ class Producer:
                     chosen.generation,
                     bodies[: max(1, lane.completion_capacity // 2)],
                     request.tag,
+                    properties=request.properties,
                     timeout=left_s(deadline_ns),
                     keep=True,
                 )
@@ -641,7 +661,9 @@ class Producer:
         self, batch: SendRequest, body: Body, message_id: str, deadline_ns: int, timeout: float
     ) -> SendResult:
         """One of a batch whose ring is gone."""
-        request = SendRequest(batch.topic, body, batch.tag, None, None, 0, None, batch.queue)
+        request = SendRequest(
+            batch.topic, body, batch.tag, None, batch.properties, 0, None, batch.queue
+        )
         target = self._targets.get(request.topic) or self._target(request.topic)
         chosen = self._choose(target, None, request.queue)
         return self._send_again(
@@ -962,7 +984,7 @@ class SendRequest:
         """As Lane.put; under the id that it was sent with before, if it was."""
         body, properties = self.body, self.properties
         if isinstance(body, core.Message):
-            if self.message_id is None:
+            if self.message_id is None and self.properties is None:
                 return lane.put(queue.row, queue.generation, body, timeout=timeout, keep=keep)
             self._take_apart(body)
             body, properties = self.body, self.properties
@@ -982,12 +1004,19 @@ class SendRequest:
         )
 
     def _take_apart(self, message: core.Message) -> None:
-        """A Message takes no other id: it is sent as its parts."""
-        own = dict(message.properties)
+        """A Message takes no other id and no delay: it is sent as its parts."""
+        own = dict(message.properties) | dict(self.properties or {})
         for name in (_UNIQ_KEY, "TAGS", "KEYS"):
             own.pop(name, None)
         self.tag, self.keys, self.flag = message.tag, message.keys, message.flag
         self.properties, self.body = own, message.body_bytes
+
+
+def _delayed(properties: Mapping[str, str] | None, delay_level: int) -> dict[str, str]:
+    """Properties that have the broker deliver the message later."""
+    if delay_level < 0:
+        raise ValueError(f"delay_level {delay_level}: want 0 (at once), 1 or more")
+    return {**(properties or {}), "DELAY": str(delay_level)}
 
 
 def left_s(deadline_ns: int) -> float:

@@ -14,7 +14,7 @@ import shmq.core._core as core
 
 __all__ = ["LAYOUT_WANTED", "core"]
 
-LAYOUT_WANTED = 1
+LAYOUT_WANTED = 2
 """SHMQ_LAYOUT_VERSION this package was written for."""
 
 if core.LAYOUT_VERSION != LAYOUT_WANTED:

@@ -58,10 +58,10 @@ from shmq.store.quarantine import Hole, Quarantine
 from shmq.store.queues import Queues
 from shmq.store.recovery import RecoveredLog, log_trust, open_consume_queues, recover_files
 from shmq.store.retention import Retention
-from shmq.store.scan import DELAY_LEVELS_MS
 from shmq.store.services import StoreService
 from shmq.store.sessions import Sessions
 from shmq.store.store_lock import StoreLock
+from shmq.topic import SCHEDULE_TOPIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -392,7 +392,9 @@ class MessageStore:
         self.file_size_bytes = plan.file_size_bytes
         files = LogFiles(config.store_path, plan.file_size_bytes)
         files.make_folders()
-        recovered = recover_files(config.store_path, plan.file_size_bytes)
+        recovered = recover_files(
+            config.store_path, plan.file_size_bytes, delay_levels_ms=config.delay_levels_ms
+        )
         self.recovered = recovered
         manifest = StoreMemory.new_manifest(config, plan.file_size_bytes, os.geteuid())
         mark = undo.enter_context(
@@ -418,7 +420,7 @@ class MessageStore:
             handle = self.queues.add(
                 topic,
                 queue_id,
-                flags=self.default_flags(),
+                flags=self.row_flags(topic),
                 first_queue_offset=high,
                 is_in_log=True,
             )
@@ -476,7 +478,7 @@ class MessageStore:
             memory.topics,
             memory.arena,
             flush_timeout=config.sync_flush_timeout_ms / 1000,
-            delay_ms=DELAY_LEVELS_MS,
+            delay_ms=config.delay_levels_ms,
             policy=_POLICIES[config.waiting_policy],
         )
         undo.callback(self._appender.close)
@@ -613,7 +615,7 @@ class MessageStore:
             handle = self.queues.add(
                 topic,
                 queue_id,
-                flags=self.default_flags(),
+                flags=self.row_flags(topic),
                 first_queue_offset=queue_end,
                 is_in_log=True,
             )
@@ -637,7 +639,7 @@ class MessageStore:
                 self.queues.add(
                     name,
                     queue_id,
-                    flags=self.default_flags(),
+                    flags=self.row_flags(name),
                     first_queue_offset=queue_offset,
                     is_in_log=True,
                 )
@@ -748,14 +750,25 @@ class MessageStore:
         """Why the store takes no more messages for good; None while it does."""
         return self._failure
 
+    def row_flags(self, topic: str, flush_disk_type: FlushDiskType | None = None) -> int:
+        """Row flags (core.ROW_*) of a topic's queues with this level; None: the store's."""
+        flags = self.default_flags(flush_disk_type)
+        return flags | (core.ROW_SCHEDULE if topic == SCHEDULE_TOPIC else 0)
+
     def default_flags(self, flush_disk_type: FlushDiskType | None = None) -> int:
-        """Row flags (core.ROW_*) of a queue with this level; None: the store's."""
+        """Row flags that the level alone gives; None: the store's."""
         level = flush_disk_type or self.config.flush_disk_type
         return core.ROW_FLUSH if level is FlushDiskType.SYNC_FLUSH else 0
 
-    def open_service(self, service_id: int) -> StoreService:
+    def open_service(self, service_id: int, *, is_reading: bool = False) -> StoreService:
         """A service of the broker that appends messages of its own; see StoreService."""
-        return StoreService(self._memory, self.sessions, service_id)
+        return StoreService(
+            self._memory,
+            self.sessions,
+            service_id,
+            is_reading=is_reading,
+            message_size_max=self.config.max_message_size_bytes,
+        )
 
     def read_cold(
         self, topic: str, queue_id: int, queue_offset: int, entry_count: int

@@ -192,6 +192,76 @@ static void test_scheduled_message_carries_its_due_time(void)
     fixture_close(b.f);
 }
 
+/* A store with the queues of two levels, and one topic of its own. */
+static struct bench delay_bench(uint32_t *row, uint32_t *generation, uint32_t *levels)
+{
+    struct bench b = bench_open();
+    uint32_t ignored;
+    fixture_queue(b.f, "orders", 1234567890, SHMQ_ROW_FLUSH, row, generation);
+    fixture_queue(b.f, "SCHEDULE_TOPIC_XXXX", 0, SHMQ_ROW_SCHEDULE, &levels[0], &ignored);
+    fixture_queue(b.f, "SCHEDULE_TOPIC_XXXX", 1, SHMQ_ROW_SCHEDULE, &levels[1], &ignored);
+    return b;
+}
+
+static int64_t put_delayed(struct bench *b, uint32_t row, uint32_t generation, uint16_t level,
+                           const char *properties)
+{
+    struct shmq_record record = fixture_record(row, generation, 8, (uint32_t)strlen(properties), SHMQ_RECORD_WAIT);
+    record.delay_level = level;
+    int64_t sequence = fixture_put_record(&b->w[0], &record, "12345678", properties);
+    (void)shmq_lane_publish(&b->w[0]);
+    return sequence;
+}
+
+static void test_delayed_message_goes_to_the_queue_of_its_level(void)
+{
+    uint32_t row, generation, levels[2];
+    struct bench b = delay_bench(&row, &generation, levels);
+    const struct {
+        const char *properties;
+        uint16_t level;
+        uint32_t queue_id;
+        int64_t due_ms;
+    } cases[] = {
+        {"DELAY\0011\002", 1, 0, 1000},
+        {"TAGS\001a\002DELAY\0012\002", 2, 1, 5000},
+        {"DELAY\00164\002", 64, 1, 5000}, /* beyond the last level: the last level */
+    };
+    static const char own[] = "REAL_TOPIC\001orders\002REAL_QID\0011234567890\002";
+    uint64_t offsets[2] = {0, 0};
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
+        uint64_t position = b.f->append.log.log_end;
+        int64_t sequence = put_delayed(&b, row, generation, cases[i].level, cases[i].properties);
+        CHECK_EQUAL(turn(&b), 1);
+        struct shmq_message_view view;
+        CHECK_EQUAL(shmq_message_check(b.f->hot[0] + position, FILE_SIZE, position, SHMQ_CHECK_RECORD_CRC, &view),
+                    SHMQ_OK);
+        CHECK_EQUAL(view.topic_size, 19);
+        CHECK_BYTES(view.topic, "SCHEDULE_TOPIC_XXXX", 19);
+        CHECK_EQUAL(view.queue_id, cases[i].queue_id);
+        CHECK_EQUAL(view.queue_offset, offsets[cases[i].queue_id]);
+        size_t size = strlen(cases[i].properties);
+        CHECK_EQUAL(view.properties_size, size + sizeof own - 1 + SHMQ_CRC_PROPERTY_SIZE);
+        CHECK_BYTES(view.properties, cases[i].properties, size);
+        CHECK_BYTES(view.properties + size, own, sizeof own - 1);
+        uint32_t level_row = levels[cases[i].queue_id];
+        struct shmq_cursor cursor = {0};
+        struct shmq_found found;
+        CHECK_EQUAL(shmq_consume_queue_read(b.f->arena, 64, queue(&b, level_row), level_row, 1,
+                                            offsets[cases[i].queue_id]++, 1, &cursor, &found), 1);
+        CHECK_EQUAL(found.tags_code, 1700000000123 + cases[i].due_ms);
+        /* Its sender waits for the level of the topic that it was sent to. */
+        struct shmq_completion done;
+        CHECK_EQUAL(completion(&b, 0, sequence, &done), SHMQ_EMPTY);
+        flush_to(&b, b.f->append.log.log_end);
+        CHECK_EQUAL(turn(&b), 0);
+        CHECK_EQUAL(completion(&b, 0, sequence, &done), SHMQ_OK);
+        CHECK_EQUAL(done.size, view.total_size);
+        CHECK_EQUAL(shmq_load_relaxed(&queue(&b, row)->max_queue_offset), 0);
+    }
+    fixture_close(b.f);
+}
+
 /* ---- what is refused -------------------------------------------------------------------------------- */
 
 /* The record is answered with `status`, nothing of it is in the log, and the next message is in order. */
@@ -220,6 +290,38 @@ static void expect_refused(struct bench *b, uint32_t who, const struct shmq_reco
     CHECK_EQUAL(done.status, 0);
     CHECK_EQUAL(done.queue_offset, next);
     shmq_lane_release(&b->w[who], b->w[who].sequence);
+}
+
+static void test_delayed_message_is_refused_where_it_cannot_be_delayed(void)
+{
+    uint32_t row, generation, levels[2];
+    struct bench b = delay_bench(&row, &generation, levels);
+    struct shmq_completion done;
+    const struct {
+        uint32_t row;
+        uint16_t level;
+        const char *properties;
+        int status;
+    } cases[] = {
+        {row, 1, "TAGS\001a\002", SHMQ_ILLEGAL},       /* its properties must say so, too */
+        {row, 1, "DELAY\0012\002", SHMQ_ILLEGAL},      /* and the same level */
+        {row, 1, "DELAY\0011\002REAL_TOPIC\001x\002", SHMQ_RESERVED},
+        {levels[0], 1, "DELAY\0011\002", SHMQ_ILLEGAL}, /* a level is not delayed itself */
+    };
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
+        uint64_t end = b.f->append.log.log_end;
+        int64_t sequence = put_delayed(&b, cases[i].row, 1, cases[i].level, cases[i].properties);
+        CHECK_EQUAL(turn(&b), 1);
+        CHECK_EQUAL(completion(&b, 0, sequence, &done), SHMQ_OK);
+        CHECK_EQUAL(done.status, -cases[i].status);
+        CHECK_EQUAL(b.f->append.log.log_end, end);
+    }
+    b.f->append.delay_level_count = 0;
+    int64_t sequence = put_delayed(&b, row, generation, 1, "DELAY\0011\002");
+    CHECK_EQUAL(turn(&b), 1);
+    CHECK_EQUAL(completion(&b, 0, sequence, &done), SHMQ_OK);
+    CHECK_EQUAL(done.status, -SHMQ_NO_TOPIC);
+    fixture_close(b.f);
 }
 
 static void test_queue_without_a_grant_is_refused(void)
@@ -970,6 +1072,31 @@ static void test_progress_of_a_service_is_committed_with_its_message(void)
     bench_close(&b);
 }
 
+static void test_service_moves_several_words_in_one_turn(void)
+{
+    struct bench b = bench_open();
+    fixture_service(b.f, 1, 5);
+    for (uint32_t i = 0; i < 6; ++i) {
+        struct shmq_record record = fixture_record(b.row, b.generation, 8, 0, 0);
+        record.service_index = (uint16_t)(i % 3);
+        record.progress = 100 * i + 1;
+        CHECK(fixture_put_record(&b.w[1], &record, "12345678", "") >= 0);
+    }
+    (void)shmq_lane_publish(&b.w[1]);
+    CHECK_EQUAL(turn(&b), 6);
+    for (uint32_t i = 0; i < 3; ++i) {
+        CHECK_EQUAL(shmq_load_relaxed(&shmq_control_service_slot(b.f->control, 5 + i)->progress), 100 * (i + 3) + 1);
+    }
+    CHECK_EQUAL(shmq_control_turn_record(b.f->control, b.f->append.turn_number)->header.service_count, 3);
+    struct shmq_record beyond = fixture_record(b.row, b.generation, 8, 0, 0);
+    beyond.service_index = SHMQ_SERVICE_MAX;
+    CHECK(fixture_put_record(&b.w[1], &beyond, "12345678", "") >= 0);
+    (void)shmq_lane_publish(&b.w[1]);
+    CHECK_EQUAL(turn(&b), 1);
+    CHECK_EQUAL(shmq_control_turn_record(b.f->control, b.f->append.turn_number)->header.service_count, 0);
+    fixture_close(b.f);
+}
+
 static void test_clients_progress_word_moves_no_service(void)
 {
     struct bench b = bench_open();
@@ -1063,6 +1190,8 @@ int main(void)
     RUN(test_fields_a_client_may_not_choose_are_masked);
     RUN(test_large_body_is_taken_from_the_chunk_memory);
     RUN(test_scheduled_message_carries_its_due_time);
+    RUN(test_delayed_message_goes_to_the_queue_of_its_level);
+    RUN(test_delayed_message_is_refused_where_it_cannot_be_delayed);
     RUN(test_queue_without_a_grant_is_refused);
     RUN(test_stale_handle_is_refused);
     RUN(test_read_only_queue_takes_messages_from_services_only);
@@ -1095,6 +1224,7 @@ int main(void)
     RUN(test_queue_whose_level_rises_holds_back_from_then_on);
     RUN(test_deleted_queue_is_not_settled_any_more);
     RUN(test_progress_of_a_service_is_committed_with_its_message);
+    RUN(test_service_moves_several_words_in_one_turn);
     RUN(test_clients_progress_word_moves_no_service);
     RUN(test_row_of_a_deleted_queue_serves_another_with_a_new_generation);
     RUN(test_row_index_keeps_up_with_rows_that_come_and_go);

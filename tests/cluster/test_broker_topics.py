@@ -229,7 +229,7 @@ def test_lists_come_in_pages(client):
         )
         is_last = answer.ext_fields["isLast"]
         names += orjson.loads(answer.body)["topicConfigTable"]
-    assert names == ["TBW102", "t0", "t1", "t2", "t3", "t4"]
+    assert names == ["SCHEDULE_TOPIC_XXXX", "TBW102", "t0", "t1", "t2", "t3", "t4"]
 
 
 @pytest.mark.crash

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ class BrokerProcess(RunningBroker):
         runtime: Path | None = None,
         wait: bool = True,
         module: str = "shmq.broker",
+        environment: Mapping[str, str] | None = None,
         **settings: str,
     ) -> None:
         """Start it and wait until it serves.
@@ -89,12 +91,14 @@ class BrokerProcess(RunningBroker):
             runtime: runtime folder, where brokers share one.
             wait: until it is RUNNING.
             module: what is run.
+            environment: what is set there beside our own.
             **settings: as --set.
         """
         self.folder = folder
         self.cluster_name = cluster_name
         self.name = name
         self.module = module
+        self.environment = {**os.environ, **(environment or {})}
         self.settings = {**SMALL, **settings}
         super().__init__(runtime or folder / "run", name)
         self.store_path = folder / f"store-{name}"
@@ -116,6 +120,7 @@ class BrokerProcess(RunningBroker):
             return subprocess.Popen(
                 [sys.executable, "-m", self.module, *options],
                 cwd=ROOT,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -15,6 +15,9 @@ class SteppedClock:
     def monotonic_ns(self) -> int:
         return self._monotonic_ns
 
+    def boottime_ns(self) -> int:
+        return self._monotonic_ns
+
     def wall_ms(self) -> int:
         return self._wall_ms_at_zero + self._monotonic_ns // 1_000_000
 

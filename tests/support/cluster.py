@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Cluster:
         brokers: int = 1,
         group: int = -1,
         namesrv_arguments: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
         **settings: str,
     ) -> None:
         """Start them.
@@ -56,6 +57,7 @@ class Cluster:
             brokers: how many.
             group: gid of the runtime folder; -1: our own.
             namesrv_arguments: options of the NameServer.
+            environment: of the brokers, beside our own.
             settings: of the brokers.
         """
         self.runtime = folder / "run"
@@ -71,6 +73,7 @@ class Cluster:
                     name=f"broker-{letter}",
                     runtime=self.runtime,
                     wait=False,
+                    environment=environment,
                     **settings,
                 )
             )

@@ -55,6 +55,7 @@ class AdminProcessor:
             code.GET_BROKER_RUNTIME_INFO: self._runtime_info,
             code.GET_BROKER_STATUS: self._status,
             code.DELETE_EXPIRED_COMMITLOG: self._delete_expired,
+            code.GET_ALL_DELAY_OFFSET: self._delay_offsets,
         }
         return {number: Processor(handler=handler) for number, handler in handlers.items()}
 
@@ -202,6 +203,11 @@ class AdminProcessor:
     def _delete_expired(self, connection: Connection, _command: Command) -> None:
         self._broker.rights.require(connection.identity, Action.ADMIN, "")
         self._broker.store.retention.request()
+
+    def _delay_offsets(self, connection: Connection, command: Command) -> Command:
+        self._broker.rights.require(connection.identity, Action.ADMIN, "")
+        assert self._broker.schedule is not None  # it serves
+        return json_response(command, self._broker.schedule.offsets().to_dict())
 
     def _status(self, _connection: Connection, command: Command) -> Command:
         return response_to(command, ext_fields=self._broker.status())

@@ -52,6 +52,7 @@ class ClaimProcessor:
         config = broker.groups.find(group)
         if not config.consume_enable:
             raise PermissionDeniedError(f"claim {topic} for {group}: its consumeEnable is false")
+        broker.topics.find_readable(topic)
         wanted = []
         for item in items_of(command.json(), "claims", take.what):
             queue = ClaimedQueue(group, topic, ranged(item, "queueId", 0, _WORD_MAX))

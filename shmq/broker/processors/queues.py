@@ -89,9 +89,7 @@ class QueueProcessor:
         broker = self._broker
         topic = command.fields().text("topic")
         self._broker.rights.require(connection.identity, Action.PULL, topic)
-        config = broker.topics.find(topic)
-        if Permission.READ not in config.perm:
-            raise PermissionDeniedError(f"read {topic}: its perm {int(config.perm)} has no R")
+        config = broker.topics.find_readable(topic)
         broker.interests.add(topic, connection)
         shown = []
         for queue_id, handle in broker.topics.read_queues(topic):

@@ -117,9 +117,11 @@ uint64_t shmq_lane_write(struct shmq_lane_object *self, const struct shmq_lane_r
         .born_timestamp = (int64_t)now_ms,
         .body_size = (uint32_t)record->body_size,
         .properties_size = properties_size,
+        .delay_level = (uint16_t)record->delay_level,
         .chunk_place = place->chunk_place,
     };
     if (self->is_service) {
+        head->service_index = (uint16_t)self->service.service_index;
         head->progress = self->service.progress;
         head->sys_flag = self->service.sys_flag;
         head->reconsume_times = self->service.reconsume_times;
@@ -634,13 +636,14 @@ static PyObject *lane_forget_completion(struct shmq_lane_object *self, PyObject 
 
 static PyObject *lane_set_service(struct shmq_lane_object *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"progress", "sys_flag", "reconsume_times", "born_timestamp", NULL};
+    static char *names[] = {"progress", "sys_flag", "reconsume_times", "born_timestamp", "service_index", NULL};
     unsigned long long progress = 0;
+    unsigned int service_index = 0;
     int sys_flag = 0;
     int reconsume_times = 0;
     long long born_timestamp = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$KiiL:set_service", names, &progress, &sys_flag,
-                                     &reconsume_times, &born_timestamp) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$KiiLI:set_service", names, &progress, &sys_flag,
+                                     &reconsume_times, &born_timestamp, &service_index) ||
         shmq_lane_check(self, "set_service") < 0) {
         return NULL;
     }
@@ -648,7 +651,11 @@ static PyObject *lane_set_service(struct shmq_lane_object *self, PyObject *args,
         shmq_raise("PermissionDeniedError", "set_service: session %u is a client's, not a service's", self->session);
         return NULL;
     }
-    self->service = (struct shmq_lane_service){progress, born_timestamp, sys_flag, reconsume_times};
+    if (service_index >= SHMQ_SERVICE_MAX) {
+        PyErr_Format(PyExc_ValueError, "service_index: %u, want less than %u", service_index, SHMQ_SERVICE_MAX);
+        return NULL;
+    }
+    self->service = (struct shmq_lane_service){progress, born_timestamp, sys_flag, reconsume_times, service_index};
     Py_RETURN_NONE;
 }
 
@@ -744,6 +751,7 @@ int shmq_lane_call_properties(struct shmq_lane_call *call)
     struct shmq_lane_record *record = &call->record;
     record->properties_size = 0;
     record->has_unique_key = 0;
+    record->delay_level = 0;
     if (!shmq_property_parts_empty(&call->parts)) {
         if (shmq_properties_encode(&call->parts, &call->encoded) < 0) {
             return -1;
@@ -751,6 +759,7 @@ int shmq_lane_call_properties(struct shmq_lane_call *call)
         record->properties = call->encoded.bytes;
         record->properties_size = call->encoded.size;
         record->has_unique_key = call->encoded.has_unique_key;
+        record->delay_level = call->encoded.delay_level;
     }
     return 0;
 }
@@ -774,6 +783,7 @@ static int lane_call_message(struct shmq_lane_call *call, PyObject *const *given
     call->record.properties = (const uint8_t *)PyBytes_AS_STRING(draft->properties);
     call->record.properties_size = (uint32_t)PyBytes_GET_SIZE(draft->properties);
     call->record.has_unique_key = draft->has_unique_key;
+    call->record.delay_level = draft->delay_level;
     return 0;
 }
 
@@ -1232,8 +1242,8 @@ static PyMethodDef lane_methods[] = {
     METHOD("attach_chunk", lane_attach_chunk, METH_O,
            "attach_chunk(chunk: ChunkMemory): large bodies go through it from now on."),
     METHOD("set_service", lane_set_service, METH_VARARGS | METH_KEYWORDS,
-           "set_service(*, progress=0, sys_flag=0, reconsume_times=0, born_timestamp=0): what the records put from "
-           "now on carry; of a service's session only."),
+           "set_service(*, progress=0, sys_flag=0, reconsume_times=0, born_timestamp=0, service_index=0): what the "
+           "records put from now on carry; of a service's session only."),
     METHOD("resume", lane_resume, METH_VARARGS,
            "resume(control, completion, event_fd): a successor of the broker adopted this ring."),
     METHOD("close", lane_close, METH_NOARGS, "Gets waiters up and lets go of the memory; sends nothing more."),

@@ -30,6 +30,7 @@ struct shmq_lane_record {
     const uint8_t *properties;
     uint32_t properties_size; /* without the unique key unless has_unique_key */
     int has_unique_key;
+    uint32_t delay_level; /* of its DELAY property, 0 without */
     uint32_t queue_row;
     uint32_t row_generation;
     int32_t flag;
@@ -53,6 +54,7 @@ struct shmq_lane_service {
     int64_t born_timestamp; /* 0: now */
     int32_t sys_flag;
     int32_t reconsume_times;
+    uint32_t service_index;
 };
 
 struct shmq_lane_object {

@@ -19,6 +19,7 @@ struct batch_item {
     uint32_t properties_size;
     int32_t flag;
     int has_unique_key;
+    uint32_t delay_level;
 };
 
 struct batch {
@@ -63,6 +64,7 @@ static int batch_array(struct batch *batch, const struct shmq_lane_call *call, c
     item->properties = (const uint8_t *)PyBytes_AS_STRING(bytes);
     item->properties_size = encoded.size;
     item->has_unique_key = encoded.has_unique_key;
+    item->delay_level = encoded.delay_level;
     Py_DECREF(bytes); /* the list has it */
     return 0;
 }
@@ -82,6 +84,7 @@ static int batch_other(struct shmq_lane_object *self, struct batch *batch, const
         item->properties = (const uint8_t *)PyBytes_AS_STRING(draft->properties);
         item->properties_size = (uint32_t)PyBytes_GET_SIZE(draft->properties);
         item->has_unique_key = draft->has_unique_key;
+        item->delay_level = draft->delay_level;
         item->flag = draft->flag;
         return 0;
     }
@@ -125,6 +128,7 @@ static int batch_begin(struct shmq_lane_object *self, PyObject *bodies, const st
         item->properties = call->record.properties;
         item->properties_size = call->record.properties_size;
         item->has_unique_key = call->record.has_unique_key;
+        item->delay_level = call->record.delay_level;
         item->flag = call->record.flag;
         if (PyBytes_CheckExact(object)) {
             item->body = (const uint8_t *)PyBytes_AS_STRING(object);
@@ -155,6 +159,7 @@ static void batch_take_item(struct shmq_lane_record *record, const struct batch_
     record->properties = item->properties;
     record->properties_size = item->properties_size;
     record->has_unique_key = item->has_unique_key;
+    record->delay_level = item->delay_level;
     record->flag = item->flag;
 }
 

@@ -5,6 +5,10 @@
 
 #include <stdlib.h>
 
+/* Topics of messages that come again: to whom they come, the topic they were sent to is what counts. */
+#define MESSAGE_RETRY_PREFIX "%RETRY%"
+#define MESSAGE_RETRY_PREFIX_SIZE 7u
+
 static struct shmq_draft *message_draft_new(struct shmq_module *module, PyObject *topic, PyObject *body,
                                             const struct shmq_property_parts *given)
 {
@@ -30,6 +34,7 @@ static struct shmq_draft *message_draft_new(struct shmq_module *module, PyObject
         return NULL;
     }
     draft->has_unique_key = encoded.has_unique_key;
+    draft->delay_level = encoded.delay_level;
     draft->topic = Py_NewRef(topic);
     draft->source = Py_NewRef(body);
     return draft;
@@ -168,7 +173,22 @@ static PyObject *message_get_topic(struct shmq_message_object *self, void *closu
     if (self->draft != NULL) {
         return Py_NewRef(self->draft->topic);
     }
-    return message_parse(self, &view) < 0 ? NULL : shmq_properties_text(view.topic, view.topic_size);
+    if (message_parse(self, &view) < 0) {
+        return NULL;
+    }
+    const uint8_t *topic = view.topic;
+    uint32_t size = view.topic_size;
+    if (size > MESSAGE_RETRY_PREFIX_SIZE && memcmp(topic, MESSAGE_RETRY_PREFIX, MESSAGE_RETRY_PREFIX_SIZE) == 0) {
+        /* without the property: somebody sent to the retry topic itself, and that is its topic */
+        (void)shmq_properties_find(view.properties, view.properties_size, "RETRY_TOPIC", 11, &topic, &size);
+    }
+    return shmq_properties_text(topic, size);
+}
+
+static PyObject *message_get_keeper(struct shmq_message_object *self, void *closure)
+{
+    (void)closure;
+    return Py_NewRef(self->keeper == NULL ? Py_None : self->keeper);
 }
 
 static PyObject *message_get_body(struct shmq_message_object *self, void *closure)
@@ -460,7 +480,8 @@ static PyObject *message_repr(struct shmq_message_object *self)
 #define TEXT(attribute, function, doc) {attribute, (getter)(void (*)(void))function, NULL, doc, NULL}
 
 static PyGetSetDef message_getset[] = {
-    TEXT("topic", message_get_topic, "the topic"),
+    TEXT("topic", message_get_topic, "the topic that it was sent to; of one that comes again, too"),
+    TEXT("keeper", message_get_keeper, "whom process() and settle() tell, or None"),
     TEXT("body", message_get_body, "memoryview, read-only; of a received message in place"),
     TEXT("body_bytes", message_get_body_bytes, "a copy of the body"),
     TEXT("tag", message_get_tag, "the tag, or None"),

@@ -12,6 +12,7 @@ struct shmq_draft {
     PyObject *properties; /* bytes, encoded; without the unique key unless has_unique_key */
     struct shmq_body body;
     int has_unique_key;
+    uint32_t delay_level; /* of its DELAY property, 0 without */
     int32_t flag;
 };
 

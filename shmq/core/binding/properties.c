@@ -107,6 +107,21 @@ static int property_put_tag(struct shmq_property_bytes *out, PyObject *tag)
                : property_put(out, text, size, SHMQ_PROPERTY_VALUE_END);
 }
 
+/* A delay level as RocketMQ's clients write it; what it means is the broker's. */
+static int property_delay_level(PyObject *value, const char *text, Py_ssize_t size, uint32_t *level)
+{
+    *level = 0;
+    for (Py_ssize_t i = 0; i < size; ++i) {
+        uint8_t decimal = (uint8_t)(text[i] - '0');
+        if (decimal > 9 || size > 2) {
+            shmq_raise("IllegalPropertyError", "DELAY: %R; want a delay level, 0 to 99", value);
+            return -1;
+        }
+        *level = *level * 10 + decimal;
+    }
+    return 0;
+}
+
 static int property_put_user(struct shmq_property_bytes *out, const struct shmq_property_parts *parts,
                              PyObject *name, PyObject *value)
 {
@@ -138,6 +153,9 @@ static int property_put_user(struct shmq_property_bytes *out, const struct shmq_
     }
     if (property_is(name_text, name_size, "UNIQ_KEY")) {
         out->has_unique_key = 1;
+    } else if (property_is(name_text, name_size, "DELAY") &&
+               property_delay_level(value, value_text, value_size, &out->delay_level) < 0) {
+        return -1;
     }
     if (property_put(out, name_text, name_size, SHMQ_PROPERTY_NAME_END) < 0) {
         return -1;
@@ -178,6 +196,7 @@ int shmq_properties_encode(const struct shmq_property_parts *parts, struct shmq_
 {
     out->size = 0;
     out->has_unique_key = 0;
+    out->delay_level = 0;
     if (parts->properties != NULL && parts->properties != Py_None && property_put_mapping(out, parts) < 0) {
         return -1;
     }

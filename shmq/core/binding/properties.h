@@ -26,6 +26,7 @@ struct shmq_property_parts {
 struct shmq_property_bytes {
     uint32_t size;
     int has_unique_key;
+    uint32_t delay_level; /* of the DELAY property, 0 without */
     uint8_t bytes[SHMQ_PROPERTIES_ROOM];
 };
 

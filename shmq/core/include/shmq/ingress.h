@@ -208,7 +208,6 @@ struct shmq_ring {
     uint32_t pending;    /* 1 while in append.pending_rings */
     uint32_t done_moved; /* within shmq_turn_settle */
     uint32_t unwaited;   /* within a turn: 1 if a record taken waits for no level */
-    uint64_t progress;   /* service: of the last record taken in this turn */
     uint64_t stalled_tail; /* the tail at which it had no free completion entry */
 };
 

@@ -20,7 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SHMQ_LAYOUT_VERSION 1u
+#define SHMQ_LAYOUT_VERSION 2
 
 /* Two cache lines: adjacent-line prefetch pulls lines in pairs, so words of different writers keep this
  * distance (Aeron pads the same way). */
@@ -29,7 +29,7 @@
 
 /* How many rings one turn may touch: bounds the turn record. */
 #define SHMQ_TURN_RING_MAX 64u
-#define SHMQ_SERVICE_MAX 16u
+#define SHMQ_SERVICE_MAX 96u
 #define SHMQ_HOT_SLOT_MAX 64u
 /* Ingress rings ("lanes") of one session: one per sending thread, shared by more threads than that. */
 #define SHMQ_LANE_MAX 4u
@@ -318,7 +318,8 @@ enum shmq_row_state {
     F(32, uint32_t, body_size, 1, "bytes of the body")                                             \
     F(36, uint32_t, properties_size, 1, "bytes of the properties behind the body")                 \
     F(40, int32_t, reconsume_times, 1, "only from a session with the service grant")               \
-    F(44, uint32_t, reserved, 1, "zero")                                                           \
+    F(44, uint16_t, delay_level, 1, "of a delayed message, as its DELAY property says; 0: at once") \
+    F(46, uint16_t, service_index, 1, "service: which of its progress words, counted from its first") \
     F(48, uint64_t, chunk_place, 1, "LARGE: where the body lies in the chunk memory")              \
     F(56, uint64_t, progress, 1, "service: its progress once this record is appended")
 

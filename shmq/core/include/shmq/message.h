@@ -36,7 +36,8 @@
  *   source:
  *     copied    body, properties, flag, bornTimestamp
  *     computed  totalSize, magic, bodyCRC, queueId, queueOffset, physicalOffset, storeTimestamp,
- *               both hosts, topic, all lengths, the CRC property, tagsCode (for the ConsumeQueue)
+ *               both hosts, topic, all lengths, the CRC property, tagsCode (for the ConsumeQueue),
+ *               of a delayed message REAL_TOPIC and REAL_QID (shmq_message_extend)
  *     masked    by grant: sysFlag, reconsumeTimes, preparedTransactionOffset, reserved names
  * Reader: shmq_message_check() (or _parse() where the CRC is known good), then shmq_message_step()
  *   to the next place. Any bytes at all are safe to parse: nothing past `available` is read.
@@ -268,6 +269,19 @@ SHMQ_ENDIAN_INLINE int shmq_message_fill(uint8_t *frame, const struct shmq_messa
     draft->total_size = total_size;
     draft->body_crc = body_crc;
     return SHMQ_OK;
+}
+
+/* Puts properties of the broker's own behind the producer's. The frame has room for them, and the
+ * producer's end with their separator, which shmq_draft_check() made sure of. */
+static inline void shmq_message_extend(uint8_t *frame, struct shmq_message_draft *draft,
+                                       const uint8_t *properties, uint32_t size)
+{
+    memcpy(draft->properties + draft->properties_size, properties, size);
+    draft->properties_size += size;
+    draft->total_size += size;
+    shmq_be32_store(frame, draft->total_size);
+    shmq_be16_store(draft->properties - 2,
+                    (uint16_t)(draft->properties_size + SHMQ_CRC_PROPERTY_SIZE));
 }
 
 /* CRC-32 of the whole record up to its CRC property, given that of its body. */

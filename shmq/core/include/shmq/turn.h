@@ -17,7 +17,11 @@
  *   computed  total size, magic, bodyCRC, __CRC32#, queueId, topic, queueOffset, physicalOffset,
  *             storeTimestamp, bornHost, storeHost, tagsCode
  *   masked    sysFlag (a client may set the compression and multi-tag bits), reserved property names,
- *             reconsumeTimes (0 without the service grant), preparedTransactionOffset (0) */
+ *             reconsumeTimes (0 without the service grant), preparedTransactionOffset (0)
+ *
+ * A delayed message is admitted to its own queue and then appended to that of its level in
+ * SCHEDULE_TOPIC_XXXX, with its own in REAL_TOPIC and REAL_QID: the broker writes both, so nobody delays a message
+ * into a topic that he may not send to. */
 #ifndef SHMQ_TURN_H
 #define SHMQ_TURN_H
 
@@ -38,6 +42,10 @@
 /* One visit to one ring; also bounds a ring of refused records. */
 #define SHMQ_TURN_RING_RECORDS_MAX 1024u
 #define SHMQ_DELAY_LEVEL_MAX 64u
+#define SHMQ_SCHEDULE_TOPIC "SCHEDULE_TOPIC_XXXX"
+#define SHMQ_SCHEDULE_TOPIC_SIZE 19u
+/* "REAL_TOPIC" 0x01 topic 0x02 "REAL_QID" 0x01 ten digits 0x02 */
+#define SHMQ_REAL_PROPERTIES_MAX (12u + SHMQ_TOPIC_SIZE_MAX + 20u)
 /* sysFlag bits that are taken from a record; the rest is masked. */
 #define SHMQ_SYS_FLAG_CLIENT                                                                       \
     (SHMQ_SYS_FLAG_COMPRESSED | SHMQ_SYS_FLAG_MULTI_TAGS | SHMQ_SYS_FLAG_COMPRESSION_MASK)
@@ -144,20 +152,27 @@ static inline uint32_t shmq_row_need(const struct shmq_queue_row *row)
     return shmq_load_relaxed32(&row->flags) & (SHMQ_ROW_FLUSH | SHMQ_ROW_REPLICA);
 }
 
+/* The number in a DELAY property; 0: none. */
+static inline uint32_t shmq_delay_level(const struct shmq_properties_summary *summary)
+{
+    uint32_t level = 0;
+    for (uint32_t i = 0; i < summary->delay_size && i < 3; ++i) {
+        uint8_t decimal = (uint8_t)(summary->delay[i] - '0');
+        if (decimal > 9) {
+            break;
+        }
+        level = level * 10 + decimal;
+    }
+    return level;
+}
+
 /* tagsCode: the hash of the tag; of a scheduled message the time it is due (RocketMQ CommitLog). */
 static inline int64_t shmq_append_tags_code(const struct shmq_append *append, uint32_t row_flags,
                                             const struct shmq_properties_summary *summary,
                                             uint64_t store_timestamp)
 {
     if ((row_flags & SHMQ_ROW_SCHEDULE) != 0 && summary->delay_size > 0) {
-        uint32_t level = 0;
-        for (uint32_t i = 0; i < summary->delay_size && i < 3; ++i) {
-            uint8_t decimal = (uint8_t)(summary->delay[i] - '0');
-            if (decimal > 9) {
-                break;
-            }
-            level = level * 10 + decimal;
-        }
+        uint32_t level = shmq_delay_level(summary);
         if (level > append->delay_level_count) {
             level = append->delay_level_count;
         }
@@ -241,14 +256,65 @@ static inline int shmq_turn_admit(const struct shmq_append *append, const struct
     return SHMQ_OK;
 }
 
-/* Could a message be so? OK or why not. */
+/* Where a delayed message goes. */
+struct shmq_turn_delay {
+    struct shmq_turn_target target; /* the queue of its level */
+    uint32_t properties_size;
+    uint8_t properties[SHMQ_REAL_PROPERTIES_MAX]; /* REAL_TOPIC, REAL_QID: where it was admitted to */
+};
+
+/* OK with *out; ILLEGAL: into a queue of a level itself; NO_TOPIC: this store delays nothing. */
+__attribute__((noinline)) static int shmq_turn_delay(const struct shmq_append *append,
+                                                     const struct shmq_turn_target *real, uint32_t level,
+                                                     struct shmq_turn_delay *out)
+{
+    if ((real->flags & SHMQ_ROW_SCHEDULE) != 0) {
+        return SHMQ_ILLEGAL;
+    }
+    level = level < append->delay_level_count ? level : append->delay_level_count;
+    uint32_t row = level == 0 ? UINT32_MAX
+                              : shmq_row_index_find(&append->row_index, (const uint8_t *)SHMQ_SCHEDULE_TOPIC,
+                                                    SHMQ_SCHEDULE_TOPIC_SIZE, level - 1);
+    if (row == UINT32_MAX) {
+        return SHMQ_NO_TOPIC;
+    }
+    const struct shmq_queue_row *queue = shmq_control_queue_row(append->control, row);
+    out->target = (struct shmq_turn_target){
+        .queue_row = row,
+        .row_generation = shmq_load_relaxed32(&queue->generation), /* relaxed: own word */
+        .flags = shmq_load_relaxed32(&queue->flags),               /* relaxed: own word */
+        .topic_size = SHMQ_SCHEDULE_TOPIC_SIZE,
+        .row = &append->rows[row],
+        .queue = queue,
+        .topic = shmq_topics_row(append->topics, queue->topic_row)->topic,
+    };
+    uint8_t *at = out->properties;
+    memcpy(at, "REAL_TOPIC\001", 11);
+    memcpy(at + 11, real->topic, real->topic_size);
+    at += 11 + real->topic_size;
+    memcpy(at, "\002REAL_QID\001", 10);
+    at += 10;
+    uint8_t digits[10];
+    uint32_t count = 0;
+    for (uint32_t left = real->queue->queue_id; count == 0 || left != 0; left /= 10) {
+        digits[count++] = (uint8_t)('0' + left % 10);
+    }
+    while (count != 0) {
+        *at++ = digits[--count];
+    }
+    *at++ = SHMQ_PROPERTY_VALUE_END;
+    out->properties_size = (uint32_t)(at - out->properties);
+    return SHMQ_OK;
+}
+
+/* Could a message be so, with so many bytes of properties of our own? OK or why not. */
 static inline int shmq_turn_check(const struct shmq_append *append, const struct shmq_ring *ring,
-                                  const struct shmq_record *head)
+                                  const struct shmq_record *head, uint32_t own_size)
 {
     if (head->body_size > append->control->config.message_size_max) {
         return SHMQ_TOO_LARGE;
     }
-    if (head->properties_size > SHMQ_PROPERTIES_SIZE_MAX - SHMQ_CRC_PROPERTY_SIZE) {
+    if (head->properties_size > SHMQ_PROPERTIES_SIZE_MAX - SHMQ_CRC_PROPERTY_SIZE - own_size) {
         return SHMQ_PROPERTIES_TOO_LARGE;
     }
     /* Prepared and rolled back messages belong to no queue; here everything goes into one. */
@@ -265,20 +331,30 @@ static inline int shmq_turn_take(struct shmq_append *append, struct shmq_ring *r
                                  const uint8_t *payload, uint32_t *rolled)
 {
     struct shmq_completion completion = {0};
+    struct shmq_turn_delay delay;
+    const struct shmq_turn_target *to = target; /* whose queue it is appended to */
+    uint32_t own_size = 0;                      /* bytes of properties that we add */
     int status = SHMQ_OK;
     if (target->row == NULL || target->queue_row != head->queue_row ||
         target->row_generation != head->row_generation) {
         target->row = NULL;
         status = shmq_turn_admit(append, ring, head, target);
     }
-    if (status == SHMQ_OK) {
-        status = shmq_turn_check(append, ring, head);
+    if (status == SHMQ_OK && head->delay_level != 0) {
+        status = shmq_turn_delay(append, target, head->delay_level, &delay);
+        if (status == SHMQ_OK) {
+            to = &delay.target;
+            own_size = delay.properties_size;
+        }
     }
     if (status == SHMQ_OK) {
-        struct shmq_row *row = target->row;
+        status = shmq_turn_check(append, ring, head, own_size);
+    }
+    if (status == SHMQ_OK) {
+        struct shmq_row *row = to->row;
         uint32_t properties_size = head->properties_size;
-        uint32_t size = shmq_message_size(target->topic_size, head->body_size,
-                                          properties_size + SHMQ_CRC_PROPERTY_SIZE);
+        uint32_t size = shmq_message_size(to->topic_size, head->body_size,
+                                          properties_size + own_size + SHMQ_CRC_PROPERTY_SIZE);
         if (append->staged_count >= SHMQ_TURN_RECORDS_MAX) {
             return SHMQ_FULL;
         }
@@ -300,11 +376,11 @@ static inline int shmq_turn_take(struct shmq_append *append, struct shmq_ring *r
             }
             uint32_t service = ring->service_id != 0;
             struct shmq_message_fields fields = {
-                .topic = target->topic,
-                .topic_size = target->topic_size,
+                .topic = to->topic,
+                .topic_size = to->topic_size,
                 .body_size = head->body_size,
                 .properties_size = properties_size,
-                .queue_id = target->queue->queue_id,
+                .queue_id = to->queue->queue_id,
                 .flag = head->flag,
                 .sys_flag = (uint32_t)head->sys_flag &
                             (service ? SHMQ_SYS_FLAG_SERVICE : SHMQ_SYS_FLAG_CLIENT),
@@ -324,15 +400,22 @@ static inline int shmq_turn_take(struct shmq_append *append, struct shmq_ring *r
                 /* on the copy: the original may change under our eyes */
                 status = shmq_draft_check(&draft, ring->property_grants, &summary);
             }
+            if (status == SHMQ_OK && own_size != 0) {
+                if (shmq_delay_level(&summary) == head->delay_level) {
+                    shmq_message_extend(frame, &draft, delay.properties, own_size);
+                } else {
+                    status = SHMQ_ILLEGAL;
+                }
+            }
             if (status == SHMQ_OK) {
                 shmq_message_seal(frame, &draft);
                 struct shmq_staged *staged = &append->staged[append->staged_count++];
                 staged->physical_offset = append->log.log_end;
                 staged->queue_offset = row->next_queue_offset;
                 staged->tags_code =
-                    shmq_append_tags_code(append, target->flags, &summary, append->store_timestamp);
+                    shmq_append_tags_code(append, to->flags, &summary, append->store_timestamp);
                 staged->size = size;
-                staged->row = head->queue_row;
+                staged->row = to->queue_row;
                 completion.physical_offset = append->log.log_end;
                 completion.queue_offset = row->next_queue_offset;
                 completion.size = size;
@@ -356,7 +439,6 @@ static inline int shmq_turn_take(struct shmq_append *append, struct shmq_ring *r
         /* relaxed: a counter */
         shmq_store_relaxed(&counters->records_refused, shmq_load_relaxed(&counters->records_refused) + 1);
     }
-    ring->progress = head->progress;
     shmq_ring_consume(ring, head->size, &completion);
     return SHMQ_OK;
 }
@@ -603,6 +685,20 @@ static inline void shmq_turn_seal(struct shmq_append *append)
     shmq_store_relaxed(&control->counters.turns, turn); /* relaxed: a counter */
 }
 
+/* Enters a service's progress, once for each of its words, so that there are never more than SERVICE_MAX. */
+static inline void shmq_turn_progress(struct shmq_turn_record *record, uint32_t service_id, uint64_t progress)
+{
+    if (service_id >= SHMQ_SERVICE_MAX) {
+        return;
+    }
+    uint32_t index = 0;
+    while (index < record->header.service_count && record->services[index].service_id != service_id) {
+        ++index;
+    }
+    record->header.service_count += index == record->header.service_count;
+    record->services[index] = (struct shmq_turn_service){.service_id = service_id, .progress = progress};
+}
+
 /* One turn. Returns the number of records taken (0: nothing to do), never negative. append->blocked says
  * whether it was cut short for lack of memory. */
 static inline uint32_t shmq_turn_run(struct shmq_append *append, uint64_t wall_ms, uint64_t now_ns)
@@ -662,6 +758,9 @@ static inline uint32_t shmq_turn_run(struct shmq_append *append, uint64_t wall_m
                 break;
             }
             ++count;
+            if (ring->service_id != 0) {
+                shmq_turn_progress(record, ring->service_id - 1 + head.service_index, head.progress);
+            }
             if (append->log.log_end - record->header.log_begin >= SHMQ_TURN_BYTES_MAX) {
                 break;
             }
@@ -670,19 +769,6 @@ static inline uint32_t shmq_turn_run(struct shmq_append *append, uint64_t wall_m
             struct shmq_turn_ring *entry = shmq_turn_entry(ring, record);
             entry->read_position = ring->read_position;
             entry->completion_tail = ring->completion_tail;
-            if (ring->service_id != 0 && count > 0) {
-                /* one entry per service, so that there are never more than SERVICE_MAX */
-                uint32_t entry_index = 0;
-                while (entry_index < record->header.service_count &&
-                       record->services[entry_index].service_id != ring->service_id - 1) {
-                    ++entry_index;
-                }
-                struct shmq_turn_service *service = &record->services[entry_index];
-                record->header.service_count += entry_index == record->header.service_count;
-                service->service_id = ring->service_id - 1;
-                service->reserved = 0;
-                service->progress = ring->progress;
-            }
             taken += count;
         } else if (seen == SHMQ_EMPTY) {
             ring->stalled_tail = ring->limit; /* records, but no completion entry: not ours to wait for */
