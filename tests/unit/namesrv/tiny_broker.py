@@ -1,6 +1,6 @@
 """A process that behaves like a broker as far as a supervisor can see; or badly, if told so.
 
-python -m tests.unit.namesrv.tiny_broker --config FILE --broker NAME --runtime DIR
+python -m tests.unit.namesrv.tiny_broker --config FILE --broker NAME --runtime DIR [--set SETTING]
 
 It answers GET_BROKER_STATUS on its socket and ends on SIGTERM. How it behaves stands in the file
 DIR/NAME.how, if that is there: words of
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--broker")
     parser.add_argument("--runtime", type=Path)
+    parser.add_argument("--set", help="a port that nothing listens at")
     options = parser.parse_args()
     how_path = options.runtime / f"{options.broker}.how"
     print(f"environment: {sorted(key for key in os.environ if 'NOTIFY' in key)}", flush=True)
