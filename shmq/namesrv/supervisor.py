@@ -162,6 +162,7 @@ class Supervisor:
         masters = [ward for ward in self._wards if not ward.broker.broker_id]
         for ward in self._wards:
             if ward.process is None:
+                self._tell_left(ward)
                 ward.watch.stop(self._now_ns())
         self._waves = [wave for wave in (slaves, masters) if wave]
         self._drop_spare()
@@ -396,6 +397,15 @@ class Supervisor:
         if delay_ms is not None:
             _log.info("restart broker=%s in_ms=%d", ward.broker.name, delay_ms)
             self._loop.call_later((delay_ms + 1) / 1e3, self._tick)
+
+    def _tell_left(self, ward: _Ward) -> None:
+        """The cluster stops while this broker is dead: nobody flushes what it had in memory."""
+        if ward.was_killed:
+            _log.warning(
+                "broker=%s is not running: its shared memory stays for its next start, which finds"
+                " what was not on disk yet; to give that up: shmq shm clean --store FOLDER",
+                ward.broker.name,
+            )
 
     # ---- adopting ----------------------------------------------------------------------------
 

@@ -433,3 +433,19 @@ def test_stop_while_a_broker_waits_to_be_restarted_starts_it_no_more(runtime: Pa
         supervised.stop()
         assert supervised.status("a")["phase"] == "STOPPED"
         assert not _processes_of(runtime)
+
+
+def test_stop_tells_whose_memory_nobody_flushes(
+    runtime: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ClusterConfig(restart_delay_ms=60_000, restart_delay_max_ms=60_000)
+    with Supervised(runtime, [broker("a", runtime)], config=config) as supervised:
+        supervised.until_phase("a", "RUNNING")
+        first = supervised.pid("a")
+        os.kill(first, signal.SIGKILL)
+        until(lambda: supervised.status("a")["pid"] not in (None, first))  # at once
+        os.kill(supervised.pid("a"), signal.SIGKILL)
+        until(lambda: supervised.status("a")["restartCount"] == 1)
+        supervised.until_phase("a", "BACKING_OFF")
+        supervised.stop()
+    assert "broker=a is not running: its shared memory stays" in caplog.text
