@@ -147,10 +147,24 @@ class Consumer:
         return self._messages()
 
     def _messages(self) -> Iterator[core.Message]:
+        # As try_next, which a call for each message would make a fifth slower.
+        settles = self._auto_settle
         while not self._is_stopped:
-            message = self.try_next(_FOR_EVER_S)
-            if message is not None:
-                yield message
+            last = self._last
+            if last is not None:
+                self._last = None
+                queue, offset = last
+                if offset not in queue.held:
+                    queue.settle_offset(offset)
+            ready = self._ready
+            if not ready and not self._fetch(_FOR_EVER_S, 1):
+                continue
+            queue, offset, message = self._ready.popleft()
+            if queue.is_dropped:
+                continue
+            if settles:
+                self._last = queue, offset
+            yield message
 
     def try_next(self, timeout: float) -> core.Message | None:
         """The next message, or None if none comes in `timeout` seconds.

@@ -167,7 +167,7 @@ class ProcessQueue:
             if taken and taken[0] == queue_offset:
                 taken.popleft()
                 settled = self._settled
-                while taken and taken[0] in settled:
+                while settled and taken and taken[0] in settled:
                     settled.discard(taken.popleft())
                 self._report(taken[0] if taken else self.next_offset)
             elif queue_offset >= self.settled_offset:
