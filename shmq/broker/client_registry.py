@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shmq.errors import OwnerError
+from shmq.errors import OwnerError, SubscriptionError
 from shmq.subscription import ConsumeFromWhere, MessageModel, SubscriptionData
+from shmq.topic import RETRY_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -97,9 +98,22 @@ class ClientRegistry:
         """Members of a producer group, by client_id."""
         return [client for _, client in sorted(self._producers.get(group, {}).items())]
 
-    def consumer_ids(self, group: str) -> list[str]:
-        """The sorted client ids of a consumer group, over which its queues are allocated."""
-        return sorted(self._consumers.get(group, {}))
+    def consumer_ids(self, group: str, topic: str | None = None) -> list[str]:
+        """The sorted client ids of a consumer group, over which its queues are allocated.
+
+        Args:
+            group: the group.
+            topic: only members that subscribe to it, so that a queue is never left to one who does
+                not; None: all members. Retry topics are every member's.
+        """
+        members = self._consumers.get(group, {})
+        if topic is None or topic.startswith(RETRY_PREFIX):
+            return sorted(members)
+        return sorted(
+            client_id
+            for client_id, client in members.items()
+            if topic in client.consumers[group].subscriptions
+        )
 
     def groups_subscribed_to(self, topic: str) -> set[str]:
         """Consumer groups with a member that subscribes to a topic."""
@@ -148,6 +162,21 @@ class ClientRegistry:
         self._clients[connection] = client
         self._by_id[client_id] = client
         return None if before is None else before.connection
+
+    def check_alike(self, connection: Connection, consumers: Iterable[ConsumerMember]) -> None:
+        """Return if a client's subscriptions are those of the other members of its groups: the same
+        tags of each topic that they share, and the same message model. RocketMQ takes what differs,
+        and messages are missed: a queue is filtered by whoever has it.
+
+        Raises:
+            SubscriptionError: one differs; it names both members and both subscriptions.
+        """
+        own = self._clients.get(connection)
+        for member in consumers:
+            for client_id, other in sorted(self._consumers.get(member.group, {}).items()):
+                if other is not own:
+                    asks = "this client" if own is None else own.client_id
+                    _check_alike(member, asks, other.consumers[member.group], client_id)
 
     def heartbeat(
         self,
@@ -223,6 +252,25 @@ class ClientRegistry:
     def _tell(self, groups: set[str]) -> None:
         for group in sorted(groups):
             self._on_group_changed(group, self.consumers(group))
+
+
+def _check_alike(
+    member: ConsumerMember, client_id: str, other: ConsumerMember, other_id: str
+) -> None:
+    said: tuple[str, object, object] | None = None
+    if member.message_model is not other.message_model:
+        said = "message model", str(member.message_model), str(other.message_model)
+    for topic in sorted(member.subscriptions.keys() & other.subscriptions.keys()):
+        ours, theirs = member.subscriptions[topic], other.subscriptions[topic]
+        if (ours.expression_type, ours.tags_set) != (theirs.expression_type, theirs.tags_set):
+            said = said or (f"filter of {topic}", ours.sub_string, theirs.sub_string)
+    if said is not None:
+        what, own, others = said
+        raise SubscriptionError(
+            f"consume as {member.group}: {client_id} has {what} {str(own)!r}, and {other_id}, "
+            f"which was there first, has {str(others)!r}; wanted the same of all members",
+            hint="use the same for all members of a group, or another group",
+        )
 
 
 def _subscribed(member: ConsumerMember) -> object:

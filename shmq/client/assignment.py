@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from shmq.allocation import STRATEGIES
+from shmq.allocation import strategy_of
 from shmq.client.arguments import check_filter, check_time, member
 from shmq.client.offset_store import LocalOffsetStore
 from shmq.client.process_queue import ProcessQueue, QueueOwner
@@ -30,12 +30,12 @@ from shmq.errors import (
 from shmq.remoting.codes import RequestCode
 from shmq.result import MessageQueue
 from shmq.subscription import ConsumeFromWhere, MessageModel, SubscriptionData, check_group
-from shmq.topic import check_topic
+from shmq.topic import Permission, check_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from shmq.allocation import Strategy
+    from shmq.allocation import Allocation
     from shmq.client.broker_link import BrokerLink
     from shmq.client.instance import Client
     from shmq.core import core
@@ -68,7 +68,7 @@ class Assignment:
         expression: str | None,
         from_where: ConsumeFromWhere,
         from_time: float | None,
-        allocation: str | Strategy,
+        allocation: Allocation,
         model: MessageModel,
         offset_file: str | Path | None,
         queues: frozenset[MessageQueue] | None = None,
@@ -79,9 +79,7 @@ class Assignment:
         what = f"consume {topic}"
         model = member(what, "model", MessageModel, model)
         check_filter(topic, expression)
-        if not callable(allocation) and allocation not in STRATEGIES:
-            known = ", ".join(sorted(STRATEGIES))
-            raise ConfigError(f"consume {topic}: allocation {allocation!r}, wanted {known}")
+        strategy = strategy_of(allocation, what=f"consume {topic}")
         if offset_file is not None and model is not MessageModel.BROADCASTING:
             raise ConfigError(
                 f"consume {topic}: offset_file in CLUSTERING, where the brokers keep the offsets; "
@@ -104,7 +102,7 @@ class Assignment:
             check_time(what, from_time)
             self._from_where = ConsumeFromWhere.CONSUME_FROM_TIMESTAMP
             self._from_ms = int(from_time * 1000)
-        self._strategy = allocation if callable(allocation) else STRATEGIES[allocation]
+        self._strategy = strategy
         self._store = None if offset_file is None else LocalOffsetStore(Path(offset_file))
         self._chosen = queues
         self.is_shared = queues is None
@@ -219,7 +217,10 @@ class Assignment:
         now_ns = SYSTEM_CLOCK.monotonic_ns()
         route = self._client.routes.route(self.topic, is_fresh=True)
         for data in route.queue_datas:
-            self._known[data.broker_name] = data.read_queue_nums, now_ns
+            if Permission.READ in data.perm:
+                self._known[data.broker_name] = data.read_queue_nums, now_ns
+            else:
+                self._known.pop(data.broker_name, None)
         for name, (_, seen_ns) in tuple(self._known.items()):
             if now_ns - seen_ns > AWAY_NS:
                 del self._known[name]
@@ -232,7 +233,7 @@ class Assignment:
     def _greet(self, names: Iterable[str]) -> set[str]:
         """See that these brokers know us; those that are away."""
         away = set()
-        for name in names:
+        for name in sorted(names):  # of two members that disagree, all brokers refuse the same one
             try:
                 self._client.greet(name)
             except ServiceNotAvailableError as error:
@@ -247,7 +248,8 @@ class Assignment:
         members = {self._client.client_id}
         for name in sorted(names):
             answer = self._client.link(name).call(
-                RequestCode.GET_CONSUMER_LIST_BY_GROUP, {"consumerGroup": self.group}
+                RequestCode.GET_CONSUMER_LIST_BY_GROUP,
+                {"consumerGroup": self.group, "topic": self.topic},
             )
             listed = answer.json()["consumerIdList"]
             assert isinstance(listed, list)

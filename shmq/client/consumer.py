@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from shmq.allocation import Strategy
+    from shmq.allocation import Allocation
     from shmq.client.instance import Client
     from shmq.client.process_queue import ProcessQueue
 
@@ -87,7 +87,7 @@ class Consumer:
         filter: str | None = None,  # what RocketMQ's and our users call it
         from_where: ConsumeFromWhere = ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET,
         from_time: float | None = None,
-        allocation: str | Strategy = "average",
+        allocation: Allocation = "average",
         model: MessageModel = MessageModel.CLUSTERING,
         auto_settle: bool = True,
         offset_file: str | Path | None = None,

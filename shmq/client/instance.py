@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from shmq.allocation import Strategy
+    from shmq.allocation import Allocation
     from shmq.client.assignment import Assignment
     from shmq.client.push_consumer import Listener
     from shmq.remoting.command import Command
@@ -176,7 +176,7 @@ class Client:
         filter: str | None = None,  # what RocketMQ's and our users call it
         from_where: ConsumeFromWhere = ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET,
         from_time: float | None = None,
-        allocation: str | Strategy = "average",
+        allocation: Allocation = "average",
         model: MessageModel = MessageModel.CLUSTERING,
         auto_settle: bool = True,
         offset_file: str | Path | None = None,
@@ -190,7 +190,8 @@ class Client:
             from_where: where a group starts in a queue that it never consumed.
             from_time: start at the first message stored at or after it; seconds since 1970.
             allocation: "average" (neighbouring queues to each member), "circle" (dealt out in
-                turn), or a function; the same for all members of a group.
+                turn), "consistent-hash" (few queues move when a member comes or goes), a function,
+                or a list of the queues that this member is to have; the same for all members.
             model: CLUSTERING shares the queues out, BROADCASTING gives every member all of them.
             auto_settle: a message is settled when the next one is asked for; False: only by
                 message.process() or message.settle().

@@ -15,7 +15,13 @@ import pytest
 import shmq
 from shmq import ConsumeFromWhere, MessageModel, MessageQueue
 from shmq.client.offset_store import LocalOffsetStore
-from shmq.errors import ClosedError, ConfigError, ForkError, OffsetIllegalError
+from shmq.errors import (
+    ClosedError,
+    ConfigError,
+    ForkError,
+    OffsetIllegalError,
+    SubscriptionError,
+)
 from shmq.remoting.codes import RequestCode
 from shmq.status import ConsumeStatus, PullStatus
 from tests.support.aio_bridge import BridgedClient
@@ -535,3 +541,44 @@ def test_nothing_is_pickled(client):
         for what in (client, client.producer(), consumer, pull):
             with pytest.raises(TypeError, match="connect"):
                 pickle.dumps(what)
+
+
+def test_member_that_filters_differently_is_refused_and_the_first_goes_on(cluster, client):
+    client.create_topic("t", queues=2)
+    with cluster.connect() as other, client.consumer("t", "g", filter="a || b") as one:
+        with pytest.raises(SubscriptionError) as caught:
+            other.consumer("t", "g", filter="a")
+        said = str(caught.value)
+        assert client.client_id in said
+        assert other.client_id in said
+        assert "'a'" in said
+        assert "'a || b'" in said
+        assert len(one.assigned) == 2
+        send(client, "t", 3, tag="a")
+        assert sorted(receive(one, 3)) == [0, 1, 2]
+        with other.consumer("t", "g", filter="b||a") as two:
+            assert len(two.assigned) == 1
+
+
+def test_members_with_different_topics_share_only_what_both_have(cluster, client):
+    for topic in ("t", "u"):
+        client.create_topic(topic, queues=2)
+    with (
+        cluster.connect() as other,
+        client.consumer("t", "g") as one,
+        client.consumer("u", "g") as alone,
+        other.consumer("t", "g") as two,
+    ):
+        wait_for(lambda: [len(c.assigned) for c in (one, two, alone)] == [1, 1, 2], "the shares")
+
+
+def test_members_with_listed_queues_have_those(cluster, client):
+    client.create_topic("t", queues=4)
+    queues = [MessageQueue("t", "broker-a", queue_id) for queue_id in range(4)]
+    with (
+        cluster.connect() as other,
+        client.consumer("t", "g", allocation=queues[:3]) as one,
+        other.consumer("t", "g", allocation=queues[3:]) as two,
+    ):
+        assert one.assigned == queues[:3]
+        assert two.assigned == queues[3:]

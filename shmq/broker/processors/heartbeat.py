@@ -16,7 +16,7 @@ from shmq.broker.processors.fields import (
     json_response,
 )
 from shmq.broker.rights import Action
-from shmq.errors import ConfigError, PermissionDeniedError
+from shmq.errors import ConfigError, PermissionDeniedError, SubscriptionError
 from shmq.remoting.codes import RequestCode, ResponseCode
 from shmq.remoting.command import Command, response_to
 from shmq.remoting.server import Connection, Processor
@@ -67,7 +67,7 @@ class HeartbeatProcessor:
             raise ConfigError(f"{what}: wanted at most {GROUP_COUNT_MAX} groups of one client")
         for group in producers:
             check_group(group)
-        denial: PermissionDeniedError | None = None
+        denial: PermissionDeniedError | SubscriptionError | None = None
         allowed = []
         for member in members:
             try:
@@ -75,24 +75,31 @@ class HeartbeatProcessor:
             except PermissionDeniedError as error:
                 denial = error  # the client lives all the same, and so do its other groups
                 continue
-            allowed.append(member)
             if member.group in broker.groups.configs:
                 config = await broker.groups.ensure(member.group)
             else:
                 async with broker.quotas.making(connection.identity, "group", member.group):
                     config = await broker.groups.ensure(member.group)
             is_broadcast = member.message_model is MessageModel.BROADCASTING
-            if not config.consume_enable:
-                raise PermissionDeniedError(f"consume as {member.group}: consumeEnable is false")
+            closed = "" if config.consume_enable else "consumeEnable"
             if is_broadcast and not config.consume_broadcast_enable:
-                raise PermissionDeniedError(
-                    f"consume as {member.group}: consumeBroadcastEnable is false"
-                )
+                closed = closed or "consumeBroadcastEnable"
+            if closed:
+                denial = PermissionDeniedError(f"consume as {member.group}: {closed} is false")
+                continue
+            allowed.append(member)
             await broker.topics.ensure_retry_topic(member.group, config.retry_queue_nums)
         if connection.is_closed:  # while a group was made
             return
         broker.bind(connection, client_id)
-        broker.registry.heartbeat(connection, producer_groups=producers, consumers=allowed)
+        alike = []
+        for member in allowed:
+            try:
+                broker.registry.check_alike(connection, [member])
+                alike.append(member)
+            except SubscriptionError as error:
+                denial = denial or error
+        broker.registry.heartbeat(connection, producer_groups=producers, consumers=alike)
         broker.hold_members(connection)  # making groups took a while: the rules may be others now
         if denial is not None:
             raise denial
@@ -119,10 +126,12 @@ class HeartbeatProcessor:
         self._broker.registry.unregister(connection, take.text("producerGroup", ""), group)
 
     async def _consumer_list(self, connection: Connection, command: Command) -> Command:
-        group = command.fields().text("consumerGroup")
+        take = command.fields()
+        group, topic = take.text("consumerGroup"), take.text("topic", "")
         self._broker.rights.require(connection.identity, Action.CONSUME, group)
         await self._broker.sessions.wait_all_back(self._broker.left_of_start_s(REGROUP_WAIT_S))
-        return json_response(command, {"consumerIdList": self._broker.registry.consumer_ids(group)})
+        ids = self._broker.registry.consumer_ids(group, topic or None)
+        return json_response(command, {"consumerIdList": ids})
 
     def _consumer_connections(self, connection: Connection, command: Command) -> Command:
         group = command.fields().text("consumerGroup")

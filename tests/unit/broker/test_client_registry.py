@@ -6,11 +6,11 @@ from typing import cast
 import pytest
 
 from shmq.broker.client_registry import ClientRegistry, ConsumerMember
-from shmq.errors import OwnerError
+from shmq.errors import OwnerError, SubscriptionError
 from shmq.remoting.identity import Identity
 from shmq.remoting.server import Connection
 from shmq.shm.incarnation import Incarnation
-from shmq.subscription import SubscriptionData
+from shmq.subscription import MessageModel, SubscriptionData
 from tests.support.clock import SteppedClock
 
 
@@ -143,3 +143,39 @@ def test_unregistered_group_is_left(world: Registry) -> None:
     assert world.taken() == ["g"]
     assert world.registry.consumer_ids("g") == []
     world.registry.unregister(connection(), "", "g")
+
+
+def several(**expressions: str) -> ConsumerMember:
+    """A member that subscribes to several topics."""
+    return ConsumerMember(
+        group="g",
+        subscriptions={t: SubscriptionData.parse(t, text) for t, text in expressions.items()},
+    )
+
+
+def test_later_of_two_members_that_filter_differently_is_refused_by_both_names(world: Registry):
+    first, second = world.come("first"), world.come("second", pid=2)
+    alike = several(t="a || b")
+    world.registry.heartbeat(first, producer_groups=[], consumers=[alike])
+    world.registry.check_alike(first, [several(t="c")])  # nobody else is there
+    world.registry.check_alike(second, [several(t="b||a", other="c")])
+    with pytest.raises(SubscriptionError) as caught:
+        world.registry.check_alike(second, [several(t="a")])
+    said = str(caught.value)
+    assert "second has filter of t 'a', and first" in said
+    assert "has 'a || b'" in said
+    broadcasts = ConsumerMember(group="g", message_model=MessageModel.BROADCASTING)
+    with pytest.raises(SubscriptionError, match="'BROADCASTING', and first.*'CLUSTERING'"):
+        world.registry.check_alike(second, [broadcasts])
+    world.registry.remove(first)
+    world.registry.check_alike(second, [several(t="a")])
+
+
+def test_queues_of_a_topic_are_shared_by_those_who_subscribe_to_it(world: Registry):
+    first, second = world.come("first"), world.come("second", pid=2)
+    world.registry.heartbeat(first, producer_groups=[], consumers=[several(t="*", u="*")])
+    world.registry.heartbeat(second, producer_groups=[], consumers=[several(t="*")])
+    assert world.registry.consumer_ids("g", "t") == ["first", "second"]
+    assert world.registry.consumer_ids("g", "u") == ["first"]
+    assert world.registry.consumer_ids("g", "v") == []
+    assert world.registry.consumer_ids("g", "%RETRY%g") == ["first", "second"]
