@@ -152,7 +152,7 @@ class SubscriptionGroupConfig:
     consume_enable: bool = True
     """Whether its members get messages at all."""
     consume_from_min_enable: bool = True
-    """Whether it may start at the first message kept."""
+    """Whether it may start at the first message kept; otherwise it starts behind the last."""
     consume_broadcast_enable: bool = True
     """Whether members may consume in broadcasting mode."""
     consume_message_orderly: bool = False

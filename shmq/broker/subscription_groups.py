@@ -102,6 +102,8 @@ class GroupTable:
         """
         check_group(wanted.group_name)
         _check(wanted)
+        before = self._groups.get(wanted.group_name)
+        _check_idle(wanted, before or SubscriptionGroupConfig(group_name=wanted.group_name))
         if self._groups.get(wanted.group_name) == wanted:
             return
         self._groups[wanted.group_name] = wanted
@@ -121,6 +123,41 @@ class GroupTable:
     def _contents(self) -> SubscriptionGroups:
         return SubscriptionGroups(
             data_version=self.data_version, groups=dict(self._groups), other=self._other
+        )
+
+
+_IDLE: tuple[tuple[str, str, str, frozenset[object]], ...] = (
+    (
+        "consume_message_orderly",
+        "consumeMessageOrderly",
+        "only POP heeds it, which is not here",
+        frozenset({False}),
+    ),
+    ("broker_id", "brokerId", "this release has no slaves to read from", frozenset({0})),
+    (
+        "which_broker_when_consume_slowly",
+        "whichBrokerWhenConsumeSlowly",
+        "this release has no slaves to read from",
+        frozenset({0, 1}),
+    ),
+    ("group_sys_flag", "groupSysFlag", "nothing heeds it", frozenset({0})),
+)
+"""What RocketMQ's groups have besides and nothing here heeds: field, RocketMQ's name, why, and the
+values that change nothing."""
+
+
+def _check_idle(config: SubscriptionGroupConfig, before: SubscriptionGroupConfig) -> None:
+    """ConfigError for a setting that would have no effect; one that a foreign store came with
+    stays.
+    """
+    for field, key, why, harmless in _IDLE:
+        value = getattr(config, field)
+        if value not in harmless and value != getattr(before, field):
+            wanted = " or ".join(str(item) for item in sorted(harmless, key=str))
+            raise ConfigError(f"group {config.group_name}: {key} = {value}: {why}; wanted {wanted}")
+    for key in config.attributes.keys() - before.attributes.keys():
+        raise ConfigError(
+            f"group {config.group_name}: attribute {key!r}: nothing here heeds a group's attributes"
         )
 
 

@@ -324,6 +324,7 @@ class TopicTable:
                 raise IllegalTopicError(f"change topic {name}: the name is reserved")
             _check_values(config)
             before = self._topics.get(name)
+            _check_idle(config, before or TopicConfig(topic_name=name))
             if before is not None and not is_force:
                 self._check_drained(before, config, lag)
         await self._put(wanted)
@@ -355,10 +356,23 @@ class TopicTable:
         await self._put([made])
         return made
 
-    async def ensure_retry_topic(self, group: str, queue_nums: int) -> None:
-        """Make the retry topic of a group if it is not there; tools look for its route."""
+    async def ensure_retry_topic(
+        self, group: str, queue_nums: int, *, is_wanted: bool = False
+    ) -> None:
+        """Make the retry topic of a group if it is not there; tools look for its route.
+
+        Args:
+            group: the group.
+            queue_nums: its retryQueueNums.
+            is_wanted: somebody has set them: one that is there gets as many write queues, and at
+                least as many read queues, for what lies in others is still to be read.
+        """
         topic = retry_topic(group)
-        if topic not in self._topics:
+        known = self._topics.get(topic)
+        if known is not None and is_wanted:
+            nums = max(queue_nums, known.read_queue_nums)
+            await self._put([replace(known, read_queue_nums=nums, write_queue_nums=queue_nums)])
+        elif known is None:
             made = TopicConfig(
                 topic_name=topic, read_queue_nums=queue_nums, write_queue_nums=queue_nums
             )
@@ -517,22 +531,82 @@ def _check_values(config: TopicConfig) -> None:
     _ = config.flush_disk_type  # raises where the attribute has no meaning
 
 
+def _check_idle(config: TopicConfig, before: TopicConfig) -> None:
+    """ConfigError for a setting that would have no effect; one that a foreign store came with
+    stays.
+    """
+    for key, value, known, wanted, why in (
+        (
+            "topicFilterType",
+            config.topic_filter_type,
+            before.topic_filter_type,
+            "SINGLE_TAG",
+            "a message has one tag",
+        ),
+        (
+            "topicSysFlag",
+            config.topic_sys_flag,
+            before.topic_sys_flag,
+            0,
+            "there are no units here",
+        ),
+        (
+            "perm",
+            int(config.perm & Permission.INHERIT),
+            int(before.perm & Permission.INHERIT),
+            0,
+            f"topics are made after {AUTO_CREATE_TOPIC} only",
+        ),
+    ):
+        if value not in (known, wanted):
+            raise ConfigError(f"topic {config.topic_name}: {key} {value}: {why}; wanted {wanted}")
+
+
+_ATTRIBUTE_VALUES: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "cleanup.policy": (("DELETE",), "this release does not compact"),
+    "message.type": (
+        ("NORMAL", "FIFO", "DELAY", "TRANSACTION", "MIXED", "UNSPECIFIED"),
+        "no such type",
+    ),
+    "queue.type": (("SimpleCQ",), "this release has no batch ConsumeQueues"),
+    "reserve.time": (("-1",), "a file of the log holds all topics and goes by fileReservedTime"),
+}
+"""What an attribute of RocketMQ's may be here, and why nothing else."""
+
+
+def _check_attribute(topic: str, key: str, value: str) -> None:
+    if key not in TOPIC_ATTRIBUTES:
+        known = ", ".join(sorted(TOPIC_ATTRIBUTES))
+        raise ConfigError(f"topic {topic}: attribute {key!r}, wanted {known}")
+    values, why = _ATTRIBUTE_VALUES.get(key, ((), ""))
+    if values and value not in values:
+        wanted = " or ".join(values)
+        raise ConfigError(f"topic {topic}: attribute {key}={value}: {why}; wanted {wanted}")
+
+
 def changed_attributes(config: TopicConfig, changes: str) -> TopicConfig:
     """The configuration with its attributes changed as RocketMQ writes it: "+key=value,-key".
 
     Raises:
-        ConfigError: a part is neither, or the key is nobody's.
+        ConfigError: a part is neither, names a key twice, one that is nobody's, a value that has
+            no meaning or no effect here, or takes away what is not there.
     """
     attributes = dict(config.attributes)
+    seen: set[str] = set()
     for part in filter(None, (piece.strip() for piece in changes.split(","))):
         key, equals, value = part[1:].partition("=")
+        if key in seen:
+            raise ConfigError(f"topic {config.topic_name}: attribute {key!r} twice, wanted it once")
+        seen.add(key)
         if part[0] == "+" and key and equals and value:
-            if key not in TOPIC_ATTRIBUTES:
-                known = ", ".join(sorted(TOPIC_ATTRIBUTES))
-                raise ConfigError(f"topic {config.topic_name}: attribute {key!r}, wanted {known}")
+            _check_attribute(config.topic_name, key, value)
             attributes[key] = value
         elif part[0] == "-" and key and not equals:
-            attributes.pop(key, None)
+            if key not in attributes:
+                raise ConfigError(
+                    f"topic {config.topic_name}: attribute -{key}: it has no such attribute"
+                )
+            del attributes[key]
         else:
             raise ConfigError(
                 f"topic {config.topic_name}: attributes {part!r}, wanted +key=value or -key"

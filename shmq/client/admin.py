@@ -9,6 +9,8 @@ brokers share is made one broker at a time, in order of names, and stops at the 
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -16,10 +18,11 @@ import orjson
 
 from shmq.client.arguments import check_count
 from shmq.client.message_finder import MESSAGE_COUNT_DEFAULT, MessageFinder
-from shmq.client.route_cache import RouteCache
+from shmq.client.route_cache import ORDER_TOPIC_CONFIG, RouteCache
 from shmq.config import default_namesrv_folder
 from shmq.errors import (
     ClosedError,
+    ConfigError,
     ServiceNotAvailableError,
     ShmqError,
     SubscriptionGroupNotExistError,
@@ -28,7 +31,14 @@ from shmq.errors import (
 from shmq.remoting.client import Client as Connection
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
-from shmq.remoting.namesrv_requests import supervisor_status
+from shmq.remoting.namesrv_requests import (
+    add_write_perm,
+    delete_kv_config,
+    kv_list,
+    put_kv_config,
+    supervisor_status,
+    wipe_write_perm,
+)
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.subscription import SubscriptionGroupConfig, check_group
 from shmq.topic import QUEUE_NUMS_MAX, Permission, TopicConfig, check_topic
@@ -50,6 +60,7 @@ _TIMEOUT_S = 5.0
 _LIST_COUNT = 1000
 """Topics in one request."""
 _LONG_MAX = (1 << 63) - 1
+_ORDER_CONF = re.compile(r"[^:;\s]+:[1-9]\d*(;[^:;\s]+:[1-9]\d*)*")
 
 
 class BrokerState(NamedTuple):
@@ -250,6 +261,90 @@ class Admin:
         """
         self._ask(broker_name, RequestCode.DELETE_EXPIRED_COMMITLOG)
 
+    def wipe_write_perm(self, broker_name: str) -> int:
+        """Have producers leave a broker: at all NameServers its topics' routes lose the write
+        permission; of how many topics. Running producers notice within 30 s; an order topic's keep
+        its queues there. It lasts as long as the NameServer and the broker do.
+
+        Raises:
+            ServiceNotAvailableError: there is no such broker, or no NameServer answers.
+        """
+        return self._set_write_perm(broker_name, wipe_write_perm(broker_name), "wipeTopicCount")
+
+    def add_write_perm(self, broker_name: str) -> int:
+        """Undo `wipe_write_perm`; of how many topics. Errors are the same."""
+        return self._set_write_perm(broker_name, add_write_perm(broker_name), "addTopicCount")
+
+    def _set_write_perm(self, broker_name: str, command: Command, field: str) -> int:
+        if broker_name not in self.cluster().brokers:
+            raise ServiceNotAvailableError(
+                f"change the write permission of broker {broker_name}: no NameServer knows it",
+                hint="see what there is: shmq broker list",
+            )
+        answers = self._tell_all(command)
+        return max(answer.fields().number(field) for answer in answers.values())
+
+    # ---- the NameServers' configuration ----------------------------------------------------------
+
+    def kv_put(self, namespace: str, key: str, value: str) -> list[str]:
+        """Keep a value at all NameServers; their names.
+
+        Raises:
+            ConfigError: a name or the value is too long; or it is no "broker:queues;..." in
+                ORDER_TOPIC_CONFIG.
+            ServiceNotAvailableError: no NameServer answers.
+        """
+        if namespace == ORDER_TOPIC_CONFIG and not _ORDER_CONF.fullmatch(value):
+            raise ConfigError(
+                f"put {namespace}/{key}: {value[:80]!r}, wanted broker:queues;broker:queues"
+            )
+        return sorted(self._tell_all(put_kv_config(namespace, key, value)))
+
+    def kv_get(self, namespace: str, key: str) -> str:
+        """A value, from the first NameServer that has it.
+
+        Raises:
+            ConfigError: none has it.
+            ServiceNotAvailableError: no NameServer answers.
+        """
+        value = self.kv_list(namespace).get(key)
+        if value is None:
+            raise ConfigError(f"get {namespace}/{key}: no NameServer has such a value")
+        return value
+
+    def kv_list(self, namespace: str) -> dict[str, str]:
+        """All keys and values of a namespace, whichever NameServer has them.
+
+        Raises:
+            ServiceNotAvailableError: no NameServer answers.
+        """
+        found: dict[str, str] = {}
+        for answer in self._tell_all(kv_list(namespace)).values():
+            table: dict[str, str] = orjson.loads(answer.body)["table"]
+            found = table | found
+        return found
+
+    def kv_delete(self, namespace: str, key: str) -> list[str]:
+        """Forget a value at all NameServers, where there is one; their names.
+
+        Raises:
+            ServiceNotAvailableError: no NameServer answers.
+        """
+        return sorted(self._tell_all(delete_kv_config(namespace, key)))
+
+    def _tell_all(self, command: Command) -> dict[str, Command]:
+        """Tell every NameServer that answers; their answers by name."""
+        answers = {}
+        for name in self.namesrvs():
+            copy = Command(command.code, dict(command.ext_fields), command.body)
+            answers[name] = self._call(name, copy)
+        if not answers:
+            raise ServiceNotAvailableError(
+                f"{command.name}: no NameServer in {self._folder.path} answers",
+                hint="start one: shmq-namesrv, or shmq dev",
+            )
+        return answers
+
     # ---- topics ----------------------------------------------------------------------------------
 
     def topics(self) -> dict[str, dict[str, TopicConfig]]:
@@ -438,6 +533,56 @@ class Admin:
             for group, config in table:
                 found.setdefault(group, {})[name] = SubscriptionGroupConfig.from_dict(config)
         return dict(sorted(found.items()))
+
+    def group(self, group: str) -> dict[str, SubscriptionGroupConfig]:
+        """A group's configuration by broker_name.
+
+        Raises:
+            SubscriptionGroupNotExistError: no broker has it.
+        """
+        check_group(group)
+        found = {}
+        for name in self._masters():
+            try:
+                answer = self._ask(name, RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG, {"group": group})
+            except SubscriptionGroupNotExistError:
+                continue
+            found[name] = SubscriptionGroupConfig.from_dict(answer.json())
+        if not found:
+            raise _no_group(group)
+        return found
+
+    def update_group(
+        self, group: str, *, brokers: Iterable[str] | None = None, **changes: Any
+    ) -> dict[str, SubscriptionGroupConfig]:
+        """Change a group; what is not named stays as each broker has it.
+
+        Args:
+            group: the group.
+            brokers: names of masters; None: all that have it.
+            changes: fields of shmq.SubscriptionGroupConfig, e.g. retry_max_times=3.
+
+        Returns:
+            The configuration by broker_name.
+
+        Raises:
+            SubscriptionGroupNotExistError: no broker has it.
+            ConfigError: there is no such field, a value is out of range, or has no effect here.
+        """
+        unknown = changes.keys() - _GROUP_FIELDS
+        if unknown:
+            raise ConfigError(
+                f"change group {group}: {sorted(unknown)[0]}, wanted one of "
+                f"{', '.join(sorted(_GROUP_FIELDS))}"
+            )
+        known = self.group(group)
+        wanted = {
+            name: replace(known.get(name, SubscriptionGroupConfig(group_name=group)), **changes)
+            for name in sorted(known if brokers is None else brokers)
+        }
+        for name, config in wanted.items():
+            self.create_group(config, brokers=[name])
+        return wanted
 
     def create_group(
         self, config: SubscriptionGroupConfig, *, brokers: Iterable[str] | None = None
@@ -811,6 +956,9 @@ class Admin:
         connection = Connection(self._folder, socket_name, role="admin", timeout_s=_TIMEOUT_S)
         self._connections[socket_name] = connection
         return connection
+
+
+_GROUP_FIELDS = SubscriptionGroupConfig.__dataclass_fields__.keys() - {"group_name", "other"}
 
 
 def _rows(answer: Command, key: str) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from shmq.allocation import Strategy
+    from shmq.allocation import Allocation
     from shmq.client.consumer import Consumer
 
 __all__ = ["AsyncClient", "connect", "local"]
@@ -134,7 +134,7 @@ class AsyncClient:
         filter: str | None = None,  # what RocketMQ's and our users call it
         from_where: ConsumeFromWhere = ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET,
         from_time: float | None = None,
-        allocation: str | Strategy = "average",
+        allocation: Allocation = "average",
         model: MessageModel = MessageModel.CLUSTERING,
         auto_settle: bool = True,
         offset_file: str | Path | None = None,

@@ -90,6 +90,7 @@ class BrokerLink:
         self._lock = threading.Lock()
         """Held for a look at the tables: whoever takes notices may wait for it."""
         self._handles: set[Handle] = set()
+        self._order_topics: set[str] = set()
         self._bells: dict[int, Counter[Handle]] = {}
         self._claims: dict[int, dict[str, object]] = {}
         self._readers: dict[int, core.Reader] = {}
@@ -365,9 +366,16 @@ class BrokerLink:
         """
         answer = self.call(RequestCode.GRANT_SEND, {"topic": topic, "isAutoCreate": is_auto_create})
         queues = _queues(answer)
+        is_order = answer.json().get("order") is True
         with self._lock:
+            (self._order_topics.add if is_order else self._order_topics.discard)(topic)
             self._handles.update(handle for _, handle in queues)
         return queues
+
+    def is_order(self, topic: str) -> bool:
+        """Whether a topic that was granted is an order topic here."""
+        with self._lock:
+            return topic in self._order_topics
 
     def read_queues(self, topic: str) -> list[dict[str, int]]:
         """The read queues of a topic here: queueId, row, generation, minOffset, maxOffset,
@@ -568,14 +576,19 @@ class BrokerLink:
             raise refusal
         return _int(answer.ext_fields["queueOffset"]), answer.body
 
-    def store_problem(self) -> str:
-        """Why the broker appends nothing just now, to be put behind a sentence; empty where it
-        does, or where nobody knows.
+    @property
+    def store_status(self) -> int:
+        """A status of the core for which the broker appends nothing just now; 0 where it does, or
+        where nobody knows.
         """
         try:
-            status = -self.control.load32(_STORE_STATUS_PLACE)
+            return -self.control.load32(_STORE_STATUS_PLACE)
         except (ShmqError, ValueError):  # the session has ended
-            return ""
+            return 0
+
+    def store_problem(self) -> str:
+        """The same in words, to be put behind a sentence."""
+        status = self.store_status
         said = next((text for number, text in core.STATUS.values() if number == status), "")
         return f"; its store waits: {said}" if status and said else ""
 

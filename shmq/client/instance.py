@@ -263,7 +263,7 @@ class Client:
         batch_size: int = PULL_BATCH_SIZE,
         from_where: ConsumeFromWhere = ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET,
         from_time: float | None = None,
-        allocation: str | Strategy = "average",
+        allocation: Allocation = "average",
     ) -> LitePullConsumer:
         """A program that polls: of topics that it subscribes to, or of queues that it assigns to
         itself; with seek, pause, and commits by hand or by the clock.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
-    from shmq.allocation import Strategy
+    from shmq.allocation import Allocation
     from shmq.client.instance import Client
     from shmq.client.process_queue import ProcessQueue
     from shmq.result import MessageQueue
@@ -80,7 +80,7 @@ class LitePullConsumer:
         batch_size: int,
         from_where: ConsumeFromWhere,
         from_time: float | None,
-        allocation: str | Strategy,
+        allocation: Allocation,
     ) -> None:
         """By Client.lite_pull_consumer()."""
         check_count("lite pull", "batch_size", batch_size)

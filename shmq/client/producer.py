@@ -9,6 +9,7 @@ fate not known in time), and what a broker refuses.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from concurrent.futures import Future
@@ -27,6 +28,7 @@ from shmq.errors import (
     FlushFailedError,
     IllegalTopicError,
     OutcomeUnknownError,
+    PermissionDeniedError,
     SendTimeoutError,
     ServiceNotAvailableError,
     ShmqError,
@@ -36,7 +38,7 @@ from shmq.errors import (
 from shmq.remoting.codes import RequestCode
 from shmq.result import MessageQueue, SendResult
 from shmq.status import SendStatus
-from shmq.topic import check_sendable_topic
+from shmq.topic import AUTO_CREATE_TOPIC, Permission, check_sendable_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -68,6 +70,7 @@ _TIMED_OUT = core.STATUS["TIMED_OUT"][0]
 _CLOSED = core.STATUS["CLOSED"][0]
 _FLUSH_FAILED = core.STATUS["FLUSH_FAILED"][0]
 _STALE = frozenset(core.STATUS[name][0] for name in ("NO_TOPIC", "NOT_GRANTED", "NOT_WRITABLE"))
+_FLUSH_FAILED = core.STATUS["FLUSH_FAILED"][0]
 _NAMES = {value: name for name, (value, _) in core.STATUS.items()}
 STORED = {
     _OK: SendStatus.SEND_OK,
@@ -737,26 +740,29 @@ class Producer:
         """
         configured: dict[str, int] = {}
         makes = False
+        wiped: frozenset[str] = frozenset()
         try:
-            route = self._client.routes.route(topic, is_fresh=True)
-            names = {q.broker_name for q in route.queue_datas if q.write_queue_nums}
+            names, wiped = self._routed(topic)
             configured = self._client.routes.configured(topic)
         except TopicNotExistError:
             if not may_create:
                 raise
             names = set(self._client.routes.brokers())  # they make it, if they make topics
             makes = True  # one that has a route is not made again where it was deleted
+            with contextlib.suppress(TopicNotExistError):
+                wiped = self._routed(AUTO_CREATE_TOPIC)[1]
+            names -= wiped
         except ServiceNotAvailableError:
             if topic not in self._known:
                 raise
             names = set()
         known = self._known.get(topic, [])
         names |= configured.keys() | {queue.message_queue.broker_name for queue in known}
-        queues, refusal = self._ask(topic, names, configured, makes)
+        queues, refusal = self._ask(topic, names, configured, wiped, makes)
         if isinstance(refusal, TopicNotExistError) and may_create and not makes and not queues:
             # Its route is not gone yet, and the topic is: as one that has none.
             names = set(self._client.routes.brokers())
-            queues, refusal = self._ask(topic, names, {}, True)
+            queues, refusal = self._ask(topic, names, {}, wiped, True)
         if not any(queue.lane is not None for queue in queues):
             raise refusal or TopicNotExistError(
                 f"send to {topic}: no broker has it",
@@ -766,7 +772,12 @@ class Producer:
         return queues
 
     def _ask(
-        self, topic: str, names: Iterable[str], configured: Mapping[str, int], makes: bool
+        self,
+        topic: str,
+        names: Iterable[str],
+        configured: Mapping[str, int],
+        wiped: frozenset[str],
+        makes: bool,
     ) -> tuple[list[SendQueue], ShmqError | None]:
         """The queues at these brokers, and why one of them has none or cannot be asked."""
         known = self._known.get(topic, [])
@@ -775,7 +786,17 @@ class Producer:
         for name in sorted(names):
             try:
                 self._client.greet(name)
-                queues += self._granted(topic, name, makes)
+                granted = self._granted(topic, name, makes)
+                if name in wiped and not self._keeps_queues(topic, name):
+                    raise PermissionDeniedError(
+                        f"send to {topic}: the write permission of broker {name} was wiped",
+                        hint=f"if it is to take messages again: shmq broker add-write {name}",
+                    )
+                queues += granted
+            except PermissionDeniedError as error:
+                if name not in wiped:
+                    raise
+                refusal = error
             except ServiceNotAvailableError as error:
                 refusal = error
                 before = [queue for queue in known if queue.message_queue.broker_name == name]
@@ -786,6 +807,22 @@ class Producer:
             except TopicNotExistError as error:
                 refusal = error  # deleted there
         return queues, refusal
+
+    def _keeps_queues(self, topic: str, broker_name: str) -> bool:
+        """Whether a broker without write permission keeps its place among a topic's queues: an
+        order topic's keys do not move, and a store that failed says so itself.
+        """
+        link = self._client.link(broker_name)
+        return link.is_order(topic) or link.store_status == _FLUSH_FAILED
+
+    def _routed(self, topic: str) -> tuple[set[str], frozenset[str]]:
+        """Brokers that have write queues of a topic, and those of them that an administrator has
+        wiped the write permission of.
+        """
+        route = self._client.routes.route(topic, is_fresh=True)
+        datas = [data for data in route.queue_datas if data.write_queue_nums]
+        wiped = frozenset(d.broker_name for d in datas if Permission.WRITE not in d.perm)
+        return {data.broker_name for data in datas}, wiped
 
     def _granted(self, topic: str, broker_name: str, makes: bool) -> list[SendQueue]:
         link = self._client.link(broker_name)
@@ -877,6 +914,9 @@ class Producer:
                 return
             try:
                 queues = self._find(topic, may_create=False)
+            except PermissionDeniedError:
+                self._forget(topic, target)  # and the next send says why
+                continue
             except ShmqError as error:
                 _log.debug("refresh %s: %s", topic, error)  # the next send says so
                 continue

@@ -159,12 +159,18 @@ class AdminProcessor:
     async def _update_group(self, connection: Connection, command: Command) -> None:
         wanted = SubscriptionGroupConfig.from_dict(command.json())
         self._broker.rights.require(connection.identity, Action.ADMIN, wanted.group_name)
-        if wanted.group_name in self._broker.groups.configs:
-            await self._broker.groups.update(wanted)
+        broker = self._broker
+        if wanted.group_name in broker.groups.configs:
+            await broker.groups.update(wanted)
         else:
-            async with self._broker.quotas.making(connection.identity, "group", wanted.group_name):
-                await self._broker.groups.update(wanted)
-        await self._broker.topics.ensure_retry_topic(wanted.group_name, wanted.retry_queue_nums)
+            async with broker.quotas.making(connection.identity, "group", wanted.group_name):
+                await broker.groups.update(wanted)
+        await broker.topics.ensure_retry_topic(
+            wanted.group_name, wanted.retry_queue_nums, is_wanted=True
+        )
+        if not wanted.consume_enable:
+            broker.revoke(lambda queue: queue.group == wanted.group_name)
+        broker.notices.group_changed(wanted.group_name)  # members look what they may have now
 
     async def _delete_group(self, connection: Connection, command: Command) -> None:
         broker = self._broker

@@ -53,6 +53,8 @@ class ClaimProcessor:
         if not config.consume_enable:
             raise PermissionDeniedError(f"claim {topic} for {group}: its consumeEnable is false")
         broker.topics.find_readable(topic)
+        if where is _FIRST and not config.consume_from_min_enable:
+            where = ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET
         wanted = []
         for item in items_of(command.json(), "claims", take.what):
             queue = ClaimedQueue(group, topic, ranged(item, "queueId", 0, _WORD_MAX))

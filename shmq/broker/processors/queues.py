@@ -202,6 +202,7 @@ def _nums(config: TopicConfig) -> dict[str, object]:
         "perm": int(config.perm),
         "readQueueNums": config.read_queue_nums,
         "writeQueueNums": config.write_queue_nums,
+        "order": config.order,
     }
 
 

@@ -1,4 +1,4 @@
-"""`shmq broker`: list brokers, show what one says of itself."""
+"""`shmq broker`: list brokers, show what one says of itself, have producers leave one."""
 
 from __future__ import annotations
 
@@ -58,6 +58,30 @@ def _clean(namesrv: str | None, name: str) -> None:
     with Admin(namesrv) as admin:
         admin.delete_expired_commit_log(name)
     click.echo(f"{name}: removes what is older than fileReservedTime; see shmq broker show {name}")
+
+
+@broker.command("wipe-write")
+@click.argument("name", metavar="BROKER")
+@cluster_option
+def _wipe_write(namesrv: str | None, name: str) -> None:
+    """Have producers leave a broker: no route leads them there any more, consumers go on.
+
+    Running producers notice within 30 s. Topics that are order topics keep their queues there. It
+    lasts as long as the NameServers and the broker do, or until add-write.
+    """
+    with Admin(namesrv) as admin:
+        count = admin.wipe_write_perm(name)
+    click.echo(f"{name}: routes of {count} topics lead no producer there; undo it with add-write")
+
+
+@broker.command("add-write")
+@click.argument("name", metavar="BROKER")
+@cluster_option
+def _add_write(namesrv: str | None, name: str) -> None:
+    """Undo wipe-write."""
+    with Admin(namesrv) as admin:
+        count = admin.add_write_perm(name)
+    click.echo(f"{name}: routes of {count} topics lead producers there again")
 
 
 @broker.command("show")

@@ -1,6 +1,8 @@
-"""`shmq group`: list consumer groups, show their lag and members, reset them."""
+"""`shmq group`: list consumer groups, show their lag and members, change and reset them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
@@ -208,25 +210,99 @@ def _whence(place: str) -> tuple[str, int, int]:
     raise click.UsageError(f"--to {place}: wanted first, last, an offset, or {TIME_WANTED}")
 
 
+@group.command("show")
+@click.argument("name", metavar="GROUP")
+@json_option
+@cluster_option
+def _show(namesrv: str | None, name: str, is_json: bool) -> None:
+    """Show a group's configuration."""
+    with Admin(namesrv) as admin:
+        configs = admin.group(name)
+    if is_json:
+        brokers = {broker_name: config.to_dict() for broker_name, config in configs.items()}
+        echo_json({"group": name, "brokers": brokers})
+        return
+    for broker_name, config in configs.items():
+        for key, value in config.to_dict().items():
+            if key != "groupName":
+                click.echo(f"{name} on {broker_name}: {key} = {value}")
+
+
+def _settings(function: click.decorators.FC) -> click.decorators.FC:
+    for option in (
+        click.option(
+            "--retries",
+            "retry_max_times",
+            type=click.IntRange(0),
+            help="Deliveries after the first before a message is a dead letter.",
+        ),
+        click.option(
+            "--retry-queues",
+            "retry_queue_nums",
+            type=click.IntRange(1),
+            help="Queues of its retry topic.",
+        ),
+        click.option(
+            "--consume-timeout",
+            "consume_timeout_minute",
+            type=click.IntRange(1),
+            metavar="MINUTES",
+            help="What a listener may take for a message.",
+        ),
+        click.option(
+            "--enable/--disable",
+            "consume_enable",
+            default=None,
+            help="Whether its members get messages.",
+        ),
+        click.option(
+            "--broadcast/--no-broadcast",
+            "consume_broadcast_enable",
+            default=None,
+            help="Whether members may broadcast.",
+        ),
+        click.option(
+            "--from-min/--no-from-min",
+            "consume_from_min_enable",
+            default=None,
+            help="Whether it may start at the first message kept.",
+        ),
+        click.option(
+            "--notify/--no-notify",
+            "notify_consumer_ids_changed_enable",
+            default=None,
+            help="Whether members are told at once when others come or go.",
+        ),
+        click.option("-b", "--broker", "brokers", multiple=True, help="Only there; repeatable."),
+        cluster_option,
+    ):
+        function = option(function)
+    return function
+
+
 @group.command("create")
 @click.argument("name", metavar="GROUP")
-@click.option(
-    "--retries",
-    type=click.IntRange(0),
-    default=16,
-    show_default=True,
-    help="Deliveries after the first before a message is a dead letter.",
-)
-@click.option("--enable/--disable", default=True, help="Whether its members get messages.")
-@cluster_option
-def _create(namesrv: str | None, name: str, retries: int, enable: bool) -> None:
-    """Create or replace a group on all brokers."""
-    config = SubscriptionGroupConfig(
-        group_name=name, retry_max_times=retries, consume_enable=enable
-    )
+@_settings
+def _create(namesrv: str | None, name: str, brokers: tuple[str, ...], **settings: Any) -> None:
+    """Create or replace a group, on all brokers unless some are named."""
+    config = SubscriptionGroupConfig(group_name=name, **_given(settings))
     with Admin(namesrv) as admin:
-        done = admin.create_group(config)
+        done = admin.create_group(config, brokers=brokers or None)
     click.echo(f"{name}: on {', '.join(done)}")
+
+
+@group.command("update")
+@click.argument("name", metavar="GROUP")
+@_settings
+def _update(namesrv: str | None, name: str, brokers: tuple[str, ...], **settings: Any) -> None:
+    """Change a group; what is not named stays."""
+    with Admin(namesrv) as admin:
+        done = admin.update_group(name, brokers=brokers or None, **_given(settings))
+    click.echo(f"{name}: changed on {', '.join(done)}")
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 @group.command("delete")

@@ -55,8 +55,8 @@ def put(topics: TopicTable, name: str, nums: int = 2, **more) -> None:
 
 def test_attributes_change_as_rocketmq_writes_them() -> None:
     config = TopicConfig(topic_name="t", attributes={"queue.type": "1", "b": "2"})
-    changed = changed_attributes(config, "+queue.type=3,-b, +message.type=FIFO")
-    assert changed.attributes == {"queue.type": "3", "message.type": "FIFO"}
+    changed = changed_attributes(config, "+queue.type=SimpleCQ,-b, +message.type=FIFO")
+    assert changed.attributes == {"queue.type": "SimpleCQ", "message.type": "FIFO"}
     assert changed_attributes(config, "") == config
     for bad in ("a=1", "+a", "+=1", "-a=1", "*a", "+a="):
         with pytest.raises(ConfigError, match="attributes"):
