@@ -244,18 +244,15 @@ def test_each_uid_may_do_what_its_rules_say_and_hears_which_rule_denies_the_rest
     assert not any(
         people[who].do("mapped") for who in ("reader", "writer", "boss", "stranger", "clerk")
     )
+    address: dict[str, Any] = {"clusterName": "c", "brokerName": "broker-z", "brokerId": 0}
+    address["brokerAddr"] = "broker-broker-z-0"
+    for code in ("REGISTER_BROKER", "UNREGISTER_BROKER", "BROKER_HEARTBEAT"):
+        outcome, said = people["boss"].try_to("ask_namesrv", code, address)
+        assert outcome == "PermissionDeniedError", "not an administrator's, but the owner's"
+        assert f"uid {BOSS}; wanted uid 0" in said
     for who in ("reader", "stranger"):
         names = [path.rsplit(".", 2)[-2] for path in people[who].do("maps")]
         assert set(names) == {"control", "completion"}, "no names, no places, no log"
-
-
-def test_nobody_but_the_namesrvs_own_uid_registers_a_broker(office: Office) -> None:
-    address = {"clusterName": "c", "brokerName": "broker-z", "brokerId": 0}
-    address |= {"brokerAddr": "broker-broker-z-0"}
-    for code in ("REGISTER_BROKER", "UNREGISTER_BROKER", "BROKER_HEARTBEAT"):
-        outcome, said = office.person(BOSS).try_to("ask_namesrv", code, address)
-        assert outcome == "PermissionDeniedError"
-        assert f"uid {BOSS}; wanted uid 0" in said
 
 
 def test_reader_that_may_not_map_consumes_as_everybody_does(office: Office) -> None:
@@ -380,6 +377,7 @@ def test_broken_file_leaves_the_old_rules_in_force_and_is_told_until_it_is_right
     assert office.info()["aclProblem"] == ""
 
 
+@pytest.mark.full
 def test_changed_file_is_noticed_without_a_signal(office: Office) -> None:
     office.broker.stop()
     office.broker.restart(acl_check_interval_ms="100")
@@ -389,6 +387,7 @@ def test_changed_file_is_noticed_without_a_signal(office: Office) -> None:
     wait_for(lambda: reader.try_to("pull", "orders")[0] == "PermissionDeniedError", "the change")
 
 
+@pytest.mark.full
 def test_broker_does_not_start_with_a_file_that_is_wrong(office: Office) -> None:
     office.broker.stop()
     office.write("[[accounts]]\nuser = 5\nmpa = true")
@@ -539,6 +538,7 @@ def test_reader_that_takes_no_answers_delays_nobody(office: Office) -> None:
     assert shared_kib < 200 << 10
 
 
+@pytest.mark.full
 def test_reader_that_may_not_map_gets_what_has_left_memory(office: Office) -> None:
     """Four files of 8 MiB for three segments: the first messages are in files only."""
     with office.cluster.connect() as client:
