@@ -31,6 +31,7 @@ from shmq.broker.owners import OwnerTable
 from shmq.broker.processors.table import processor_table
 from shmq.broker.quotas import Quotas
 from shmq.broker.registration import Registration
+from shmq.broker.retries import RetryService
 from shmq.broker.rights import Rights
 from shmq.broker.schedule import ScheduleService
 from shmq.broker.sessions import ClientSession, SessionTable
@@ -104,6 +105,7 @@ class Broker:
         self.quotas: Quotas
         self._enforcement: Enforcement | None = None
         self.schedule: ScheduleService | None = None
+        self.retries: RetryService | None = None
         self.interests = Interests()
         self.registry = ClientRegistry(clock, self._group_changed)
         self.notices = Notices(self.registry.consumers)
@@ -158,6 +160,7 @@ class Broker:
             self.topics.configs,
         )
         self.schedule.start()
+        self.retries = RetryService(self.store, self.topics, len(config.delay_levels_ms))
         self._loop.run(self._serve(name), timeout_s=_LOOP_TIMEOUT_S)
 
     def _load(self) -> None:
@@ -261,6 +264,8 @@ class Broker:
             try:
                 if self.schedule is not None:
                     self.schedule.stop()
+                if self.retries is not None:
+                    self.retries.close()
                 if self._is_store_open:
                     self._is_store_open = False
                     self._stop_store()
@@ -519,6 +524,8 @@ class Broker:
             "queueCount": len(self.store.queues),
             "groupCount": len(self.groups.configs),
             "scheduleMessageDelivered": self.schedule.delivered_count if self.schedule else 0,
+            "sendBackToRetry": self.retries.retry_count if self.retries else 0,
+            "sendBackToDlq": self.retries.dead_letter_count if self.retries else 0,
             "scheduleMessageDropped": self.schedule.dropped_count if self.schedule else 0,
             "namesrvs": ",".join(self._registration.registered_names if self._registration else ()),
             "expiredFilesTotal": self.store.retention.expired_file_count,

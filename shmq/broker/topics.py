@@ -44,6 +44,7 @@ from shmq.topic import (
     TopicConfig,
     check_sendable_topic,
     check_topic,
+    dlq_topic,
     is_system_topic,
     retry_topic,
 )
@@ -377,6 +378,12 @@ class TopicTable:
                 topic_name=topic, read_queue_nums=queue_nums, write_queue_nums=queue_nums
             )
             await self._put([made])
+
+    async def ensure_dlq_topic(self, group: str) -> None:
+        """Make the dead letter topic of a group if it is not there; people may read it, too."""
+        topic = dlq_topic(group)
+        if topic not in self._topics:
+            await self._put([TopicConfig(topic_name=topic, read_queue_nums=1, write_queue_nums=1)])
 
     async def delete(self, topic: str) -> list[QueueHandle]:
         """Delete a topic; returns the handles of its queues, which are stale now.

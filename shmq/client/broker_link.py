@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from shmq.client.process_queue import ProcessQueue
     from shmq.remoting.command import Scalar
     from shmq.remoting.runtime_folder import RuntimeFolder
+    from shmq.result import MessageQueue
 
 __all__ = ["BrokerLink", "Handle"]
 
@@ -629,6 +630,29 @@ class BrokerLink:
             raise refusal
         messages = log_map.messages(answer.body, keeper)
         return messages, _int(answer.ext_fields["nextBeginOffset"])
+
+    def send_back(
+        self,
+        group: str,
+        queue: MessageQueue,
+        queue_offset: int,
+        *,
+        delay_level: int,
+        max_reconsume_times: int,
+    ) -> str:
+        """Have the broker deliver a message to a group again, later; the topic it is in now."""
+        answer = self.call(
+            RequestCode.CONSUMER_SEND_MSG_BACK,
+            {
+                "group": group,
+                "topic": queue.topic,
+                "queueId": queue.queue_id,
+                "queueOffset": queue_offset,
+                "delayLevel": delay_level,
+                "maxReconsumeTimes": max_reconsume_times,
+            },
+        )
+        return str(answer.ext_fields["topic"])
 
     def grant_chunk(self) -> bool:
         """Get memory for large bodies, once per session; False if there is some already."""

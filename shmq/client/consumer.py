@@ -25,6 +25,7 @@ from shmq.client.arguments import (
 )
 from shmq.client.assignment import Assignment
 from shmq.client.batch import MessageBatch
+from shmq.client.process_queue import ProcessQueue
 from shmq.client.wake_fd import WakeFd
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from shmq.allocation import Allocation
     from shmq.client.instance import Client
-    from shmq.client.process_queue import ProcessQueue
 
 __all__ = ["Consumer"]
 
@@ -243,6 +243,41 @@ class Consumer:
     def settle(self, message: core.Message) -> None:
         """This message is done with; the same as message.settle()."""
         message.settle()
+
+    def send_back(
+        self, message: core.Message, delay_level: int = 0, *, max_reconsume_times: int = -1
+    ) -> str:
+        """Settle a message that could not be processed by having it delivered to the group again.
+
+        It comes in the group's retry topic, which push consumers consume by themselves, with
+        reconsume_times one more; or it goes to the group's dead letters. Blocks until it is stored.
+
+        Args:
+            message: one that this consumer handed out and that is not settled.
+            delay_level: how long it waits (message_delay_level); 0: from 10 s on longer each time;
+                -1: it is a dead letter.
+            max_reconsume_times: failures after the first before it is a dead letter; -1: as the
+                group is configured, which is 16.
+
+        Returns:
+            The topic it is in now.
+
+        Raises:
+            TypeError: no consumer handed the message out.
+            ServiceNotAvailableError and others: it stays unsettled; it may have been put there.
+        """
+        queue = message.keeper
+        if not isinstance(queue, ProcessQueue):
+            raise TypeError(f"send back {message!r}: no consumer of a group handed it out")
+        topic = queue.link.send_back(
+            self.group,
+            queue.message_queue,
+            message.queue_offset,
+            delay_level=delay_level,
+            max_reconsume_times=max_reconsume_times,
+        )
+        message.settle()
+        return topic
 
     def seek(
         self,

@@ -219,7 +219,14 @@ class Client:
         self.join(made)
         return made
 
-    def push_consumer(self, group: str, listener: Listener, *, threads: int = 20) -> PushConsumer:
+    def push_consumer(
+        self,
+        group: str,
+        listener: Listener,
+        *,
+        threads: int = 20,
+        max_reconsume_times: int = -1,
+    ) -> PushConsumer:
         """A member of a group that has its messages handed to a function, in several threads.
 
         Args:
@@ -227,6 +234,8 @@ class Client:
             listener: called with each message; what it returns and raises says whether the message
                 is settled (see PushConsumer).
             threads: calls that may be on at once.
+            max_reconsume_times: failures of a message after the first before it is a dead letter;
+                -1: as the group is configured, which is 16.
 
         Raises:
             IllegalGroupError: the group's name.
@@ -234,7 +243,9 @@ class Client:
             TypeError: a listener that cannot be called.
         """
         self.check("make a push consumer")
-        made = PushConsumer(self, group, listener, threads=threads)
+        made = PushConsumer(
+            self, group, listener, threads=threads, max_reconsume_times=max_reconsume_times
+        )
         with self._lock:
             self._closing.append(made)
         return made

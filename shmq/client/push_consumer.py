@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 from shmq.client.arguments import check_count
 from shmq.client.consumer import Consumer
-from shmq.errors import ClosedError, ForkError
+from shmq.client.process_queue import ProcessQueue
+from shmq.errors import ClosedError, ForkError, ShmqError
 from shmq.status import ConsumeStatus
-from shmq.subscription import check_group
+from shmq.subscription import MessageModel, check_group
+from shmq.topic import retry_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +44,9 @@ class PushConsumer:
     """A member of a group. A context manager: leaving it waits for calls that are on.
 
     The listener settles a message by returning None or ConsumeStatus.CONSUME_SUCCESS. If it
-    returns RECONSUME_LATER or raises, the message is delivered again, later each time.
+    returns RECONSUME_LATER or raises, the message goes back to its broker, into the group's retry
+    topic, and comes again to some member, after 10 s and then later each time; after the last time
+    it is a dead letter (shmq dlq). In BROADCASTING it is delivered again to this member.
 
     Example:
         with client.push_consumer("billing", print, threads=4) as consumer:
@@ -50,7 +54,15 @@ class PushConsumer:
             ...
     """
 
-    def __init__(self, client: Client, group: str, listener: Listener, *, threads: int) -> None:
+    def __init__(
+        self,
+        client: Client,
+        group: str,
+        listener: Listener,
+        *,
+        threads: int,
+        max_reconsume_times: int,
+    ) -> None:
         """By Client.push_consumer()."""
         what = f"consume in group {group}"
         check_group(group)
@@ -62,7 +74,9 @@ class PushConsumer:
         self._client = client
         self._listener = listener
         self._thread_max = threads
+        self._max_reconsume_times = max_reconsume_times
         self._pools: list[_Pool] = []
+        self._has_retries = False
         self._is_closed = False
 
     def subscribe(self, topic: str, filter: str | None = None, **options: Any) -> None:
@@ -73,10 +87,17 @@ class PushConsumer:
         """
         if self._is_closed:
             raise ClosedError(f"subscribe to {topic}: this push consumer is closed")
-        consumer = self._client.consumer(
-            topic, self.group, filter=filter, auto_settle=False, **options
+        self._consume(topic, filter=filter, **options)
+        model = options.get("model", MessageModel.CLUSTERING)
+        if model is MessageModel.CLUSTERING and not self._has_retries:
+            self._has_retries = True
+            self._consume(retry_topic(self.group))
+
+    def _consume(self, topic: str, **options: Any) -> None:
+        consumer = self._client.consumer(topic, self.group, auto_settle=False, **options)
+        self._pools.append(
+            _Pool(consumer, self._listener, self._thread_max, self._max_reconsume_times)
         )
-        self._pools.append(_Pool(consumer, self._listener, self._thread_max))
 
     def close(self) -> None:
         """Take nothing more, wait for the calls that are on, and leave the group."""
@@ -105,8 +126,11 @@ class PushConsumer:
 class _Pool:
     """The threads of one topic; as many as are busy at once, and one that waits."""
 
-    def __init__(self, consumer: Consumer, listener: Listener, thread_max: int) -> None:
+    def __init__(
+        self, consumer: Consumer, listener: Listener, thread_max: int, max_reconsume_times: int
+    ) -> None:
         self._consumer = consumer
+        self._max_reconsume_times = max_reconsume_times
         self._listener = listener
         self._thread_max = thread_max
         self._turn = threading.Lock()
@@ -154,13 +178,27 @@ class _Pool:
 
     def _call(self, message: core.Message) -> None:
         try:
-            with message.process():
-                if self._listener(message) == ConsumeStatus.RECONSUME_LATER:
-                    raise _LaterError
-        except _LaterError:
-            return
+            is_done = self._listener(message) != ConsumeStatus.RECONSUME_LATER
         except Exception:  # noqa: BLE001 # a listener may raise anything; the message comes again
             _log.exception("listener of %s: message %s", self._consumer.topic, message.message_id)
+            is_done = False
+        if is_done:
+            message.settle()
+        else:
+            self._failed(message)
+
+    def _failed(self, message: core.Message) -> None:
+        """It is to come again: by way of its broker, or, while that is away, from here."""
+        queue = message.keeper
+        assert isinstance(queue, ProcessQueue)
+        if self._consumer.assignment.model is MessageModel.CLUSTERING and not queue.is_dropped:
+            try:
+                self._consumer.send_back(message, max_reconsume_times=self._max_reconsume_times)
+            except ShmqError as error:
+                _log.warning("not sent back message=%s: %s", message.message_id, error)
+            else:
+                return
+        queue.failed(message)
 
     def close(self) -> None:
         with self._lock:
@@ -171,7 +209,3 @@ class _Pool:
             if thread is not threading.current_thread():
                 thread.join()
         self._consumer.close()
-
-
-class _LaterError(Exception):
-    """The listener said RECONSUME_LATER."""

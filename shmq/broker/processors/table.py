@@ -16,6 +16,7 @@ from shmq.broker.processors.message import MessageProcessor
 from shmq.broker.processors.offset import OffsetProcessor
 from shmq.broker.processors.pull import PullProcessor
 from shmq.broker.processors.queues import QueueProcessor
+from shmq.broker.processors.send_back import SendBackProcessor
 from shmq.remoting.codes import RequestCode
 from shmq.service import Phase
 
@@ -57,6 +58,7 @@ def processor_table(broker: Broker) -> dict[int, Processor]:
         ClaimProcessor(broker),
         OffsetProcessor(broker),
         MessageProcessor(broker),
+        SendBackProcessor(broker),
         AdminProcessor(broker),
     ):
         for code, row in part.table().items():
