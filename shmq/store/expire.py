@@ -4,7 +4,8 @@ What lives here: `LogExpiry`. Whatever is derived from a log file, one file for 
 by `DeriveService.expire`, which this calls before the log file itself. The order makes every death
 in between harmless: readers are turned away first, then what is derived goes (the floors of its
 queues are on disk before), then the file. What is left over is found by the next round, since it
-lies below the minimum position, or by recovery, which derives it anew.
+lies below the minimum position, or by recovery, which derives it anew. The index of keys is not
+waited for: its service drops what lies below that position by itself (index_service.py).
 
 Which process: the broker, retention's thread. Writes: queue rows and min_position through the
 Appender; removes files. May fail: DiskFullError, StoreError; called again, it goes on.

@@ -54,9 +54,9 @@ def test_clock_that_was_set_right_again_never_counted() -> None:
     ages = age_clock(clock)
     for _ in range(10):  # each step begins the hour anew
         clock.jump_wall(ms=100 * HOUR_MS)
-        expected = ages.now_ms()
+        assert ages.now_ms() == clock.wall_ms() - 100 * HOUR_MS
         clock.advance(ms=HOLD_MS // 2)
-        assert ages.now_ms() == expected + HOLD_MS // 2
+        assert ages.now_ms() == clock.wall_ms() - 100 * HOUR_MS
         clock.jump_wall(ms=-100 * HOUR_MS)
         assert ages.now_ms() == clock.wall_ms()
 
