@@ -33,6 +33,7 @@ _EMPTY = core.STATUS["EMPTY"][0]
 _TIMED_OUT = core.STATUS["TIMED_OUT"][0]
 _NOT_GRANTED = core.STATUS["NOT_GRANTED"][0]
 _COMMITTED_PLACE = 2 * core.LINE + field_place("append_positions", "committed_position")
+_TURN_PLACE = 2 * core.LINE + field_place("append_positions", "turn_number")
 _FLUSHED_PLACE = 3 * core.LINE + field_place("flush_positions", "flushed_position")
 CHUNK_BYTES = 256 * 1024
 LARGE = 6000
@@ -102,18 +103,27 @@ class Scene(contextlib.ExitStack):
 
     def pad(self, room: int) -> None:
         """Send until less than `room` bytes are left in the file the log is in."""
-        size = self.config.commit_log_file_size_bytes
-        assert size is not None
-        while True:  # bounded by the file
-            left = size - self.log_end() % size
-            if left < room:
-                return
+        while (left := self.room()) >= room:  # bounded by the file
             self.put(2, 0, max(BODY_MIN, min(4000, left - room - 150)))
             self.settle()
+
+    def room(self) -> int:
+        """Bytes left in the file the log is in."""
+        size = self.config.commit_log_file_size_bytes
+        assert size is not None
+        return size - self.log_end() % size
+
+    def queue_ends(self) -> list[int]:
+        """The next queue_offset of each queue when it was last judged."""
+        return list(self._next_offset)
 
     def log_end(self) -> int:
         """Behind the last committed frame; nobody is asked for it."""
         return self.clients[0].control.load64(_COMMITTED_PLACE)
+
+    def turn_number(self) -> int:
+        """Of the last committed turn."""
+        return self.clients[0].control.load64(_TURN_PLACE)
 
     def flushed(self) -> int:
         """Behind the last byte on disk."""

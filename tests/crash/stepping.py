@@ -1,11 +1,17 @@
-"""Holds a thread of another process instruction by instruction: the test's side of step.c."""
+"""Holds a thread of another process instruction by instruction: the test's side of step.c.
+
+What lives here: `Stepper`, and `Points`, which says at which instruction the next victim of a piece
+of work is to be broken.
+"""
 
 from __future__ import annotations
 
+import logging
 import platform
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +19,12 @@ from shmq.core import core
 from tests.support.compiled import program
 from tests.support.require import require_or_skip, require_program
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+logger = logging.getLogger(__name__)
+LEARN_MAX = 8
+SEEK_TRIES = 10
 _SOURCE = Path(__file__).with_name("step.c")
 
 
@@ -36,12 +48,24 @@ def address_of(pid: int, function: str) -> int:
     return base + symbols[function]
 
 
+class AstrayError(Exception):
+    """A thread went another way than the one that was learnt: it stands at some later place."""
+
+
 class Stepper:
     """One stepped thread after another. A context manager; what it holds at its end is killed."""
+
+    stands_at = 0
+    """Address of the instruction that the thread did not take any more."""
+    repetitions_left = 0
+    """How often it has yet to be done, if it is one that repeats itself."""
 
     def __init__(self) -> None:
         if platform.machine() != "x86_64":
             pytest.skip("the stepper knows x86-64 only")
+        self.changes: list[int] = []
+        """Which instructions of what was learnt, counted from 1, changed a watched object or were
+        system calls."""
         self._driver = subprocess.Popen(
             [program(_SOURCE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -62,6 +86,7 @@ class Stepper:
 
     def seize(self, tid: int) -> None:
         """Trace this thread, which runs on."""
+        self.changes = []
         self._ask(f"seize {tid}")
         self._answer()
 
@@ -84,14 +109,44 @@ class Stepper:
         self._ask("interrupt")
         self._answer()
 
+    def unwatch(self) -> None:
+        """Look for changes no more."""
+        self._ask("unwatch")
+        self._answer()
+
     def watch(self, path: str, size: int) -> None:
-        """Look for changes of this shared object in `survey`."""
+        """Look for changes of this shared object in `learn`."""
         self._ask(f"watch {path} {size}")
         self._answer()
 
     def step(self, count: int) -> tuple[int, bool]:
         """So many instructions; (how many were taken so far, whether the work is over)."""
         return self._go_on("step", count)
+
+    def leap(self, count: int) -> tuple[int, bool]:
+        """As `step`, by breakpoints where the way is learnt: the time does not grow with the count.
+
+        Raises:
+            AstrayError: the thread went another way.
+        """
+        return self._go_on("leap", count)
+
+    def learn(self) -> list[int]:
+        """To the end of the work: the addresses of its instructions, for later leaps; 0 is one of
+        the vDSO, whose number depends on the time. What two ways in a row begin with is leapt over.
+        """
+        self._ask("learn")
+        _, taken, *addresses = self._answer()
+        first = int(taken) - len(addresses)
+        self.changes += [
+            first + number for number, address in enumerate(addresses, 1) if address[-1] == "*"
+        ]
+        return [int(address.rstrip("*")) for address in addresses]
+
+    def finish(self) -> None:
+        """To the return of the function that was hit."""
+        self._ask("finish")
+        self._answer()
 
     def walk(self, count: int) -> tuple[int, bool]:
         """As `step`, but never standing in the vDSO, whose clock begins anew while time goes on."""
@@ -105,16 +160,11 @@ class Stepper:
 
     def _go_on(self, verb: str, count: int) -> tuple[int, bool]:
         self._ask(f"{verb} {count}")
-        word, taken = self._answer()
+        word, taken, address, left = self._answer()
+        if word == "astray":
+            raise AstrayError
+        self.stands_at, self.repetitions_left = int(address), int(left)
         return int(taken), word == "over"
-
-    def survey(self) -> tuple[int, list[int]]:
-        """To the end of the work: how many instructions it has, and which of them changed a
-        watched object or were system calls.
-        """
-        self._ask("survey")
-        _, taken, *changes = self._answer()
-        return int(taken), [int(number) for number in changes]
 
     def kill(self) -> None:
         """SIGKILL to its process, which stands at an instruction."""
@@ -140,3 +190,120 @@ class Stepper:
         self._driver.stdin.close()
         self._driver.stdout.close()
         self._driver.wait()
+
+
+def learn_until_sure(learn: Callable[[], list[int]]) -> list[list[int]]:
+    """Learn until two ways in a row are the same but for the vDSO, or many times; the last two."""
+    ways = [learn()]
+    for _ in range(LEARN_MAX):
+        ways.append(learn())
+        if _without_vdso(ways[-1]) == _without_vdso(ways[-2]):
+            break
+    return ways[-2:]
+
+
+def _without_vdso(way: list[int]) -> list[int]:
+    return [address for address in way if address]
+
+
+def go_through(
+    go_on: Callable[[int], tuple[int, bool]], count: int, between: Callable[[], None]
+) -> bool:
+    """So many instructions of work that has two parts, with `between` between them; whether it was
+    over.
+    """
+    taken, is_over = go_on(count)
+    if is_over and taken < count:
+        between()
+        _, is_over = go_on(count - taken)
+    return is_over
+
+
+class Points:
+    """At which instruction one victim after another is to be broken, until the points or the work
+    are over. A victim that goes astray is broken where it stands, and the next one comes to the
+    same point step by step.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        ways: Iterable[list[int]],
+        points: Iterable[int],
+        *,
+        is_every: bool = False,
+    ) -> None:
+        """None is reached yet.
+
+        Args:
+            stepper: it has learnt the work.
+            ways: what it gave then.
+            points: counts of instructions; they may go on for ever.
+            is_every: whether that is each instruction, which `report` then holds it to.
+        """
+        self._stepper = stepper
+        self.ways = list(ways)
+        self._is_every = is_every
+        self._least = max(map(len, self.ways))
+        self._points = iter(points)
+        self._at = next(self._points)
+        self._is_leaping = True
+        self._is_seeking = False
+        self._tries = 0
+        self._stood: set[int] = set()
+        self.is_over = False
+        self.count = 0
+        self.astray_count = 0
+
+    def reach(self, between: Callable[[], None] = lambda: None) -> None:
+        """Bring the victim that is held to its point.
+
+        Args:
+            between: waits for the moment in which the work goes on behind its first end.
+        """
+        self.count += 1
+        try:
+            is_over = go_through(
+                self._stepper.leap if self._is_leaping else self._stepper.step, self._at, between
+            )
+        except AstrayError:
+            self.astray_count += 1
+            self._is_leaping = False
+            return
+        self._is_leaping = not self._is_seeking
+        self._stood.add(self._stepper.stands_at)
+        following = next(self._points, None)
+        if following is None or (is_over and self._at >= self._least and not self._is_seeking):
+            following = self._seek()
+        self.is_over = following is None
+        self._at = following or 0
+
+    def _seek(self) -> int | None:
+        """When all points were reached: the next one for what no victim stood at. Some instructions
+        are taken only when time passes as it does in single steps (a wake-up, say).
+        """
+        missed = self._missed() if self._is_every and self._tries < SEEK_TRIES else set()
+        self._tries += 1
+        self._is_seeking = bool(missed)
+        self._is_leaping = not missed
+        self._points = iter(
+            [number for number, address in enumerate(self.ways[-1]) if address in missed]
+        )
+        return next(self._points, None)
+
+    def _missed(self) -> set[int]:
+        return self._known() - self._stood
+
+    def _known(self) -> set[int]:
+        return set.intersection(*map(set, self.ways)) - {0}
+
+    def report(self, what: str) -> None:
+        """Say how many were broken; if all were to be, each address of the work had one."""
+        lengths = [len(way) for way in self.ways]
+        known = self._known()
+        missed = self._missed()
+        logger.info(
+            "%s: %d victims, %s instructions at %d addresses, none at %d of them, %d astray",
+            what, self.count, lengths, len(known), len(missed), self.astray_count,
+        )  # fmt: skip
+        assert not (self._is_every and missed), f"none stood at {sorted(map(hex, missed))}"

@@ -9,13 +9,14 @@ not is nowhere. Every instruction in a full run, evenly spread ones by default.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from tests.crash.crowd import Crowd, read_log
-from tests.crash.stepping import Stepper, address_of
+from tests.crash.stepping import Points, Stepper, address_of, learn_until_sure
 from tests.crash.worker import Worker, is_stopped
 from tests.support.scale import scaled
 from tests.support.store_process import wait_until
@@ -63,6 +64,10 @@ SCENES = {
 scenes = pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES)
 
 
+Fates = dict[int, tuple[int, bool]]
+"""By victim: what it had sent before, and whether it has published since."""
+
+
 class Victims:
     """Makes victims that stand before the first instruction of their send."""
 
@@ -104,6 +109,21 @@ class Victims:
         wait_until(lambda: self._store.call("is_drained", session=worker.offer.session)[0])
         self._store.call("close_session", session=worker.offer.session)
 
+    def points(self, stepper: Stepper, stride: int, fates: Fates) -> Points:
+        """Every `stride`th instruction of the verb, which victims that live show first."""
+
+        def learn() -> list[int]:
+            with self.victim(stepper) as victim:
+                way = stepper.learn()
+                stepper.go()
+                victim.worker.answer()
+                assert victim.worker.call("drain") == 0
+                fates[victim.number] = victim.sent, victim.has_published()
+            return way
+
+        ways = learn_until_sure(learn)
+        return Points(stepper, ways, itertools.count(0, stride), is_every=stride == 1)
+
 
 class Victim(NamedTuple):
     number: int
@@ -117,7 +137,7 @@ class Victim(NamedTuple):
         return self.worker.ring_tail() != self.tail
 
 
-def check_log(store: ForkedStore, fates: dict[int, tuple[int, bool]], sent: list[int]) -> None:
+def check_log(store: ForkedStore, fates: Fates, sent: list[int]) -> None:
     """The log holds what was published, once and in order, and nothing else."""
     store.stop()
     sequences: dict[int, list[int]] = defaultdict(list)
@@ -135,20 +155,24 @@ def check_log(store: ForkedStore, fates: dict[int, tuple[int, bool]], sent: list
 def test_producer_killed_at_any_instruction_of_a_send_has_sent_or_not(
     zygote: Zygote, config: StoreConfig, scene: Scene
 ) -> None:
-    fates = {}
-    with ForkedStore(zygote, config) as store, Crowd(zygote, store) as crowd:
+    learnt: Fates = {}
+    fates: Fates = {}
+    with (
+        ForkedStore(zygote, config) as store,
+        Crowd(zygote, store) as crowd,
+        Stepper() as stepper,
+    ):
         victims = Victims(zygote, store, store.add_queue("victims"), scene)
-        killed_at = 0
-        is_over = False
-        while not is_over:
-            with Stepper() as stepper, victims.victim(stepper) as victim:
-                _, is_over = stepper.step(killed_at)
+        points = victims.points(stepper, scaled(scene.stride, 1), learnt)
+        while not points.is_over:
+            with victims.victim(stepper) as victim:
+                points.reach()
                 stepper.kill()
                 crowd.await_progress()
                 fates[victim.number] = victim.sent, victim.has_published()
-            killed_at += scaled(scene.stride, 1)
         sent = crowd.finish()
-        check_log(store, fates, sent)
+        check_log(store, learnt | fates, sent)
+    points.report("killed")
     assert {has_published for _, has_published in fates.values()} == scene.outcomes
 
 
@@ -176,25 +200,26 @@ def test_producer_stopped_at_any_instruction_of_a_send_delays_nobody(
 def test_producers_stopped_for_the_rest_of_the_run_delay_nobody(
     zygote: Zygote, config: StoreConfig, scene: Scene
 ) -> None:
-    fates = {}
-    stride = scaled(scene.stride * 8, 1)
-    with ForkedStore(zygote, config) as store, Crowd(zygote, store) as crowd:
+    fates: Fates = {}
+    with (
+        ForkedStore(zygote, config) as store,
+        Crowd(zygote, store) as crowd,
+        Stepper() as stepper,
+    ):
         victims = Victims(zygote, store, store.add_queue("victims"), scene)
-        stopped_at = 0
-        is_over = False
-        while not is_over:
+        points = victims.points(stepper, scaled(scene.stride * 8, 1), fates)
+        while not points.is_over:
             with contextlib.ExitStack() as standing:
                 for _ in range(ROUND):
-                    with Stepper() as stepper:
-                        victim = standing.enter_context(victims.victim(stepper))
-                        _, is_over = stepper.step(stopped_at)
-                        stepper.stop()
+                    victim = standing.enter_context(victims.victim(stepper))
+                    points.reach()
+                    stepper.stop()
                     wait_until(lambda pid=victim.worker.pid: is_stopped(pid))
                     fates[victim.number] = victim.sent, victim.has_published()
-                    stopped_at += stride
-                    if is_over:
+                    if points.is_over:
                         break
                     crowd.await_progress()
                 crowd.await_progress()
         sent = crowd.finish()
         check_log(store, fates, sent)
+    points.report("stopped for good")

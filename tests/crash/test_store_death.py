@@ -9,8 +9,13 @@ Opening from files is killed at every system call. Everything in a full run; a s
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
+import logging
+import shutil
 import threading
-from itertools import count
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,21 +24,44 @@ import pytest
 from tests.crash.crowd import read_log
 from tests.crash.ledger import BODY_MIN, Sent, body_of
 from tests.crash.scene import LARGE, REFUSED, Scene, generations, wipe
-from tests.crash.stepping import Stepper, address_of
+from tests.crash.stepping import (
+    AstrayError,
+    Points,
+    Stepper,
+    address_of,
+    go_through,
+    learn_until_sure,
+)
 from tests.support.scale import is_full_run, scaled
 from tests.support.store_process import StoreClient, wait_until
 from tests.support.zygote import ForkedStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from shmq.config import StoreConfig
     from tests.support.zygote import Zygote
 
+logger = logging.getLogger(__name__)
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(scaled(120, 7200))]
 
 BLOCK_ENTRIES = 165
+TURN_ENTRIES_MAX = 12
+"""More than any queue gets in a turn and what is sent before it."""
+ROLL_ROOM_BYTES = 80 * 1024
+"""More than a turn and what is sent before it."""
+DEATHS_OF_A_STORE = 300
+"""Then a new one: a start looks at every file of the log."""
+QUIET_STRIDE = 20
 SYS_RECVMSG = 47
+SLEEPING = ("232", "281")
+"""System calls that the append thread sleeps in: epoll_wait, epoll_pwait."""
+
+
+@pytest.fixture
+def config(config: StoreConfig) -> StoreConfig:
+    """Few slots to look at in each start, and no waiting for the flusher."""
+    return replace(config, session_count=8, flush_interval_ms=1)
 
 
 def put_some(scene: Scene) -> None:
@@ -46,92 +74,161 @@ def put_some(scene: Scene) -> None:
     scene.put(2, 0, LARGE)
 
 
-def put_a_few(scene: Scene) -> None:
-    """The same for less: a turn of few instructions."""
-    scene.put(0, 1)
-    scene.put(1, 0)
+def before_a_turn(scene: Scene) -> None:
+    """The next turn neither rolls nor begins a block: each one takes the same way."""
+    if scene.room() < ROLL_ROOM_BYTES:
+        scene.pad(400)
+        scene.put(2, 0, 700)
+        scene.judge()
+    step_over_blocks(scene)
+
+
+def step_over_blocks(scene: Scene) -> None:
+    for queue, offset in enumerate(scene.queue_ends()):
+        left = -offset % BLOCK_ENTRIES
+        if left < TURN_ENTRIES_MAX:
+            for _ in range(left + 1):
+                scene.put(1, queue)
+    scene.settle()
+    scene.put(2, 0)  # the next turn begins at the ring behind this one's
+    scene.judge()
 
 
 def before_a_roll(scene: Scene) -> None:
+    scene.pad(8000)
+    scene.judge()
+    step_over_blocks(scene)
     scene.pad(400)
 
 
 def before_a_block(scene: Scene) -> None:
     """Two queues are about to begin a block."""
-    queues = {topic: offsets for topic, _, _, offsets in scene.store.facts()["queues"]}
-    for number, topic in enumerate(("async", "sync")):
-        room = -(queues[topic]["max_queue_offset"] + 1) % BLOCK_ENTRIES
-        for _ in range(room):
-            scene.put(1, number)
+    before_a_turn(scene)
+    for queue, offset in enumerate(scene.queue_ends()[:2]):
+        for _ in range(-(offset + 1) % BLOCK_ENTRIES):
+            scene.put(1, queue)
             if len(scene.under_way) == 32:
                 scene.settle()
     scene.settle()
 
 
-TURNS: dict[str, tuple[Callable[[Scene], None], Callable[[Scene], None], int]] = {
-    # name: (before, records of the turn, instructions between two deaths by default)
-    "a turn": (lambda _scene: None, put_some, 400),
-    "a turn that rolls": (before_a_roll, put_some, 900),
-    "a turn that begins blocks": (before_a_block, put_some, 900),
+TURNS: dict[str, tuple[Callable[[Scene], None], int]] = {
+    # name: (before, instructions between two deaths by default)
+    "a turn": (before_a_turn, 400),
+    "a turn that rolls": (before_a_roll, 900),
+    "a turn that begins blocks": (before_a_block, 900),
 }
 
 
 def hold_append_thread(stepper: Stepper, store: ForkedStore) -> None:
-    """The append thread stands still where it had nothing to do."""
-    stepper.seize(store.call("threads")[0]["shmq-append"])
+    """The append thread stands still where it sleeps for want of work: each turn begins there."""
+    tid = store.call("threads")[0]["shmq-append"]
+    place = Path(f"/proc/{store.pid}/task/{tid}/syscall")
+    wait_until(lambda: place.read_text(encoding="ascii").split()[0] in SLEEPING)
+    stepper.seize(tid)
     stepper.interrupt()
 
 
-def step_through_turn(stepper: Stepper, scene: Scene, count: int) -> tuple[int, bool]:
-    """So many instructions from where it stands: through the turn, and then, when the flusher is
-    done, through what settles levels.
-    """
-    taken, is_over = stepper.step(count)
-    if is_over and taken < count:
-        wait_until(lambda: scene.flushed() == scene.log_end())
-        taken, is_over = stepper.step(count - taken)
-    return taken, is_over
+def await_flushed(scene: Scene) -> None:
+    """Until the flusher is done: what the turn did is followed by what settles levels."""
+    wait_until(lambda: scene.flushed() == scene.log_end())
 
 
-def die_in_a_turn(scene: Scene, at: int) -> None:
-    """Leave a successor something to redo: the store dies at some instruction of a turn."""
-    with Stepper() as stepper:
+def learn_turn(stepper: Stepper, scene: Scene, before: Callable[[Scene], None]) -> list[list[int]]:
+    """The ways of turns that die at their ends, so that others can be leapt through."""
+
+    def learn() -> list[int]:
+        before(scene)
         hold_append_thread(stepper, scene.store)
         put_some(scene)
-        step_through_turn(stepper, scene, at)
+        way = stepper.learn()
+        await_flushed(scene)
+        way += stepper.learn()
         stepper.kill()
-    scene.store.process.wait()
-    scene.look()
+        scene.succeed()
+        scene.judge()
+        return way
+
+    return learn_until_sure(learn)
 
 
-def deaths_in_turns() -> Iterator[int]:
-    """Instructions of a turn to die at, spread over all of it."""
-    return (number * 1709 % 9000 for number in count())
+def scenes(zygote: Zygote, config: StoreConfig) -> Generator[Scene]:
+    """The scene of each death: a new store every so many, for a start looks at every file."""
+    while True:
+        with Scene(zygote, config) as scene:
+            while scene.deaths < DEATHS_OF_A_STORE:
+                yield scene
+            scene.finish()
+        shutil.rmtree(config.store_path)
 
 
-@pytest.mark.parametrize(("before", "put", "stride"), TURNS.values(), ids=TURNS)
+class Dying:
+    """Leaves successors something to redo: the store dies at some instruction of a turn."""
+
+    def __init__(self, stepper: Stepper, scene: Scene) -> None:
+        self._stepper = stepper
+        self.turn_length = min(map(len, learn_turn(stepper, scene, before_a_turn)))
+        # A prime number of instructions on each time: all over the turn, in the end at each of it.
+        self._spread = (number * 1709 % self.turn_length for number in itertools.count())
+
+    def die(self, scene: Scene, at: int | None = None) -> tuple[bool, bool]:
+        """At this instruction, or at one after the other spread over the turn; whether it came
+        there (else it went astray and died somewhere behind), and whether the turn was committed.
+        """
+        before_a_turn(scene)
+        hold_append_thread(self._stepper, scene.store)
+        turn_number = scene.turn_number()
+        put_some(scene)
+        at = next(self._spread) if at is None else at
+        is_there = False
+        with contextlib.suppress(AstrayError):
+            go_through(self._stepper.leap, at, lambda: await_flushed(scene))
+            is_there = True
+        self._stepper.kill()
+        scene.store.process.wait()
+        scene.look()
+        return is_there, scene.turn_number() != turn_number
+
+    def find_commit(self, following: Iterator[Scene]) -> int:
+        """How many instructions of a turn it takes to commit it."""
+        before, behind = 0, self.turn_length
+        while behind - before > 1:
+            middle = (before + behind) // 2
+            scene = next(following)
+            is_there, has_committed = self.die(scene, middle)
+            if not has_committed:
+                before = middle
+            elif is_there:
+                behind = middle
+            scene.succeed()
+            scene.judge()
+        return behind
+
+
+@pytest.mark.parametrize(("before", "stride"), TURNS.values(), ids=TURNS)
 def test_store_killed_at_any_instruction_of_a_turn_loses_doubles_and_tears_nothing(
     zygote: Zygote,
     config: StoreConfig,
     before: Callable[[Scene], None],
-    put: Callable[[Scene], None],
     stride: int,
 ) -> None:
-    with Scene(zygote, config) as scene:
-        killed_at = 0
-        is_over = False
-        while not is_over:
+    with Stepper() as stepper, contextlib.closing(scenes(zygote, config)) as following:
+        stride = scaled(stride, 1)
+        ways = learn_turn(stepper, next(following), before)
+        points = Points(stepper, ways, itertools.count(0, stride), is_every=stride == 1)
+        for scene in following:
+            if points.is_over:
+                scene.finish()
+                break
             before(scene)
-            with Stepper() as stepper:
-                hold_append_thread(stepper, scene.store)
-                put(scene)
-                _, is_over = step_through_turn(stepper, scene, killed_at)
-                stepper.kill()
+            hold_append_thread(stepper, scene.store)
+            put_some(scene)
+            points.reach(functools.partial(await_flushed, scene))
+            stepper.kill()
             scene.succeed()
             scene.judge()
-            killed_at += scaled(stride, 1)
-        assert scene.deaths > 10
-        scene.finish()
+    assert points.count > 10
+    points.report("killed in a turn")
 
 
 ADOPTION = {
@@ -147,29 +244,72 @@ ADOPTION = {
 def test_successor_killed_at_any_instruction_of_adopting_leaves_the_next_one_everything(
     zygote: Zygote, config: StoreConfig, function: str, call: int, count: int
 ) -> None:
-    """By default it is killed behind instructions that changed something, all over the function."""
-    with Scene(zygote, config) as scene:
-        deaths = deaths_in_turns()
-        die_in_a_turn(scene, next(deaths))
-        scene.store = scene.store.restart(opens=False)
-        with Stepper() as stepper:
-            run_to_call(stepper, scene.store, function, call)
-            watch_memory(stepper, config)
-            instruction_count, changes = stepper.survey()
-            stepper.go()
-        scene.store.await_open()
-        scene.resume()
-        scene.judge()
-        for killed_at in chosen(instruction_count, changes, count):
-            die_in_a_turn(scene, next(deaths))
-            scene.store = scene.store.restart(opens=False)
-            with Stepper() as stepper:
-                run_to_call(stepper, scene.store, function, call)
-                stepper.step(killed_at)
-                stepper.kill()
-            scene.succeed()
-            scene.judge()
-        scene.finish()
+    """Its predecessor dies right behind the commit of a turn, so that all of it is to be redone; in
+    a full run also right before it.
+    """
+    with Stepper() as stepper, contextlib.closing(scenes(zygote, config)) as following:
+        dying = Dying(stepper, next(following))
+        commit = dying.find_commit(following)
+        for death in (commit, commit - 1)[: scaled(1, 2)]:
+
+            def hold(scene: Scene, stepper: Stepper, death: int = death) -> Held:
+                return adopting(dying, scene, stepper, death, function, call)
+
+            break_everywhere(following, hold, count, f"killed in {function}")
+        next(following).finish()
+
+
+Held = contextlib.AbstractContextManager[None]
+"""While it is entered the victim stands at its work; then it is killed, succeeded and judged."""
+
+
+def break_everywhere(
+    following: Iterator[Scene],
+    hold: Callable[[Scene, Stepper], Held],
+    count: int,
+    what: str,
+    *,
+    is_alone: bool = True,
+) -> None:
+    """Kill one victim after another at the chosen instructions of their work.
+
+    Args:
+        is_alone: nobody else writes to shared memory meanwhile: it can be seen who did.
+    """
+    with Stepper() as stepper:
+
+        def learn(*, watches: bool = False) -> list[int]:
+            scene = next(following)
+            with hold(scene, stepper):
+                if watches:
+                    watch_memory(stepper, scene.config)
+                way = stepper.learn()
+                stepper.unwatch()
+                return way
+
+        if is_alone:
+            learn(watches=True)
+        ways = learn_until_sure(learn)
+        changes = stepper.changes if is_alone else None
+        points = Points(stepper, ways, chosen(len(ways[-1]), changes, count))
+        while not points.is_over:
+            with hold(next(following), stepper):
+                points.reach()
+    points.report(what)
+
+
+@contextlib.contextmanager
+def adopting(
+    dying: Dying, scene: Scene, stepper: Stepper, death: int, function: str, call: int
+) -> Iterator[None]:
+    """The store dies in a turn, its successor stands at that call of a function."""
+    dying.die(scene, death)
+    scene.store = scene.store.restart(opens=False)
+    run_to_call(stepper, scene.store, function, call)
+    yield
+    stepper.kill()
+    scene.succeed()
+    scene.judge()
 
 
 def run_to_call(stepper: Stepper, store: ForkedStore, function: str, call: int) -> None:
@@ -179,51 +319,64 @@ def run_to_call(stepper: Stepper, store: ForkedStore, function: str, call: int) 
     store.begin_open()
     stepper.hit()
     for _ in range(call - 1):
-        stepper.step(1_000_000)  # to its return
+        stepper.finish()
         stepper.plant(address_of(store.pid, function))
         stepper.hit()
     stepper.begin()
 
 
 def watch_memory(stepper: Stepper, config: StoreConfig) -> None:
-    """Let a survey look for changes of all shared memory of the store."""
+    """Let the stepper look for changes of all shared memory of the store."""
     for path in Path("/dev/shm").glob(f"shmq.{config.cluster_name}.*"):
         stepper.watch(str(path), path.stat().st_size)
 
 
-def chosen(instruction_count: int, changes: list[int], count: int) -> list[int]:
-    """Which instructions to die at: all, or by default `count` that changed something."""
-    if is_full_run():
-        return list(range(instruction_count + 1))
-    points = sorted({0, *changes, instruction_count})
-    return points[:: -(-len(points) // count)]
+def chosen(length: int, changes: list[int] | None, count: int) -> Iterable[int]:
+    """At how many instructions to die.
+
+    Who is killed leaves what is shared, and the kernel's objects: two deaths with neither a change
+    of memory nor a system call between them leave the same. So where it is known which
+    instructions these are, a full run has a death before and behind each of them, and every so
+    many instructions of the others; where it is not known, at all.
+    """
+    if not is_full_run():
+        points = sorted({*(changes or ()), *range(0, length + 1, length // count)})
+        return points[:: max(1, len(points) // count)]
+    if changes is None:
+        return range(length + 1)
+    around = {number + side for number in changes for side in (-1, 0)}
+    return sorted(around | {*range(0, length, QUIET_STRIDE), length})
 
 
 def test_successor_killed_at_any_instruction_of_a_resumption_leaves_the_next_one_everything(
     zygote: Zygote, config: StoreConfig
 ) -> None:
-    with Scene(zygote, config) as scene:
-        killed_at = 0
-        for death in deaths_in_turns():
-            die_in_a_turn(scene, death)
-            scene.store = scene.store.restart()
-            scene.clients[0].resume(scene.store)
-            with Stepper() as stepper:
-                stepper.seize(scene.store.pid)
-                stepper.plant(address_of(scene.store.pid, "appender_attach"))
-                resuming = threading.Thread(target=resume_in_vain, args=(scene,))
-                resuming.start()
-                stepper.hit()
-                _, is_over = stepper.step(killed_at)
-                stepper.kill()
-                resuming.join()
-            scene.succeed()
-            scene.judge()
-            if is_over:
-                break
-            killed_at += scaled(250, 1)
-        assert scene.deaths > 5
-        scene.finish()
+    with Stepper() as stepper, contextlib.closing(scenes(zygote, config)) as following:
+        dying = Dying(stepper, next(following))
+
+        def hold(scene: Scene, stepper: Stepper) -> Held:
+            return resuming(dying, scene, stepper)
+
+        break_everywhere(following, hold, 30, "killed in appender_attach", is_alone=False)
+        next(following).finish()
+
+
+@contextlib.contextmanager
+def resuming(dying: Dying, scene: Scene, stepper: Stepper) -> Iterator[None]:
+    """The store dies in a turn, its successor resumes one client and stands at the next one."""
+    dying.die(scene)
+    scene.store = scene.store.restart()
+    scene.clients[0].resume(scene.store)
+    stepper.seize(scene.store.pid)
+    stepper.plant(address_of(scene.store.pid, "appender_attach"))
+    thread = threading.Thread(target=resume_in_vain, args=(scene,))
+    thread.start()
+    stepper.hit()
+    yield
+    stepper.kill()
+    thread.join()
+    scene.succeed()
+    scene.judge()
 
 
 def resume_in_vain(scene: Scene) -> None:
@@ -234,19 +387,19 @@ def resume_in_vain(scene: Scene) -> None:
 def test_successor_killed_at_any_system_call_of_its_start_leaves_the_next_one_everything(
     zygote: Zygote, config: StoreConfig
 ) -> None:
-    with Scene(zygote, config) as scene:
-        killed_at = 0
-        for death in deaths_in_turns():
-            die_in_a_turn(scene, death)
+    with Stepper() as stepper, contextlib.closing(scenes(zygote, config)) as following:
+        dying = Dying(stepper, next(following))
+        for call_number, scene in zip(itertools.count(0, scaled(20, 1)), following, strict=False):
+            dying.die(scene)
             scene.store = scene.store.restart(opens=False)
-            is_over = start_and_die(scene.store, killed_at)
+            is_over = start_and_die(scene.store, call_number)
             scene.succeed()
             scene.judge()
             if is_over:
                 break
-            killed_at += scaled(20, 1)
-        assert scene.deaths > 10
+        assert call_number > 200
         scene.finish()
+    logger.info("killed at system calls of a start: %d", call_number)
 
 
 def start_and_die(store: ForkedStore, call_count: int) -> bool:
@@ -324,6 +477,7 @@ def test_store_killed_at_any_system_call_of_a_start_from_files_is_recovered_by_t
             ledger.check(store)
             killed_at += scaled(15, 1)
         assert killed_at > 100
+        logger.info("killed at system calls of a start from files: %d", killed_at)
         store.stop()
         assert not generations(config)
     finally:
