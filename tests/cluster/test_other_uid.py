@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import grp
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,14 +90,15 @@ with shmq.connect(sys.argv[1]) as client, client.consumer("t", "g") as consumer:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, cluster_name: str) -> Iterator[Cluster]:
-    """Its runtime folder's group is one that its owner is not in by accident."""
+def cluster(cluster_name: str) -> Iterator[Cluster]:
+    """Its runtime folder's group is one that its owner is not in by accident. Not in tmp_path: a
+    run beside this one closes its parents to others again.
+    """
     require_root()
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == "root" and folder != Path("/tmp"):
-            folder.chmod(folder.stat().st_mode | 0o011)  # as /run would be
-    with Cluster(tmp_path, cluster_name, group=GROUP) as made:
-        yield made
+    with tempfile.TemporaryDirectory(prefix="shmq-uid-") as name:
+        Path(name).chmod(0o755)  # as /run would be
+        with Cluster(Path(name), cluster_name, group=GROUP) as made:
+            yield made
 
 
 GROUP = grp.getgrnam("games").gr_gid
