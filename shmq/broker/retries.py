@@ -41,6 +41,7 @@ _STORED = frozenset(
 )
 _NAMES = {value: name for name, (value, _) in core.STATUS.items()}
 _TRANSACTION_BITS = 0xC
+_DLQ_NOTES = ("DLQ_ORIGIN_TOPIC", "DLQ_ORIGIN_MESSAGE_ID")
 _DROPPED = ("DELAY", "REAL_TOPIC", "REAL_QID", "__CRC32#")
 
 
@@ -145,6 +146,8 @@ class RetryService:
         message_id = (store_host + physical_offset.to_bytes(8, "big")).hex().upper()
         properties.setdefault("RETRY_TOPIC", wanted.topic)
         properties.setdefault("ORIGIN_MESSAGE_ID", message_id)
+        for name in _DLQ_NOTES:
+            properties.pop(name, None)
         if is_dead:
             properties["DLQ_ORIGIN_TOPIC"] = properties["RETRY_TOPIC"]
             properties["DLQ_ORIGIN_MESSAGE_ID"] = properties["ORIGIN_MESSAGE_ID"]

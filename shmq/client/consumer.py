@@ -245,7 +245,12 @@ class Consumer:
         message.settle()
 
     def send_back(
-        self, message: core.Message, delay_level: int = 0, *, max_reconsume_times: int = -1
+        self,
+        message: core.Message,
+        delay_level: int = 0,
+        *,
+        max_reconsume_times: int = -1,
+        group: str | None = None,
     ) -> str:
         """Settle a message that could not be processed by having it delivered to the group again.
 
@@ -258,6 +263,7 @@ class Consumer:
                 -1: it is a dead letter.
             max_reconsume_times: failures after the first before it is a dead letter; -1: as the
                 group is configured, which is 16.
+            group: to whom; None: this consumer's own group.
 
         Returns:
             The topic it is in now.
@@ -270,7 +276,7 @@ class Consumer:
         if not isinstance(queue, ProcessQueue):
             raise TypeError(f"send back {message!r}: no consumer of a group handed it out")
         topic = queue.link.send_back(
-            self.group,
+            group or self.group,
             queue.message_queue,
             message.queue_offset,
             delay_level=delay_level,

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import shmq
 from shmq.errors import OffsetIllegalError
 from shmq.topic import dlq_topic, retry_topic
+from tests.support.broker_process import ROOT
 from tests.support.cluster import Cluster, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -155,6 +161,51 @@ def test_consumer_sends_back_by_itself_and_says_when_a_message_is_dead(
         queue = shmq.MessageQueue("t", "broker-a", 0)
         with pytest.raises(OffsetIllegalError):
             link.send_back("g", queue, 99, delay_level=0, max_reconsume_times=-1)
+
+
+def test_dead_letters_are_listed_and_delivered_to_their_group_once_more(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    def shmq_dlq(*arguments: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-m", "shmq.tools.cli", "dlq", *arguments, "--json"],
+            cwd=ROOT,
+            env={**os.environ, "SHMQ_NAMESRV": str(cluster.runtime)},
+            capture_output=True,
+            check=True,
+        )
+        shown: dict[str, Any] = json.loads(done.stdout)
+        return shown
+
+    with (
+        Cluster(tmp_path, cluster_name, message_delay_level=LEVELS) as cluster,
+        cluster.connect() as client,
+        client.producer() as producer,
+    ):
+        client.create_topic("t", queues=1)
+        ids = [producer.send("t", b"%d" % n, tag="a", keys=["k"]).message_id for n in range(3)]
+        with client.consumer("t", "g", auto_settle=False) as consumer:
+            for _ in ids:
+                message = consumer.try_next(TIMEOUT_S)
+                assert message is not None
+                consumer.send_back(message, -1)
+        listed = shmq_dlq("ls", "g")["messages"]
+        assert [(m["messageId"], m["topic"], m["reconsumeTimes"]) for m in listed] == [
+            (message_id, "t", 1) for message_id in ids
+        ]
+        with client.consumer("t", "others") as others:
+            assert len(others.receive(10, timeout=TIMEOUT_S)) == 3
+            assert shmq_dlq("replay", "g", "--yes", "--count", "2")["replayed"] == 2
+            assert shmq_dlq("replay", "g", "--yes")["replayed"] == 1
+            assert shmq_dlq("replay", "g", "--yes")["replayed"] == 0
+            seen = _Seen(fails=0)
+            with client.push_consumer("g", seen) as push:
+                push.subscribe("t")
+                wait_for(lambda: len(seen.calls) == 3, "the replayed ones")
+            assert [calls[0][1:] for _, calls in sorted(seen.calls.items())] == [
+                ("t", 2, message_id) for message_id in ids
+            ]
+            assert others.try_next(0.1) is None
 
 
 @pytest.mark.crash

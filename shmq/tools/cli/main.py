@@ -24,6 +24,7 @@ _VERBS = {
     "pub": "send messages: from the command line, a file or a pipe",
     "sub": "receive messages and print them",
     "msg": "look up messages by id, key, time or place; send one again",
+    "dlq": "list the dead letters of a group, deliver them once more",
     "topic": "list, show, create, change and delete topics",
     "group": "list consumer groups, show their lag, change them; reset, skip, clone their offsets",
     "broker": "list brokers, show what one says of itself, have producers leave one",

@@ -1,0 +1,130 @@
+"""`shmq dlq`: look at the dead letters of a group, and have it try them once more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from shmq.client.instance import connect
+from shmq.subscription import check_group
+from shmq.tools.cli.output import (
+    cluster_option,
+    confirm,
+    echo_json,
+    echo_table,
+    json_option,
+    time_text,
+)
+from shmq.topic import dlq_topic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shmq.client.instance import Client
+    from shmq.core._core import Message
+
+__all__ = ["dlq"]
+
+REPLAY_GROUP = "shmq-dlq-replay"
+"""Remembers, for each dead letter topic, how far it was replayed."""
+REPLAY_DELAY_LEVEL = 1
+"""The shortest: a second, unless the brokers say otherwise."""
+_PULL_COUNT = 256
+_IDLE_S = 1.0
+_BODY_SHOWN = 64
+_KEYS = ("storeTimestamp", "messageId", "topic", "reconsumeTimes", "tag", "keys", "body")
+
+
+@click.group()
+def dlq() -> None:
+    """Dead letters: what a group failed to process, kept in %DLQ%GROUP."""
+
+
+@dlq.command("ls")
+@click.argument("group")
+@click.option("-c", "--count", type=click.IntRange(1), default=100, show_default=True)
+@json_option
+@cluster_option
+def _ls(namesrv: str | None, group: str, count: int, is_json: bool) -> None:
+    """List the dead letters of GROUP, the newest last; at most --count of each queue."""
+    check_group(group)
+    with connect(namesrv) as client:
+        rows = [_row(message) for message in _letters(client, dlq_topic(group), count)]
+    rows.sort()
+    if is_json:
+        echo_json({"group": group, "messages": [dict(zip(_KEYS, r, strict=True)) for r in rows]})
+        return
+    echo_table(
+        ("STORED (UTC)", "ID", "TOPIC", "FAILED", "TAG", "KEYS", "BODY"),
+        ((time_text(row[0]), *row[1:6], row[6][:_BODY_SHOWN]) for row in rows),
+    )
+
+
+@dlq.command("replay")
+@click.argument("group")
+@click.option("-c", "--count", type=click.IntRange(1), help="At most so many; else all.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@cluster_option
+def _replay(namesrv: str | None, group: str, count: int | None, yes: bool, is_json: bool) -> None:
+    """Deliver dead letters to GROUP once more, those first that were not replayed yet.
+
+    They come to the group alone, as retries, under their own ids. What fails again is a dead letter
+    again. What was replayed stays in the list and is not replayed a second time.
+    """
+    check_group(group)
+    done = 0
+    with connect(namesrv) as client:
+        _ = _letters(client, dlq_topic(group), 1)  # whether there are any, before anybody is asked
+        confirm(f"deliver the dead letters of {group} once more", yes)
+        with client.consumer(dlq_topic(group), REPLAY_GROUP, auto_settle=False) as consumer:
+            while count is None or done < count:
+                message = consumer.try_next(_IDLE_S)
+                if message is None:
+                    break
+                consumer.send_back(
+                    message, REPLAY_DELAY_LEVEL, max_reconsume_times=_ALWAYS, group=group
+                )
+                done += 1
+    if is_json:
+        echo_json({"group": group, "replayed": done})
+        return
+    click.echo(f"{group}: {done} dead letters are on their way")
+
+
+_ALWAYS = (1 << 31) - 1
+
+
+def _letters(client: Client, topic: str, count: int) -> list[Message]:
+    """The last `count` of each queue.
+
+    Raises:
+        TopicNotExistError: the group has no dead letters.
+    """
+
+    def read() -> Iterator[Message]:
+        with client.pull_consumer(topic) as consumer:
+            for queue in consumer.queues():
+                end = consumer.max_offset(queue)
+                at = max(consumer.min_offset(queue), end - count)
+                while at < end:
+                    result = consumer.pull(queue, at, min(_PULL_COUNT, end - at))
+                    if result.next_begin_offset <= at:
+                        break
+                    at = result.next_begin_offset
+                    yield from result.messages
+
+    return list(read())
+
+
+def _row(message: Message) -> tuple[int, str, str, int, str, str, str]:
+    return (
+        message.store_timestamp,
+        message.message_id,
+        message.properties.get("RETRY_TOPIC", message.topic),
+        message.reconsume_times,
+        message.tag or "",
+        " ".join(message.keys),
+        message.body_bytes.decode("utf-8", "backslashreplace"),
+    )
