@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from shmq.client.deadline import at_most
 from shmq.client.wake_fd import SharedSocket
 from shmq.core import core
 from shmq.core.fields import field_place
@@ -127,7 +128,7 @@ class BrokerLink:
             self._folder,
             self._socket_name,
             role="client",
-            timeout_s=CONNECT_TIMEOUT_S,
+            timeout_s=at_most(CONNECT_TIMEOUT_S),
             on_notify=lambda command: self._on_notify(self, command),
             on_end=lambda: self._on_end(self),
         )
@@ -135,7 +136,7 @@ class BrokerLink:
     def _attach(self) -> None:
         answer = self.connection.call(
             Command(RequestCode.ATTACH_SESSION, {"clientId": self._client_id}),
-            timeout_s=CALL_TIMEOUT_S,
+            timeout_s=at_most(CALL_TIMEOUT_S),
             fd_count_max=_FD_MAX,
         )
         fields = answer.ext_fields
@@ -264,7 +265,7 @@ class BrokerLink:
                 orjson.dumps(body),
                 fds=[os.dup(fd) for fd in self._memfds.values()],
             ),
-            timeout_s=CALL_TIMEOUT_S,
+            timeout_s=at_most(CALL_TIMEOUT_S),
             fd_count_max=_FD_MAX,
         )
         fds = dict(zip(str(answer.ext_fields["fds"]).split(","), answer.take_fds(), strict=True))
@@ -347,7 +348,7 @@ class BrokerLink:
         command = Command(code, fields or {}, b"" if body is None else orjson.dumps(body))
         try:
             return self.connection.call(
-                command, timeout_s=CALL_TIMEOUT_S, fd_count_max=fd_count_max
+                command, timeout_s=at_most(CALL_TIMEOUT_S), fd_count_max=fd_count_max
             )
         except (ClosedError, RequestTimeoutError) as error:
             raise self._away(code.name, error) from None
@@ -422,7 +423,7 @@ class BrokerLink:
     def _invoke(self, command: Command) -> Command:
         """The answer, whatever it is."""
         try:
-            return self.connection.invoke(command, timeout_s=CALL_TIMEOUT_S)
+            return self.connection.invoke(command, timeout_s=at_most(CALL_TIMEOUT_S))
         except (ClosedError, RequestTimeoutError) as error:
             raise self._away(command.name, error) from None
 
@@ -620,7 +621,7 @@ class BrokerLink:
         }
         command = Command(RequestCode.PULL_MESSAGE, fields)
         try:
-            answer = self.connection.invoke(command, timeout_s=CALL_TIMEOUT_S)
+            answer = self.connection.invoke(command, timeout_s=at_most(CALL_TIMEOUT_S))
         except (ClosedError, RequestTimeoutError) as error:
             raise self._away(command.name, error) from None
         if answer.code in (ResponseCode.PULL_NOT_FOUND, ResponseCode.PULL_RETRY_IMMEDIATELY):

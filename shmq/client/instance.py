@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 from shmq.client.arguments import check_count, member
 from shmq.client.broker_link import BrokerLink
 from shmq.client.consumer import Consumer
+from shmq.client.deadline import held
 from shmq.client.lite_pull_consumer import (
     AUTO_COMMIT_INTERVAL_S,
     PULL_BATCH_SIZE,
@@ -435,7 +436,7 @@ class Client:
         self.check(f"attach to broker {broker_name}")
         with self._lock:
             lock = self._link_locks.setdefault(broker_name, threading.Lock())
-        with lock:
+        with held(lock, f"attach to broker {broker_name}"):
             link = self._links.get(broker_name)
             if link is not None:
                 return link

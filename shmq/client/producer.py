@@ -17,6 +17,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, NoReturn, Protocol, Self
 
 from shmq.client.arguments import check_bodies, check_one_place, check_timeout
+from shmq.client.deadline import at_most, held, within
 from shmq.client.fault_table import SLOW_NS, LatencyFaultTable
 from shmq.client.loan import Loan, array_properties
 from shmq.client.queue_selector import SendQueue, Target
@@ -80,6 +81,8 @@ STORED = {
 }
 """Statuses of messages that are stored."""
 SEND_TIMEOUT_S = 3.0
+FIRST_CONTACT_S = 1.0
+"""A shorter timeout is this long for whom has to ask NameServer and brokers where a topic is."""
 """RocketMQ's sendMsgTimeout."""
 _STALE_MAX = 5
 """How often the handles of one send may turn out to be stale."""
@@ -163,7 +166,7 @@ class Producer:
             check_one_place("send", key, queue)
             request = SendRequest(topic.topic, topic, None, None, properties, 0, key, queue)
             return self._send(request, begin_ns + int(timeout * 1e9), timeout)
-        target = self._targets.get(topic) or self._target(topic)
+        target = self._targets.get(topic) or self._target(topic, timeout)
         if key is None and queue is None:
             lane, row, generation, chosen = next(target.turn)
             status = _CLOSED
@@ -272,7 +275,7 @@ class Producer:
             check_timeout("send_oneway", timeout)
         if delay_level:
             properties = _delayed(properties, delay_level)
-        target = self._targets.get(topic) or self._target(topic)
+        target = self._targets.get(topic) or self._target(topic, timeout)
         if key is None and queue is None:
             lane, row, generation, chosen = next(target.turn)
             try:
@@ -321,7 +324,7 @@ class Producer:
         properties = _delayed(None, delay_level) if delay_level else None
         deadline_ns = _now() + int(timeout * 1e9)
         given = list(bodies)
-        target = self._targets.get(topic) or self._target(topic)
+        target = self._targets.get(topic) or self._target(topic, timeout)
         # All to one queue, whatever happens meanwhile: that is what keeps them in order.
         chosen = self._choose(target, key, queue)
         done: list[SendResult] = []
@@ -474,7 +477,9 @@ class Producer:
                 lane.forget(sequence)
             if status == _CLOSED:
                 request.message_id = message_id
-            target = self._targets.get(request.topic) or self._target(request.topic)
+            target = self._targets.get(request.topic) or self._target(
+                request.topic, left_s(deadline_ns)
+            )
             self._mend(request, target, chosen, status, message_id, deadline_ns, timeout)
 
     def _mend(
@@ -534,7 +539,9 @@ class Producer:
         """
         tried = 0
         while True:  # bounded by the deadline
-            target = self._targets.get(request.topic) or self._target(request.topic)
+            target = self._targets.get(request.topic) or self._target(
+                request.topic, left_s(deadline_ns)
+            )
             chosen = self._choose(target, request.key, request.queue)
             # One look at each ring before waiting at one.
             is_free = request.is_free and tried < len(target.queues)
@@ -598,7 +605,9 @@ class Producer:
         try:
             if status == _CLOSED:
                 request.message_id = pending.message_id or None
-            target = self._targets.get(request.topic) or self._target(request.topic)
+            target = self._targets.get(request.topic) or self._target(
+                request.topic, left_s(pending.deadline_ns)
+            )
             self._mend(
                 request,
                 target,
@@ -616,7 +625,9 @@ class Producer:
         self, request: SendRequest, bodies: Sequence[Body], deadline_ns: int, timeout: float
     ) -> list[SendResult]:
         """Some of send_many: as many as one look at the ring took; at least one."""
-        target = self._targets.get(request.topic) or self._target(request.topic)
+        target = self._targets.get(request.topic) or self._target(
+            request.topic, left_s(deadline_ns)
+        )
         chosen = self._choose(target, None, request.queue)
         lane, where = chosen.lane, chosen.message_queue
         status, first, count = _CLOSED, 0, 0
@@ -667,7 +678,9 @@ class Producer:
         request = SendRequest(
             batch.topic, body, batch.tag, None, batch.properties, 0, None, batch.queue
         )
-        target = self._targets.get(request.topic) or self._target(request.topic)
+        target = self._targets.get(request.topic) or self._target(
+            request.topic, left_s(deadline_ns)
+        )
         chosen = self._choose(target, None, request.queue)
         return self._send_again(
             request, target, chosen, _CLOSED, message_id or None, deadline_ns, timeout
@@ -678,7 +691,9 @@ class Producer:
     ) -> tuple[core.Loan, SendQueue]:
         deadline_ns = _now() + int(timeout * 1e9)
         while True:  # bounded by the deadline
-            target = self._targets.get(request.topic) or self._target(request.topic)
+            target = self._targets.get(request.topic) or self._target(
+                request.topic, left_s(deadline_ns)
+            )
             chosen = self._choose(target, request.key, request.queue)
             found: core.Loan | int = _CLOSED
             if chosen.lane is not None:
@@ -719,14 +734,14 @@ class Producer:
             return target.choose(queue)
         return next(target.turn)[3]
 
-    def _target(self, topic: str) -> Target:
+    def _target(self, topic: str, timeout: float = SEND_TIMEOUT_S) -> Target:
         if self._is_closed:
             raise ClosedError(f"send to {topic}: this producer is closed")
         self._client.check("send")
         if not isinstance(topic, str):
             raise IllegalTopicError(f"topic {topic!r}: wanted a str, or a Message in its place")
         check_sendable_topic(topic)
-        with self._lock:
+        with within(max(timeout, FIRST_CONTACT_S)), held(self._lock, f"send to {topic}"):
             known = self._targets.get(topic)
             if known is not None:
                 return known
@@ -783,10 +798,14 @@ class Producer:
         known = self._known.get(topic, [])
         queues: list[SendQueue] = []
         refusal: ShmqError | None = None
-        for name in sorted(names):
+        wanted = sorted(names)
+        for index, name in enumerate(wanted):
+            # One that hangs does not take the time that the others need.
+            share_s = at_most(threading.TIMEOUT_MAX) / (len(wanted) - index)
             try:
-                self._client.greet(name)
-                granted = self._granted(topic, name, makes)
+                with within(share_s):
+                    self._client.greet(name)
+                    granted = self._granted(topic, name, makes)
                 if name in wiped and not self._keeps_queues(topic, name):
                     raise PermissionDeniedError(
                         f"send to {topic}: the write permission of broker {name} was wiped",

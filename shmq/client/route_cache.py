@@ -11,6 +11,7 @@ import random
 import threading
 from typing import TYPE_CHECKING
 
+from shmq.client.deadline import at_most, held
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import (
     PermissionDeniedError,
@@ -66,7 +67,7 @@ class RouteCache:
             ServiceNotAvailableError: no NameServer answers.
         """
         now_ns = SYSTEM_CLOCK.monotonic_ns()
-        with self._lock:
+        with held(self._lock, f"find topic {topic}"):
             known = self._routes.get(topic)
             if known is not None and not is_fresh and now_ns - known[0] < REFRESH_NS:
                 return known[1]
@@ -85,7 +86,7 @@ class RouteCache:
         Raises:
             ServiceNotAvailableError: no NameServer answers.
         """
-        with self._lock:
+        with held(self._lock, "list the brokers"):
             return cluster_of(self._ask(cluster_info()))
 
     def configured(self, topic: str) -> dict[str, int]:
@@ -160,9 +161,9 @@ class RouteCache:
                     if not names:
                         break
                     self._connection = Connection(
-                        self._folder, names.pop(), role="client", timeout_s=_TIMEOUT_S
+                        self._folder, names.pop(), role="client", timeout_s=at_most(_TIMEOUT_S)
                     )
-                return self._connection.call(command, timeout_s=_TIMEOUT_S)
+                return self._connection.call(command, timeout_s=at_most(_TIMEOUT_S))
             except (TopicNotExistError, PermissionDeniedError):
                 raise
             except ShmqError as error:
