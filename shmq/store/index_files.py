@@ -79,6 +79,8 @@ PAGE_BYTES = 4096
 ENTRIES_MAX = 4 << 20
 """Entries gathered at a time: 64 MiB, and as much to sort them. A file with more keys is read more
 than once, each time for a part of all hashes."""
+_ENTRY_SPACING_BYTES = 128
+"""Of the log for each entry, as memory is taken at first: short messages of two keys have more."""
 _PARTS_MAX = 256
 """So many parts hold the keys of any file that does not have one key again and again; for such a
 file more memory is taken instead."""
@@ -235,16 +237,17 @@ def build(
     fd = files.open(file_position)
     try:
         parts = 1
+        limit = min(entries_max, files.file_size_bytes // _ENTRY_SPACING_BYTES + 1)
         while True:  # ends: a file has less than one key in two bytes
-            builder = _Builder(files, fd, file_position, is_idle, stop_fd, entries_max)
+            builder = _Builder(files, fd, file_position, is_idle, stop_fd, limit)
             try:
                 builder.run(parts, write)
                 return
             except _Overflow:
-                if parts < _PARTS_MAX:
-                    parts *= 4
+                if limit < entries_max or parts == _PARTS_MAX:
+                    limit *= 4
                 else:
-                    entries_max *= 2
+                    parts *= 4
     except OSError as error:
         raise disk_error(f"read {files.path(file_position)}", error) from error
     finally:

@@ -45,6 +45,11 @@ __all__ = ["IndexService"]
 _log = logging.getLogger("shmq.store")
 
 _RETRY_S = 10.0
+_LULL_STEP_S = 0.1
+_LULL_STEP_BYTES = 5 << 20
+"""Fewer bytes appended during a step are a lull: 50 MB/s, as for derived files."""
+_LULL_STEPS = 50
+"""A lull is waited for during this many steps; then the file is built all the same."""
 _OPEN_FILES_MAX = 64
 _FRAMES_AT_A_TIME = 16_384
 """Frames indexed in memory without letting go of it: about half a millisecond."""
@@ -191,6 +196,7 @@ class IndexService:
                     if not self._waiting:
                         continue
                     file_position = max(self._waiting)
+                self._wait_for_lull()
                 write_index(self._files, file_position, is_idle=True, stop_fd=self._stop_fd)
                 self._built(file_position)
             except Stopped:
@@ -203,6 +209,17 @@ class IndexService:
                 self.failure = error
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopping, _RETRY_S)
+
+    def _wait_for_lull(self) -> None:
+        """Idle time is what nobody wants; memory and its caches are shared all the same."""
+        with self._changed:
+            for _ in range(_LULL_STEPS):
+                if self._stopping:
+                    return
+                before = self._positions().committed_position
+                self._changed.wait_for(lambda: self._stopping, _LULL_STEP_S)
+                if self._positions().committed_position - before < _LULL_STEP_BYTES:
+                    return
 
     def _built(self, file_position: int) -> None:
         self.failure = None

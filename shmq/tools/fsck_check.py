@@ -27,6 +27,7 @@ from shmq.store.quarantine import Hole, Quarantine
 from shmq.store.recovery import log_trust, scan_log_file
 from shmq.store.scan import ROW_SIZE, Damage, FileScan, ScanEnd, TopicNumbers, row_at
 from shmq.tools.fsck_findings import Code, Finding, Loss, LostMessage, Report, Severity
+from shmq.tools.fsck_index import check_index
 
 __all__ = ["Check", "DamagedFile", "check_store"]
 
@@ -141,6 +142,7 @@ class _Checker:
             self._name_losses()
             self._check_quarantine(listed)
             self._check_stale(logs)
+            self._check_index(logs)
         self._check_floors()
         self._check_config()
         self._check_manifest()
@@ -413,12 +415,25 @@ class _Checker:
                     if size:
                         self._exact[position] = (run.key, run.first_queue_offset + place)
 
-    def _check_stale(self, logs: Sequence[LogFile]) -> None:
-        complete = {
+    def _complete(self, logs: Sequence[LogFile]) -> set[int]:
+        return {
             log.file_position
             for log in logs
             if log.file_position + self._files.file_size_bytes <= self._report.end_position
         }
+
+    def _check_index(self, logs: Sequence[LogFile]) -> None:
+        if self._report.is_foreign:
+            return
+        check_index(
+            self._files,
+            self._find,
+            complete=self._complete(logs),
+            damaged={self._files.file_position(damage.position) for damage in self._damages},
+        )
+
+    def _check_stale(self, logs: Sequence[LogFile]) -> None:
+        complete = self._complete(logs)
         folder = self._files.own_folder / consume_queue_files.CONSUME_QUEUE_FOLDER
         for path in sorted(folder.glob("*.cq")) if folder.is_dir() else ():
             if not path.stem.isdecimal() or int(path.stem) not in complete:

@@ -24,6 +24,7 @@ from shmq.shm.incarnation import boot_id
 from shmq.store import boot_files, consume_queue_files, positions
 from shmq.store.consume_queue_files import topic_bytes
 from shmq.store.durable_file import disk_error, fsync_folder, replace_file, write_fully
+from shmq.store.index_files import drop_index
 from shmq.store.positions import Positions
 from shmq.store.quarantine import KeptTail, Quarantine
 from shmq.store.recovery import open_consume_queues
@@ -32,6 +33,8 @@ from shmq.tools.fsck_findings import Code, Finding, Loss
 
 __all__ = ["LOST_PROPERTY", "lost_records", "repair"]
 
+_DROPPED = (Code.DERIVED_STALE, Code.INDEX_DAMAGED, Code.INDEX_WRONG, Code.INDEX_STALE)
+"""Findings that are mended by removing their file: the broker makes it when it is wanted."""
 LOST_PROPERTY = "SHMQ_LOST"
 """Property of a record that stands for a lost one; its value is the reason."""
 _FILLER_TOPIC = b"SHMQ_LOST"
@@ -203,7 +206,7 @@ class _Repair:
 
     def _mend_derived(self) -> None:
         check = self._check
-        for finding in self._found(Code.DERIVED_STALE):
+        for finding in self._found(*_DROPPED):
             try:
                 os.unlink(self._store_path / finding.path)
             except OSError as error:
@@ -213,6 +216,8 @@ class _Repair:
             return
         stale = self._mended_files | {item.file_position for item in check.derived}
         folder = self._files.own_folder / consume_queue_files.CONSUME_QUEUE_FOLDER
+        for file_position in self._mended_files:
+            drop_index(self._store_path, file_position)
         for file_position in stale:
             (folder / f"{file_position:020d}.cq").unlink(missing_ok=True)
         queues = open_consume_queues(

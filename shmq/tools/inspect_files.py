@@ -1,8 +1,8 @@
 """What a file of a store holds, field by field.
 
 What lives here: for each kind of file the fields that inspect shows: frames of a CommitLog file,
-ConsumeQueue files, positions, our checksummed lists, config. Reads only, through pread; a file
-that the broker is writing is shown as far as it is written.
+ConsumeQueue files, index files, positions, our checksummed lists, config. Reads only, through
+pread; a file that the broker is writing is shown as far as it is written.
 
 Which process: inspect. What may fail: StoreError and ConfigError for a file that does not hold;
 what can still be shown is shown before.
@@ -22,6 +22,7 @@ from shmq.errors import ShmqError, StoreError
 from shmq.shm import manifest
 from shmq.store import checked_json, config_files, positions
 from shmq.store.consume_queue_files import ENTRY_SIZE, ConsumeQueueFile
+from shmq.store.index_files import IndexFile
 from shmq.store.log_files import find_file_size
 
 __all__ = ["Line", "Section", "Window", "file_sections", "frame_section", "walk_frames"]
@@ -81,8 +82,8 @@ def file_sections(path: Path, window: Window) -> Iterator[Section]:
             yield from sections(path, window)
             return
     raise StoreError(
-        f"inspect {path}: not a file of a store; wanted commitlog/<20 digits>, *.cq, positions, "
-        "*.json, *.json.bak, abort, lock or broker.conf"
+        f"inspect {path}: not a file of a store; wanted commitlog/<20 digits>, *.cq, *.idx, "
+        "positions, *.json, *.json.bak, abort, lock or broker.conf"
     )
 
 
@@ -279,6 +280,28 @@ def _consume_queue_sections(path: Path, window: Window) -> Iterator[Section]:
                 yield _entry_section(file.read(run, first, count), first, title)
 
 
+def _index_sections(path: Path, window: Window) -> Iterator[Section]:
+    file_position = int(path.stem) if path.stem.isdecimal() else 0
+    with path.open("rb") as raw:
+        size = int.from_bytes(os.pread(raw.fileno(), 8, 24), "little")
+    with IndexFile(path, file_position=file_position, file_size_bytes=size) as file:
+        yield Section("header", _lines(asdict(file.header)))
+        lines = [
+            Line(
+                None,
+                f"entry {index}",
+                {
+                    "hash": f"{entry.hash:016x}",
+                    "physical_offset": file_position + entry.place,
+                    "second": entry.second,
+                },
+                _meaning("storeTimestamp", entry.second * 1000),
+            )
+            for index, entry in enumerate(file.entries(window.first, window.limit), window.first)
+        ]
+        yield Section("entries", tuple(lines))
+
+
 def _entry_section(view: memoryview, first: int, title: str) -> Section:
     lines = []
     for index in range(len(view) // ENTRY_SIZE):
@@ -356,6 +379,7 @@ _KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, Window], Iterator[Se
     (lambda path: path.is_dir() and (path / "commitlog").is_dir(), _store_sections),
     (_is_log, _log_sections),
     (lambda path: path.suffix == ".cq", _consume_queue_sections),
+    (lambda path: path.suffix == ".idx", _index_sections),
     (lambda path: path.name == positions.POSITIONS_FILE, _positions_sections),
     (lambda path: path.name == "manifest.json", _manifest_sections),
     (lambda path: path.name in _OWN_JSON, _checked_json_sections),

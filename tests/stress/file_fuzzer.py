@@ -35,6 +35,15 @@ from shmq.store.config_files import (
     Topics,
 )
 from shmq.store.consume_queue_files import ConsumeQueueFile, QueueKey
+from shmq.store.index_files import (
+    FIND_MAX,
+    IndexFile,
+    build,
+    index_path,
+    index_positions,
+    write_index,
+)
+from shmq.store.log_files import LogFiles
 from shmq.store.positions import Positions
 from shmq.store.quarantine import Quarantine
 from shmq.store.recovery import recover_files
@@ -60,6 +69,8 @@ def make_store(store_path: Path) -> None:
     consume_queue_files.save_floors(
         store_path / "shmq" / consume_queue_files.FLOORS_FILE, {QueueKey("gone", 1): 17}
     )
+    for file_position in recovered.consume_queues.file_positions:
+        write_index(LogFiles(store_path, FILE_SIZE), file_position)
     _save_manifest(store_path)
     files = ConfigFiles(store_path)
     (store_path / "config").mkdir()
@@ -136,6 +147,23 @@ def read_consume_queues(store_path: Path) -> None:
                 assert len(entries) == run.entry_count * 24
 
 
+def read_index(store_path: Path) -> None:
+    """Each index file: its header, its directory, every page, and lookups in it."""
+    for file_position in index_positions(store_path):
+        path = index_path(store_path, file_position)
+        with IndexFile(path, file_position=file_position, file_size_bytes=FILE_SIZE) as file:
+            hashes = {entry.hash for entry in file.entries(0, file.header.entry_count)}
+            for hash_ in (0, (1 << 64) - 1, *hashes):
+                assert len(file.find(hash_)) <= FIND_MAX
+
+
+def build_index(store_path: Path) -> None:
+    """Each complete log file as an index file, whatever stands in it."""
+    files = LogFiles(store_path, FILE_SIZE)
+    for log in files.files():
+        build(files, log.file_position, write=lambda _data, _place: None)
+
+
 def read_config(store_path: Path) -> None:
     files = ConfigFiles(store_path)
     for load in (
@@ -194,12 +222,13 @@ def show(store_path: Path) -> None:
 
 
 READERS: dict[str, tuple[Callable[[Path], None], ...]] = {
-    "commitlog/*": (recover, check, repair, show),
+    "commitlog/*": (recover, check, repair, show, build_index),
     "shmq/positions": (read_positions, recover, check, show),
     "shmq/manifest*": (read_manifest, check, show),
     "shmq/quarantine.json": (read_quarantine, recover, check, show),
     "shmq/queue_floors.json": (read_floors, recover, check, show),
     "shmq/consumequeue/*.cq": (read_consume_queues, recover, check, show),
+    "shmq/index/*.idx": (read_index, check, show),
     "config/*": (read_config, check, show),
 }
 

@@ -1,6 +1,8 @@
 /* index.c: the entries of the message index: gathered from a CommitLog file by a thread that takes only what the
  * machine has left, or from memory, and found again. Everything runs without the GIL. A low priority cannot be given
- * back (only root may), so the work on a file has a thread of its own: one that held the GIL would be waited for. */
+ * back (only root may), so the work on a file has a thread of its own: one that held the GIL would be waited for.
+ * The same holds for locks of the kernel: a thread that is not run while it changes the process's mappings stops
+ * every other one at its next page fault. So all memory, its stack too, is made and touched before it begins. */
 #include "binding.h"
 
 #include "shmq/index.h"
@@ -14,7 +16,7 @@
 
 #define SHMQ_INDEX_WINDOW_SIZE (256u << 10)
 #define SHMQ_INDEX_NICE 19
-#define SHMQ_INDEX_CAPACITY_FIRST 4096u
+#define SHMQ_INDEX_STACK_SIZE (256u << 10)
 
 _Static_assert(SHMQ_INDEX_WINDOW_SIZE >= SHMQ_INDEX_TAIL_SIZE_MAX, "a tail fits into a window");
 
@@ -34,13 +36,14 @@ struct gathering {
     uint64_t place;        /* of the frame looked at */
     const uint8_t *window;
     uint8_t *buffer;       /* what `window` points to for a file */
+    uint8_t *stack;        /* of the thread */
     uint64_t window_position;
     uint64_t window_size;
     struct hole *holes;    /* sorted */
     Py_ssize_t hole_count;
     Py_ssize_t hole;       /* the next one */
     struct shmq_index_entries out;
-    uint64_t entry_limit;
+    int is_growing;        /* `out` may become larger: only where priority is normal */
     struct shmq_index_entry *sorted;
     struct shmq_index_entry *scratch;
     uint64_t frame_count;
@@ -89,13 +92,10 @@ static const uint8_t *gathering_bytes(struct gathering *self, uint64_t place, ui
 
 static int gathering_grow(struct gathering *self)
 {
-    uint64_t capacity = self->out.capacity == 0 ? SHMQ_INDEX_CAPACITY_FIRST : self->out.capacity * 2;
-    if (capacity > self->entry_limit) {
-        capacity = self->entry_limit;
-    }
-    if (capacity == self->out.capacity) {
+    if (!self->is_growing) {
         return SHMQ_FULL;
     }
+    uint64_t capacity = self->out.capacity == 0 ? 4096u : self->out.capacity * 2;
     struct shmq_index_entry *entries = PyMem_RawRealloc(self->out.entries, capacity * sizeof *entries);
     if (entries == NULL) {
         self->error = ENOMEM;
@@ -166,20 +166,6 @@ static void gathering_run(struct gathering *self)
     }
 }
 
-static void gathering_sort(struct gathering *self)
-{
-    self->sorted = self->out.entries;
-    if (self->out.count < 2 || self->error != 0) {
-        return;
-    }
-    self->scratch = PyMem_RawMalloc(self->out.count * sizeof *self->scratch);
-    if (self->scratch == NULL) {
-        self->error = ENOMEM;
-        return;
-    }
-    self->sorted = shmq_index_sort(self->out.entries, self->scratch, self->out.count);
-}
-
 static void *gathering_thread(void *argument)
 {
     struct gathering *self = argument;
@@ -191,13 +177,57 @@ static void *gathering_thread(void *argument)
     }
     gathering_run(self);
     if (self->status == SHMQ_OK || self->status == SHMQ_BLANK) {
-        gathering_sort(self);
+        self->sorted = shmq_index_sort(self->out.entries, self->scratch, self->out.count);
     }
     return NULL;
 }
 
+/* Memory for a thread that must not ask for any. -1 with MemoryError. */
+static int gathering_reserve(struct gathering *self, uint64_t entry_limit)
+{
+    size_t size = entry_limit > SIZE_MAX / sizeof *self->scratch ? SIZE_MAX : entry_limit * sizeof *self->scratch;
+    self->buffer = PyMem_RawMalloc(SHMQ_INDEX_WINDOW_SIZE);
+    self->stack = PyMem_RawMalloc(SHMQ_INDEX_STACK_SIZE);
+    self->out.entries = PyMem_RawMalloc(size);
+    self->scratch = PyMem_RawMalloc(size);
+    if (self->buffer == NULL || self->stack == NULL || self->out.entries == NULL || self->scratch == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    memset(self->buffer, 0, SHMQ_INDEX_WINDOW_SIZE);
+    memset(self->stack, 0, SHMQ_INDEX_STACK_SIZE);
+    memset(self->out.entries, 0, size);
+    memset(self->scratch, 0, size);
+    Py_END_ALLOW_THREADS
+    self->out.capacity = entry_limit;
+    self->window = self->buffer;
+    return 0;
+}
+
+/* Runs the pass in a thread of its own and waits for it; returns an errno. */
+static int gathering_run_aside(struct gathering *self)
+{
+    pthread_attr_t attributes;
+    pthread_t thread;
+    int error = pthread_attr_init(&attributes);
+    if (error != 0) {
+        return error;
+    }
+    error = pthread_attr_setstack(&attributes, self->stack, SHMQ_INDEX_STACK_SIZE);
+    if (error == 0) {
+        error = pthread_create(&thread, &attributes, gathering_thread, self);
+    }
+    if (error == 0) {
+        error = pthread_join(thread, NULL);
+    }
+    (void)pthread_attr_destroy(&attributes);
+    return error;
+}
+
 static void gathering_free(struct gathering *self)
 {
+    PyMem_RawFree(self->stack);
     PyMem_RawFree(self->out.entries);
     PyMem_RawFree(self->scratch);
     PyMem_RawFree(self->buffer);
@@ -285,25 +315,18 @@ static PyObject *core_index_file(PyObject *module, PyObject *args, PyObject *kwa
         .place = file_position,
         .frame_limit = UINT64_MAX,
         .out = {.low = low, .high = high},
-        .entry_limit = entry_limit,
     };
     PyObject *result = NULL;
     if (gathering_take_file(&self, file_position, file_size) < 0 || gathering_take_holes(&self, holes) < 0) {
         goto done;
     }
     self.end = self.file_end;
-    self.buffer = PyMem_RawMalloc(SHMQ_INDEX_WINDOW_SIZE);
-    self.window = self.buffer;
-    if (self.buffer == NULL) {
-        PyErr_NoMemory();
+    if (gathering_reserve(&self, entry_limit) < 0) {
         goto done;
     }
     Py_BEGIN_ALLOW_THREADS
-    pthread_t thread;
-    int error = pthread_create(&thread, NULL, gathering_thread, &self);
-    if (error == 0) {
-        (void)pthread_join(thread, NULL);
-    } else {
+    int error = gathering_run_aside(&self);
+    if (error != 0) {
         self.error = error;
     }
     Py_END_ALLOW_THREADS
@@ -334,7 +357,7 @@ static PyObject *core_index_memory(PyObject *module, PyObject *args, PyObject *k
         .end = end,
         .frame_limit = frame_limit,
         .out = {.high = UINT64_MAX},
-        .entry_limit = UINT64_MAX / sizeof(struct shmq_index_entry),
+        .is_growing = 1,
     };
     PyObject *result = NULL;
     if (gathering_take_file(&self, file_position, (unsigned long long)buffer.len) < 0) {

@@ -250,3 +250,24 @@ def test_file_of_another_log_file_or_a_newer_shmq_is_refused(tmp_path: Path) -> 
     path.write_bytes(data)
     with pytest.raises(StoreVersionError, match="format 2"):
         _opened(files)
+
+
+def test_any_damage_of_a_log_file_leaves_an_index_of_what_still_holds(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    files, writer, said = _full(tmp_path)
+    good = writer.path(0).read_bytes()
+    for _ in range(60):
+        data = bytearray(good)
+        for _ in range(rng.randrange(1, 6)):
+            place = rng.randrange(len(data))
+            size = rng.choice((1, 1, 4, 100, 5000))
+            data[place : place + size] = rng.choice((bytes(size), rng.randbytes(size)))
+        writer.path(0).write_bytes(data[:FILE_SIZE])
+        write_index(files, 0)
+        with _opened(files) as file:
+            for _, unique, record in said:
+                end = record.position + record.size
+                if data[record.position : end] == good[record.position : end]:
+                    found = file.find(key_hash(None, unique))
+                    assert record.position in [place for place, _ in found]

@@ -15,6 +15,7 @@ from shmq.errors import DiskFullError
 from shmq.store import boot_files, config_files
 from shmq.store.config_files import ConfigFiles, ConsumerOffsets
 from shmq.store.consume_queue_files import QueueKey, save_floors
+from shmq.store.index_files import index_path, is_same, write_index
 from shmq.store.log_files import LogFiles
 from shmq.store.positions import positions_path
 from shmq.store.quarantine import Hole, Quarantine
@@ -184,6 +185,25 @@ def _stale_derived(writer: Writer) -> None:
     shutil.copy(_cq(writer), _cq(writer).with_name(f"{99 * FILE_SIZE:020d}.cq"))
 
 
+def _damage_index(writer: Writer) -> None:
+    write_index(LogFiles(writer.store_path, FILE_SIZE), 0)
+    _flip(index_path(writer.store_path, 0), 300)
+
+
+def _wrong_index(writer: Writer) -> None:
+    """One that holds, of the same place in another log."""
+    other = Writer(writer.store_path.with_name("another")).fill(400, seed=9)
+    write_index(LogFiles(other.store_path, FILE_SIZE), 0)
+    path = index_path(writer.store_path, 0)
+    path.parent.mkdir()
+    shutil.copy(index_path(other.store_path, 0), path)
+
+
+def _stale_index(writer: Writer) -> None:
+    write_index(LogFiles(writer.store_path, FILE_SIZE), 0)
+    os.rename(index_path(writer.store_path, 0), index_path(writer.store_path, 99 * FILE_SIZE))
+
+
 def _damage_floors(writer: Writer) -> None:
     path = writer.store_path / "shmq/queue_floors.json"
     save_floors(path, {QueueKey("t", 0): 4})
@@ -221,6 +241,9 @@ HARM: dict[str, Callable[[Writer], None]] = {
     "DERIVED_DAMAGED": _damage_derived,
     "DERIVED_WRONG": _wrong_derived,
     "DERIVED_STALE": _stale_derived,
+    "INDEX_DAMAGED": _damage_index,
+    "INDEX_WRONG": _wrong_index,
+    "INDEX_STALE": _stale_index,
     "FLOORS_DAMAGED": _damage_floors,
     "CONFIG_DAMAGED": _damage_config,
     "CONSUMER_OFFSET_AHEAD": _offset_ahead,
@@ -250,6 +273,24 @@ def test_harm_is_found_mended_and_gone(
     recovered.consume_queues.close()
     assert recovered.end_position == writer.position
     assert recovered.holes == ()
+
+
+def test_index_of_a_log_file_with_damage_stays_until_the_damage_is_mended(
+    writer: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = LogFiles(writer.store_path, FILE_SIZE)
+    write_index(files, 0)
+    assert main([str(writer.store_path)]) == 0
+    capsys.readouterr()
+    damaged = writer.records[40]
+    writer.write(damaged.position, bytes(8))
+    _, report = _json(capsys, writer.store_path)
+    assert not {code for code in _codes(report) if code.startswith("INDEX")}
+    exit_code, _ = _json(capsys, writer.store_path, "--repair")
+    assert exit_code == 2
+    assert not index_path(writer.store_path, 0).exists()
+    write_index(files, 0)
+    assert is_same(files, 0)
 
 
 @pytest.mark.parametrize(

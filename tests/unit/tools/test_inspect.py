@@ -14,6 +14,8 @@ from shmq.core import core
 from shmq.shm.names import ObjectKind, ObjectName, parse
 from shmq.store import boot_files
 from shmq.store.config_files import ConfigFiles, ConsumerOffsets
+from shmq.store.index_files import index_path, write_index
+from shmq.store.log_files import LogFiles
 from shmq.store.positions import positions_path
 from shmq.store.quarantine import Hole, Quarantine
 from shmq.store.recovery import recover_files
@@ -46,6 +48,21 @@ def _fields(section: dict[str, Any]) -> dict[str, Any]:
 
 
 # ---- files ---------------------------------------------------------------------------------------
+
+
+def test_index_file_is_shown_with_the_places_of_its_entries(
+    writer: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_index(LogFiles(writer.store_path, FILE_SIZE), 0)
+    path = index_path(writer.store_path, 0)
+    code, shown = _inspect(capsys, path, "--count", 400)
+    header, entries = shown["sections"]
+    assert (code, _fields(header)["file_position"]) == (0, 0)
+    places = [field["value"]["physical_offset"] for field in entries["fields"]]
+    assert sorted(places) == [r.position for r in writer.records if r.position < FILE_SIZE]
+    path.write_bytes(path.read_bytes()[:-1])
+    code, shown = _inspect(capsys, path)
+    assert code == 1
 
 
 def test_frame_is_shown_field_by_field_at_its_place(
