@@ -632,7 +632,9 @@ static int learn(void)
         }
         way.address[place] = registers.rip;
         is_going = step(place == 0, &was_syscall);
-        way.has_changed[place] = watch_count == 0 || is_changed() || was_syscall;
+        /* Not in the vDSO, which changes nothing: a comparison lasts so long that its clock would always begin anew. */
+        way.has_changed[place] =
+            watch_count == 0 || (!is_of_vdso(registers.rip) && is_changed()) || was_syscall;
     }
     if (is_going != 0) {
         return is_going < 0 ? -1 : fail("learn");
