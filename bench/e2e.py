@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).with_name("micro")))
 sys.path.insert(0, str(Path(__file__).with_suffix("")))
 
 from deaths import row_dev, row_kill, row_reassign
+from loops import row_loops
 from pacing import row_latency
 from quiet import row_calls, row_idle
 from reporting import run
@@ -31,6 +32,7 @@ ROWS = {
     "latency_blocking": partial(row_latency, policy=shmq.WaitingPolicy.BLOCKING),
     "latency_adaptive": partial(row_latency, policy=shmq.WaitingPolicy.ADAPTIVE),
     "latency_busy_spin": partial(row_latency, policy=shmq.WaitingPolicy.BUSY_SPIN),
+    "loops": row_loops,
     "kill": row_kill,
     "reassign": row_reassign,
     "dev": row_dev,

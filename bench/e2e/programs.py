@@ -26,7 +26,7 @@ class Program:
         )
         self.pid = self._process.pid
 
-    def tell(self, count: int) -> None:
+    def tell(self, count: int | str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{count}\n")
         self._process.stdin.flush()
@@ -38,7 +38,7 @@ class Program:
             raise SystemExit(f"a program that was to {self._role} ended early; what it said: above")
         return line
 
-    def ask(self, count: int) -> str:
+    def ask(self, count: int | str) -> str:
         self.tell(count)
         return self.answer()
 

@@ -3,14 +3,18 @@
 It prints a line when it is ready, and one for each that it was told.
 """
 
+import asyncio
+import collections
 import json
 import os
 import struct
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import shmq
+import shmq.aio
 
 BATCH = 500
 RECEIVE_MAX = 256
@@ -112,6 +116,116 @@ def hear(folder: str, topic: str, policy: str) -> None:
             _say(json.dumps({"at_ns": now_ns, "ages_ns": ages}))
 
 
+def loop(folder: str, topic: str, kind: str) -> None:
+    """Told "verb count", does it on threads or in a loop, and answers how long that took; "hear"
+    answers how old each message was.
+    """
+    if kind == "threads":
+        with (
+            shmq.connect(folder) as client,
+            client.producer() as producer,
+            client.consumer(topic, "loop") as consumer,
+        ):
+            _obey(
+                lambda verb, count: _on_threads(producer, consumer, topic, verb, count),
+            )
+        return
+    import uvloop
+
+    factory = uvloop.new_event_loop if kind == "uvloop" else asyncio.new_event_loop
+
+    async def main(runner: asyncio.Runner) -> tuple[shmq.aio.Producer, shmq.aio.Consumer]:
+        client = await shmq.aio.connect(folder)
+        return client.producer(), await client.consumer(topic, "loop")
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        aio_producer, aio_consumer = runner.run(main(runner))
+        _obey(
+            lambda verb, count: runner.run(
+                _in_loop(aio_producer, aio_consumer, topic, verb, count)
+            ),
+        )
+
+
+def _obey(do: Callable[[str, int], object]) -> None:
+    do("send", 1)
+    _say("ready")
+    for line in sys.stdin:
+        verb, count = line.split()
+        begin = time.perf_counter()
+        found = do(verb, int(count))
+        _say(json.dumps(time.perf_counter() - begin if found is None else found))
+
+
+def _on_threads(
+    producer: shmq.Producer, consumer: shmq.Consumer, topic: str, verb: str, count: int
+) -> list[int] | float | None:
+    body = bytes(100)
+    if verb == "send":
+        for _ in range(count):
+            producer.send(topic, body, timeout=TIMEOUT_S)
+    elif verb == "send64":
+        flying: collections.deque[Future[shmq.SendResult]] = collections.deque()
+        for _ in range(count):
+            if len(flying) == 64:
+                flying.popleft().result()
+            flying.append(producer.send_async(topic, body, timeout=TIMEOUT_S))
+        for future in flying:
+            future.result()
+    elif verb == "follow":
+        for _ in range(count):
+            producer.send_oneway(topic, body, timeout=TIMEOUT_S)
+        producer.drain(TIMEOUT_S)
+        begin = time.perf_counter()
+        for _, _ in zip(range(count), consumer, strict=False):
+            pass
+        return time.perf_counter() - begin
+    else:
+        while consumer.receive(1000, timeout=QUIET_S):
+            pass
+        ages = []
+        for message in consumer:
+            ages.append(time.monotonic_ns() - STAMP.unpack_from(message.body)[0])
+            if len(ages) == count:
+                return ages
+    return None
+
+
+async def _in_loop(
+    producer: shmq.aio.Producer, consumer: shmq.aio.Consumer, topic: str, verb: str, count: int
+) -> list[int] | float | None:
+    body = bytes(100)
+    if verb == "send":
+        for _ in range(count):
+            await producer.send(topic, body, timeout=TIMEOUT_S)
+    elif verb == "send64":
+
+        async def some() -> None:
+            for _ in range(count // 64):
+                await producer.send(topic, body, timeout=TIMEOUT_S)
+
+        await asyncio.gather(*(some() for _ in range(64)))
+    elif verb == "follow":
+        for _ in range(count):
+            await producer.send_oneway(topic, body, timeout=TIMEOUT_S)
+        await producer.drain(TIMEOUT_S)
+        begin = time.perf_counter()
+        left = count
+        async for _ in consumer:
+            left -= 1
+            if left == 0:
+                return time.perf_counter() - begin
+    else:
+        while await consumer.receive(1000, timeout=QUIET_S):
+            pass
+        ages = []
+        async for message in consumer:
+            ages.append(time.monotonic_ns() - STAMP.unpack_from(message.body)[0])
+            if len(ages) == count:
+                return ages
+    return None
+
+
 def _sleep_until(due: float) -> None:
     while time.perf_counter() < due:
         time.sleep(max(0.0, due - time.perf_counter()))
@@ -127,4 +241,6 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    {"produce": produce, "consume": consume, "pace": pace, "hear": hear}[sys.argv[1]](*sys.argv[2:])
+    {"produce": produce, "consume": consume, "pace": pace, "hear": hear, "loop": loop}[sys.argv[1]](
+        *sys.argv[2:]
+    )

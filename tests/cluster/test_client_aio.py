@@ -106,6 +106,39 @@ def test_thousand_sends_at_once_keep_the_order_of_each_key(run):
     run(work)
 
 
+def test_sends_that_wait_for_room_are_not_overtaken(run, cluster):
+    """Some find the ring full; others come while those are waiting, when there is room again."""
+
+    async def work(client: shmq.aio.Client) -> None:
+        await client.create_topic("t", queues=2)
+        producer = client.producer()
+        for key in "ab":
+            await producer.send("t", b"x", key=key)
+        broker = psutil.Process(cluster.brokers[0].process.pid)
+        broker.suspend()
+        await until(lambda: broker.status() == psutil.STATUS_STOPPED)
+        sends: dict[str, list[asyncio.Task[shmq.SendResult]]] = {"a": [], "b": []}
+        try:
+            for number in range(600):
+                key = "ab"[number % 2]
+                send = producer.send("t", bytes(4000), key=key, timeout=PATIENCE_S)
+                sends[key].append(asyncio.create_task(send))
+            await asyncio.sleep(0.01)
+            assert not any(send.done() for send in sends["a"] + sends["b"])
+        finally:
+            broker.resume()
+        for number in range(2000):
+            key = "ab"[number % 2]
+            send = producer.send("t", bytes(4000), key=key, timeout=PATIENCE_S)
+            sends[key].append(asyncio.create_task(send))
+            await asyncio.sleep(0)
+        for tasks in sends.values():
+            offsets = [(await send).queue_offset for send in tasks]
+            assert offsets == sorted(set(offsets))
+
+    run(work)
+
+
 def test_cancelled_receive_loses_nothing(run):
     async def work(client: shmq.aio.Client) -> None:
         producer = client.producer()
