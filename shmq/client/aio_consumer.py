@@ -171,6 +171,19 @@ class AsyncConsumer:
         """This message is done with; the same as message.settle()."""
         message.settle()
 
+    async def send_back(
+        self, message: core.Message, delay_level: int = 0, *, max_reconsume_times: int = -1
+    ) -> str:
+        """Settle a message by having it delivered to the group again; as Consumer.send_back."""
+        self._check()
+        send_back = partial(
+            self._engine.send_back,
+            message,
+            delay_level,
+            max_reconsume_times=max_reconsume_times,
+        )
+        return await self._hub.run(send_back)
+
     async def seek(
         self,
         queue: MessageQueue,

@@ -18,6 +18,7 @@ from shmq.client.producer import (
     STORED,
     Cure,
     SendRequest,
+    delayed,
     left_s,
 )
 from shmq.clock import SYSTEM_CLOCK
@@ -90,6 +91,7 @@ class AsyncProducer:
         flag: int = 0,
         key: str | None = None,
         queue: QueueSelector | None = None,
+        delay_level: int = 0,
         timeout: float = SEND_TIMEOUT_S,
     ) -> SendResult:
         """Send one message and wait until it is stored at its topic's level; as Producer.send.
@@ -104,6 +106,8 @@ class AsyncProducer:
         check_timeout("send", timeout)
         check_one_place("send", key, queue)
         deadline_ns = _now() + int(timeout * 1e9)
+        if delay_level:
+            properties = delayed(properties, delay_level)
         payload: Body | core.Message = body
         if isinstance(topic, core.Message):
             topic, payload = topic.topic, topic
@@ -136,6 +140,7 @@ class AsyncProducer:
         flag: int = 0,
         key: str | None = None,
         queue: QueueSelector | None = None,
+        delay_level: int = 0,
         timeout: float = SEND_TIMEOUT_S,
     ) -> None:
         """Put one message into the ring and do not wait for what becomes of it; waits for room.
@@ -145,6 +150,8 @@ class AsyncProducer:
         """
         check_timeout("send_oneway", timeout)
         check_one_place("send_oneway", key, queue)
+        if delay_level:
+            properties = delayed(properties, delay_level)
         request = SendRequest(topic, body, tag, keys, properties, flag, key, queue)
         await self._put(request, _now() + int(timeout * 1e9), timeout, keep=False)
         await self._fair()
@@ -157,6 +164,7 @@ class AsyncProducer:
         tag: str | None = None,
         key: str | None = None,
         queue: QueueSelector | None = None,
+        delay_level: int = 0,
         timeout: float = SEND_TIMEOUT_S,
     ) -> list[SendResult]:
         """Send many messages to one queue, in order, and wait until all are stored.
@@ -181,7 +189,14 @@ class AsyncProducer:
         where = chosen.message_queue
         sends = [
             self._hub.loop.create_task(
-                self.send(topic, body, tag=tag, queue=where, timeout=left_s(deadline_ns))
+                self.send(
+                    topic,
+                    body,
+                    tag=tag,
+                    queue=where,
+                    delay_level=delay_level,
+                    timeout=left_s(deadline_ns),
+                )
             )
             for body in given
         ]
@@ -259,10 +274,10 @@ class AsyncProducer:
             self._at_once_count = 0
             await asyncio.sleep(0)
 
-    async def _target(self, topic: str) -> Target:
+    async def _target(self, topic: str, timeout: float = SEND_TIMEOUT_S) -> Target:
         target = self._engine.known(topic)
         if target is None:
-            target = await self._hub.run(self._engine.find, topic)
+            target = await self._hub.run(self._engine.find, topic, timeout)
             links = {queue.link: None for queue in target.queues if queue.link is not None}
             await self._hub.ready(links)
         return target
@@ -278,7 +293,7 @@ class AsyncProducer:
         target = self._engine.known(topic)
         if target is None or topic in self._topics:
             async with self._topics.enter(topic):
-                target = await self._target(topic)
+                target = await self._target(topic, left_s(deadline_ns))
                 found, chosen, place = self._try(request, target, keep)
         else:
             found, chosen, place = self._try(request, target, keep)
@@ -309,7 +324,7 @@ class AsyncProducer:
         room: core.Lane | None = None  # whose turn to try is ours
         try:
             while True:  # bounded by the deadline
-                target = await self._target(request.topic)
+                target = await self._target(request.topic, left_s(deadline_ns))
                 chosen = self._engine.choose(target, request)
                 status = _put_now(request, chosen, keep)
                 tried += 1
@@ -348,7 +363,7 @@ class AsyncProducer:
     ) -> None:
         """As Producer._mend."""
         self._check(f"send to {request.topic}")
-        target = await self._target(request.topic)
+        target = await self._target(request.topic, left_s(deadline_ns))
         cure = self._engine.diagnose(
             request, target, chosen, status, message_id, deadline_ns, timeout
         )

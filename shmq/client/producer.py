@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     Body = bytes | bytearray | memoryview | str | Buffer
 
-__all__ = ["Cure", "Producer", "STORED", "SendRequest", "left_s"]
+__all__ = ["Cure", "Producer", "STORED", "SendRequest", "delayed", "left_s"]
 
 _log = logging.getLogger("shmq.client")
 _now = SYSTEM_CLOCK.monotonic_ns
@@ -161,7 +161,7 @@ class Producer:
         if timeout is not SEND_TIMEOUT_S:
             check_timeout("send", timeout)
         if delay_level:
-            properties = _delayed(properties, delay_level)
+            properties = delayed(properties, delay_level)
         if isinstance(topic, core.Message):
             check_one_place("send", key, queue)
             request = SendRequest(topic.topic, topic, None, None, properties, 0, key, queue)
@@ -236,7 +236,7 @@ class Producer:
         if timeout is not SEND_TIMEOUT_S:
             check_timeout("send_async", timeout)
         if delay_level:
-            properties = _delayed(properties, delay_level)
+            properties = delayed(properties, delay_level)
         payload: Body | core.Message = body
         if isinstance(topic, core.Message):
             topic, payload = topic.topic, topic
@@ -274,7 +274,7 @@ class Producer:
         if timeout is not SEND_TIMEOUT_S:
             check_timeout("send_oneway", timeout)
         if delay_level:
-            properties = _delayed(properties, delay_level)
+            properties = delayed(properties, delay_level)
         target = self._targets.get(topic) or self._target(topic, timeout)
         if key is None and queue is None:
             lane, row, generation, chosen = next(target.turn)
@@ -321,7 +321,7 @@ class Producer:
         """
         check_timeout("send_many", timeout)
         check_bodies(f"send_many to {topic}", bodies)
-        properties = _delayed(None, delay_level) if delay_level else None
+        properties = delayed(None, delay_level) if delay_level else None
         deadline_ns = _now() + int(timeout * 1e9)
         given = list(bodies)
         target = self._targets.get(topic) or self._target(topic, timeout)
@@ -381,7 +381,7 @@ class Producer:
             raise TypeError("loan: dtype and shape go together; give both or neither")
         given = dict(properties or {})
         if delay_level:
-            given = _delayed(given, delay_level)
+            given = delayed(given, delay_level)
         if dtype is not None and shape is not None:
             marks, array_bytes = array_properties(dtype, shape)
             if nbytes is not None and nbytes != array_bytes:
@@ -886,13 +886,13 @@ class Producer:
         """Its queues, if nobody has to be asked."""
         return self._targets.get(topic)
 
-    def find(self, topic: str) -> Target:
+    def find(self, topic: str, timeout: float) -> Target:
         """Its queues. Blocks while brokers are asked.
 
         Raises:
             TopicNotExistError and others, as `send`.
         """
-        return self._targets.get(topic) or self._target(topic)
+        return self._targets.get(topic) or self._target(topic, timeout)
 
     def choose(self, target: Target, request: SendRequest) -> SendQueue:
         """Where the message goes."""
@@ -1071,7 +1071,7 @@ class SendRequest:
         self.properties, self.body = own, message.body_bytes
 
 
-def _delayed(properties: Mapping[str, str] | None, delay_level: int) -> dict[str, str]:
+def delayed(properties: Mapping[str, str] | None, delay_level: int) -> dict[str, str]:
     """Properties that have the broker deliver the message later."""
     if delay_level < 0:
         raise ValueError(f"delay_level {delay_level}: want 0 (at once), 1 or more")
