@@ -27,6 +27,11 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
             ],
         ),
         (
+            "index",
+            "sending,looking",
+            ["send with / without an index", "index disk a key", "lookup by id, p99"],
+        ),
+        (
             "scale",
             "topics,groups",
             [
@@ -57,7 +62,7 @@ def test_bench_measures(tmp_path: Path, verb: str, rows: str, wanted: list[str])
     assert all(figures[label]["median"] > 0 for label in wanted), figures.keys()
 
 
-@pytest.mark.parametrize("verb", ["micro", "e2e", "scale"])
+@pytest.mark.parametrize("verb", ["micro", "e2e", "index", "scale"])
 def test_unknown_row_is_named(verb: str):
     done = subprocess.run(
         [sys.executable, f"bench/{verb}.py", "--rows", "nothing"],
