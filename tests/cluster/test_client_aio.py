@@ -36,6 +36,12 @@ def cluster(tmp_path: Path, cluster_name):
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
+def run_both(request: pytest.FixtureRequest, cluster: Cluster):
+    """As `run`, in each kind of loop in the default run, too."""
+    return _runner(cluster, request.param)
+
+
+@pytest.fixture(params=["asyncio", "uvloop"][: scaled(1, 2)])
 def run(request: pytest.FixtureRequest, cluster: Cluster):
     """Runs a coroutine function with a client of the cluster, in a loop of its own."""
     return _runner(cluster, request.param)
@@ -66,7 +72,7 @@ async def until(is_there: Callable[[], Any]) -> None:
             await asyncio.sleep(0.005)
 
 
-def test_message_gets_up_a_task_that_waits(run):
+def test_message_gets_up_a_task_that_waits(run_both):
     async def work(client: shmq.aio.Client) -> None:
         producer = client.producer()
         async with client.consumer("t", "g") as consumer:
@@ -84,7 +90,7 @@ def test_message_gets_up_a_task_that_waits(run):
                 break
             assert got == [b"last"]
 
-    run(work)
+    run_both(work)
 
 
 def test_thousand_sends_at_once_keep_the_order_of_each_key(run):
@@ -280,7 +286,7 @@ asyncio.run(main())
     assert int(done.stdout) > 0
 
 
-def test_killed_broker_is_waited_for_by_tasks_too(run, cluster):
+def test_killed_broker_is_waited_for_by_tasks_too(run_both, cluster):
     async def work(client: shmq.aio.Client) -> None:
         broker = cluster.brokers[0]
         await client.create_topic("t", queues=2)
@@ -308,7 +314,7 @@ def test_killed_broker_is_waited_for_by_tasks_too(run, cluster):
                 got += [int(bytes(message)) for message in messages]
             assert got == list(range(300))
 
-    run(work)
+    run_both(work)
 
 
 def test_stopped_broker_makes_a_send_time_out_and_the_loop_goes_on(run_once, cluster):
