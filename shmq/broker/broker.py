@@ -516,6 +516,7 @@ class Broker:
             "commitLogMinOffset": now.min_position,
             "commitLogHotMinOffset": now.hot_min_position,
             "commitLogMaxOffset": now.committed_position,
+            "indexBehindFiles": self.store.index_waiting_count,
             "flushBehindBytes": now.committed_position - now.flushed_position,
             "sessionCount": len(self.sessions),
             "clientCount": len(self.registry),
