@@ -41,7 +41,9 @@ with (
         messages = consumer.receive(batch, timeout=0.05)
         # noted before they are settled, by asking for the next
         notes.write(b"".join(bytes(message) for message in messages))
-    consumer.receive(0, timeout=0.0)
+    for message in consumer.receive(batch, timeout=0.0):  # settles those before
+        notes.write(bytes(message))
+        consumer.settle(message)
 """
 
 
