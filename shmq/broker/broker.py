@@ -77,6 +77,8 @@ _LOOK_S = 0.005
 """Between two looks whether the rings have run dry."""
 _STORE_LOOK_S = 1.0
 """Between two looks whether the store failed for good."""
+_SERVICE_SESSIONS = 2
+"""Session slots for retries and for the schedule, beside those of the clients."""
 
 
 class Broker:
@@ -143,7 +145,7 @@ class Broker:
         self._loop.run(self._listen(listener), timeout_s=_LOOP_TIMEOUT_S)
         private = self._folder.private(name)
         self.store = MessageStore(
-            replace(config, runtime_path=private),
+            replace(config, runtime_path=private, session_count=_session_count(config)),
             clock=self.clock,
             on_session_ended=self._session_ended,
             on_expired=self._expired,
@@ -195,7 +197,7 @@ class Broker:
             self.rights,
             self.owners,
             self.sessions,
-            session_count=self.store.sessions.slot_count,
+            session_count=self.store.sessions.slot_count - _SERVICE_SESSIONS,
         )
         if self.rights.file is not None:
             self._enforcement = Enforcement(self, self.rights.file)
@@ -559,3 +561,8 @@ class Broker:
             self._registration.changed(names)
         for topic in names:
             self.notices.topic_changed(topic, self.interests.of(topic))
+
+
+def _session_count(config: BrokerConfig) -> int | None:
+    """Session slots of the store: the clients' and ours."""
+    return None if config.session_count is None else config.session_count + _SERVICE_SESSIONS

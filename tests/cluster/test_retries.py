@@ -227,3 +227,12 @@ def test_broker_that_dies_amid_retries_loses_none(tmp_path: Path, cluster_name: 
                 cluster.brokers[0].restart()
         wait_for(lambda: len(seen.calls) == 60 and all(len(c) > 2 for c in seen.calls.values()))
         wait_for(lambda: _lag(cluster, "g") == 0)
+
+
+def test_broker_for_one_client_has_its_services_too(tmp_path: Path, cluster_name: str) -> None:
+    with (
+        Cluster(tmp_path, cluster_name, session_count="1") as cluster,
+        cluster.connect() as client,
+        client.producer() as producer,
+    ):
+        producer.send("t", b"x", delay_level=1)
