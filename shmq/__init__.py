@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shmq.client.instance import Client, connect
     from shmq.client.lite_pull_consumer import LitePullConsumer
     from shmq.client.local import local
+    from shmq.client.orderly import ConsumeOrderlyContext
     from shmq.client.producer import Producer
     from shmq.client.pull_consumer import PullConsumer
     from shmq.client.push_consumer import PushConsumer
@@ -27,13 +28,15 @@ if TYPE_CHECKING:
     from shmq.core._core import Message
     from shmq.errors import ShmqError
     from shmq.result import MessageQueue, SendResult
-    from shmq.status import ConsumeStatus, PullStatus, SendStatus
+    from shmq.status import ConsumeOrderlyStatus, ConsumeStatus, PullStatus, SendStatus
     from shmq.subscription import ConsumeFromWhere, MessageModel
 
 __all__ = [
     "Admin",
     "Client",
     "ConsumeFromWhere",
+    "ConsumeOrderlyContext",
+    "ConsumeOrderlyStatus",
     "ConsumeStatus",
     "Consumer",
     "LitePullConsumer",
@@ -56,6 +59,8 @@ _HOMES = {
     "Admin": "shmq.client.admin",
     "Client": "shmq.client.instance",
     "ConsumeFromWhere": "shmq.subscription",
+    "ConsumeOrderlyContext": "shmq.client.orderly",
+    "ConsumeOrderlyStatus": "shmq.status",
     "ConsumeStatus": "shmq.status",
     "Consumer": "shmq.client.consumer",
     "LitePullConsumer": "shmq.client.lite_pull_consumer",

@@ -26,6 +26,7 @@ from shmq.broker.consumer_offsets import OffsetTable
 from shmq.broker.enforcement import Enforcement
 from shmq.broker.expired_unread import ExpiredUnread
 from shmq.broker.interests import Interests
+from shmq.broker.locks import LockTable
 from shmq.broker.notices import Notices
 from shmq.broker.owners import OwnerTable
 from shmq.broker.processors.table import processor_table
@@ -79,6 +80,11 @@ _STORE_LOOK_S = 1.0
 """Between two looks whether the store failed for good."""
 _SERVICE_SESSIONS = 2
 """Session slots for retries and for the schedule, beside those of the clients."""
+_DEATH_LOOK_S = 0.001
+_DEATH_LOOK_MAX_S = 0.1
+"""Between two looks whether a process whose connection has ended is dead; doubled up to the latter:
+a killed one is within milliseconds, and one that lives on is waited for as long as its locks hold.
+"""
 
 
 class Broker:
@@ -111,6 +117,7 @@ class Broker:
         self.interests = Interests()
         self.registry = ClientRegistry(clock, self._group_changed)
         self.notices = Notices(self.registry.consumers)
+        self.locks = LockTable(clock)
         self._own = Incarnation.current()
         self._begin_ms = clock.wall_ms()
         self._running_ns = clock.monotonic_ns()
@@ -322,6 +329,12 @@ class Broker:
                         f"client {client.client_id}: no heartbeat for {expiry_ms} ms"
                     )
                 )
+            for queue, client_id in self.locks.forget_expired():
+                _log.warning(
+                    "lock expired, its consumer hangs group=%s topic=%s queue_id=%d client=%s",
+                    *queue,
+                    client_id,
+                )
 
     async def _save_offsets(self) -> None:
         """Take what consumers report and write it down."""
@@ -360,7 +373,25 @@ class Broker:
                 error,
             )
         self.sessions.end(connection)
+        client = self.registry.of(connection)
+        if client is not None and self.locks.held_by(client.client_id):
+            self._run(self._free_locks(client))
         self.registry.remove(connection)
+
+    async def _free_locks(self, client: Client) -> None:
+        """Free the locks of a client whose connection has ended once its process has: what it is
+        doing with a message is over then, and not before.
+        """
+        life = client.connection.identity.incarnation
+        look_s = _DEATH_LOOK_S
+        while self.locks.held_by(client.client_id):  # they expire, if the process lives on
+            if life is None or not life.is_alive():
+                self.locks.unlock_all(client.client_id)
+            elif self.registry.named(client.client_id) is not None:
+                return  # it has connected anew, and has them
+            else:
+                await asyncio.sleep(look_s)
+                look_s = min(2 * look_s, _DEATH_LOOK_MAX_S)
 
     def _session_ending(self, session: ClientSession) -> None:
         self.claims.end_session(session)
@@ -462,6 +493,7 @@ class Broker:
         """
         handles = await self.topics.delete(topic)
         self.revoke(lambda queue: queue.topic == topic, is_harvested=False)
+        self.locks.remove(lambda queue: queue.topic == topic)
         self.offsets.remove_topic(topic)
         self.sessions.forget_rows(handle.row for handle in handles)
         self.interests.remove_topic(topic)

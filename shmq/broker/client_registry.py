@@ -90,6 +90,10 @@ class ClientRegistry:
         """The client of a connection, if it has told its name."""
         return self._clients.get(connection)
 
+    def named(self, client_id: str) -> Client | None:
+        """The client that calls itself so."""
+        return self._by_id.get(client_id)
+
     def consumers(self, group: str) -> list[Client]:
         """Members of a consumer group, by client_id."""
         return [client for _, client in sorted(self._consumers.get(group, {}).items())]

@@ -289,6 +289,12 @@ class SessionTable:
             return False
         return True
 
+    def awaits_living(self) -> bool:
+        """Whether an adopted session waits for a client that lives: it may come back."""
+        return not self._all_back.is_set() and any(
+            life.is_alive() for life in self._store.sessions.lost_lives()
+        )
+
     async def forget_lost_after(self, grace_s: float) -> None:
         """Wait for the clients of adopted sessions, then free those that did not come."""
         if await self.wait_all_back(grace_s):

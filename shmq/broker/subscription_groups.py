@@ -127,12 +127,6 @@ class GroupTable:
 
 
 _IDLE: tuple[tuple[str, str, str, frozenset[object]], ...] = (
-    (
-        "consume_message_orderly",
-        "consumeMessageOrderly",
-        "only POP heeds it, which is not here",
-        frozenset({False}),
-    ),
     ("broker_id", "brokerId", "this release has no slaves to read from", frozenset({0})),
     (
         "which_broker_when_consume_slowly",

@@ -122,6 +122,9 @@ class QueueLag(NamedTuple):
     """Store time of the message consumed last, ms since 1970; 0: none."""
     lag_ms: int
     """How much later than the next message the newest one was stored, ms; 0 without lag."""
+    locked_by: str
+    """Who has it to itself, to consume it in order; empty if nobody has. Another than client_id
+    where a member that gives it up is in the middle of a message."""
 
 
 class GroupMember(NamedTuple):
@@ -638,6 +641,7 @@ class Admin:
                     queue["clientId"] or "",
                     queue["lastTimestamp"],
                     queue["lagMs"],
+                    queue["lockedBy"] or "",
                 )
                 for queue in _rows(answer, "queues")
             ]

@@ -18,6 +18,7 @@ from shmq.allocation import strategy_of
 from shmq.client.arguments import check_filter, check_time, member
 from shmq.client.offset_store import LocalOffsetStore
 from shmq.client.process_queue import ProcessQueue, QueueOwner
+from shmq.client.queue_locks import QueueLocks
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import (
     ConfigError,
@@ -72,6 +73,7 @@ class Assignment:
         model: MessageModel,
         offset_file: str | Path | None,
         queues: frozenset[MessageQueue] | None = None,
+        is_orderly: bool = False,
     ) -> None:
         """Of a consumer that is being made; nothing is asked yet. `queues`: just these, by hand."""
         check_group(group)
@@ -107,6 +109,11 @@ class Assignment:
         self._chosen = queues
         self.is_shared = queues is None
         """Whether the queues are shared out in the group, of which this is a member then."""
+        self.locks: QueueLocks | None = None
+        """Where each queue is consumed in order."""
+        if is_orderly:
+            is_asked = model is MessageModel.CLUSTERING
+            self.locks = QueueLocks(SYSTEM_CLOCK, self.want_rebalance, is_asked=is_asked)
         self._table: dict[MessageQueue, ProcessQueue] = {}
         self._readers: dict[BrokerLink, tuple[int, core.Reader]] = {}
         self._bell = client.next_bell()
@@ -175,30 +182,40 @@ class Assignment:
             if self._is_closed:
                 return
             self.is_complete = False
-            queues = self._all_queues()
-            away = self._greet({queue.broker_name for queue in queues})
-            members, is_new = self._ask_members({queue.broker_name for queue in queues} - away)
-            if self._chosen is None:
-                mine = set(self._strategy(queues, members, self._client.client_id))
-            else:
-                mine = set(self._chosen)
-                self._check_chosen(queues)
-            with self._lock:
-                gone = [queue for key, queue in self._table.items() if key not in mine]
-                wanted = sorted(mine - self._table.keys())
-            self._release(gone)
-            now_ns = SYSTEM_CLOCK.monotonic_ns()
-            free = [
-                key
-                for key in wanted
-                if key.broker_name not in away
-                and (is_new or now_ns - self._revoked_ns.get(key, -_REVOKED_NS) >= _REVOKED_NS)
-            ]
-            failure = self._take(free)
-            self.save()
-            self.is_complete = free == wanted and failure is None and not away
-            if failure is not None:
-                raise failure
+            self._renew_locks()
+            try:
+                self._round()
+            finally:
+                self._unlock_rest()
+
+    def _round(self) -> None:
+        """One round; under `_busy`."""
+        queues = self._all_queues()
+        away = self._greet({queue.broker_name for queue in queues})
+        members, is_new = self._ask_members({queue.broker_name for queue in queues} - away)
+        if self._chosen is None:
+            mine = set(self._strategy(queues, members, self._client.client_id))
+        else:
+            mine = set(self._chosen)
+            self._check_chosen(queues)
+        with self._lock:
+            gone = [queue for key, queue in self._table.items() if key not in mine]
+            wanted = sorted(mine - self._table.keys())
+        self._release(self._let_go(gone, mine))
+        now_ns = SYSTEM_CLOCK.monotonic_ns()
+        free = [
+            key
+            for key in wanted
+            if key.broker_name not in away
+            and (is_new or now_ns - self._revoked_ns.get(key, -_REVOKED_NS) >= _REVOKED_NS)
+        ]
+        failure = self._take(free)
+        self.save()
+        with self._lock:
+            has_all = mine <= self._table.keys()
+        self.is_complete = has_all and failure is None and not away
+        if failure is not None:
+            raise failure
 
     def _check_chosen(self, queues: list[MessageQueue]) -> None:
         """A queue that was assigned by hand and is none may be made later; who asks is told."""
@@ -274,6 +291,10 @@ class Assignment:
         return failure
 
     def _claim(self, link: BrokerLink, ids: list[int]) -> None:
+        if self.locks is not None:
+            ids = sorted(self._lock_queues(link, ids))
+            if not ids:
+                return
         reader = self._reader(link)
         claims = link.claim(
             self.group,
@@ -281,6 +302,7 @@ class Assignment:
             ids,
             from_where=str(self._from_where.value),
             timestamp=self._from_ms,
+            is_locked=self.locks is not None,
         )
         made = [
             self._process_queue(
@@ -384,6 +406,64 @@ class Assignment:
             except ShmqError as error:
                 _log.debug("release %s at %s: %s", self, link.broker_name, error)
 
+    def _let_go(self, gone: list[ProcessQueue], mine: set[MessageQueue]) -> list[ProcessQueue]:
+        """Of what is no longer ours, what may go now: where a listener is in the middle of a
+        message the others wait until it has returned, which has a round come at once.
+        """
+        if self.locks is None:
+            return gone
+        self.locks.stay(mine)
+        idle = self.locks.leave(queue.message_queue for queue in gone)
+        return [queue for queue in gone if queue.message_queue in idle]
+
+    # ---- locks -----------------------------------------------------------------------------------
+
+    def _lock_queues(self, link: BrokerLink, ids: list[int]) -> set[int]:
+        """Have queues to ourselves; those that we have."""
+        assert self.locks is not None
+        asked_ns = SYSTEM_CLOCK.monotonic_ns()
+        locked = link.lock(self.group, self.topic, ids)
+        self.locks.locked(
+            (MessageQueue(self.topic, link.broker_name, queue_id) for queue_id in locked), asked_ns
+        )
+        return locked
+
+    def _renew_locks(self) -> None:
+        """Keep what we have; what the broker says is another's is dropped."""
+        if self.locks is None:
+            return
+        due = self.locks.due()
+        for name in sorted({key.broker_name for key in due}):
+            ids = [key.queue_id for key in due if key.broker_name == name]
+            try:
+                locked = self._lock_queues(self._client.link(name), ids)
+            except ShmqError as error:
+                _log.debug("renew locks %s at %s: %s", self, name, error)
+                continue
+            lost = {MessageQueue(self.topic, name, queue_id) for queue_id in set(ids) - locked}
+            if lost:
+                _log.warning("locks lost %s at %s: %d queues", self, name, len(lost))
+                self._release([queue for queue in self.queues if queue.message_queue in lost])
+                self.locks.forget(lost)
+
+    def _unlock_rest(self) -> None:
+        """Let others have what we do not consume and are not in the middle of."""
+        locks = self.locks
+        if locks is None:
+            return
+        with self._lock:
+            rest = [key for key in locks.known() if key not in self._table]
+        rest = [key for key in rest if not locks.is_calling(key)]
+        for name in sorted({key.broker_name for key in rest}):
+            keys = [key for key in rest if key.broker_name == name]
+            try:
+                ids = [key.queue_id for key in keys]
+                self._client.link(name).unlock(self.group, self.topic, ids)
+            except ShmqError as error:
+                _log.debug("unlock %s at %s, trying again: %s", self, name, error)
+            else:
+                locks.forget(keys)
+
     def _drop(self, queues: Iterable[ProcessQueue]) -> None:
         with self._lock:
             for queue in queues:
@@ -420,6 +500,7 @@ class Assignment:
             self._is_closed = True
             self.save()
             self._release(list(self.queues))
+            self._unlock_rest()
             for _, reader in self._readers.values():
                 reader.close()
             self._readers.clear()
@@ -524,6 +605,8 @@ class Assignment:
         reader = self._readers.get(link)
         if reader is not None and reader[0] != link.generation:
             self._drop_where(lambda queue: queue.link is link)
+            if self.locks is not None:
+                self.locks.forget_broker(link.broker_name)
             reader[1].close()  # who waits on it gets up
         else:
             self._drop_where(

@@ -456,9 +456,11 @@ class BrokerLink:
         *,
         from_where: str,
         timestamp: int = 0,
+        is_locked: bool = False,
     ) -> list[dict[str, int]]:
         """Claim queues for a group; a list of queueId, slot, claim, consumerOffset, row,
-        generation, minOffset, visibleMax.
+        generation, minOffset, visibleMax, without those that another has locked. `is_locked`:
+        we have, and lock them again when we come back to the broker's successor.
 
         The claims stand in the consumer page when this returns.
 
@@ -493,6 +495,9 @@ class BrokerLink:
                 for slot in slots if generation == self.generation else ():
                     self._claims.pop(slot, None)
             raise
+        with self._lock:
+            for slot in set(slots) - {claim["slot"] for claim in claims}:
+                self._claims.pop(slot, None)
         for claim in claims:
             self.reader.claim(
                 claim["slot"],
@@ -508,6 +513,7 @@ class BrokerLink:
                     "queueId": claim["queueId"],
                     "slot": claim["slot"],
                     "claim": claim["claim"],
+                    "isLocked": is_locked,
                 }
         return claims
 
@@ -539,6 +545,26 @@ class BrokerLink:
         finally:
             for _, slot, claim in claims:
                 self.forget_claim(slot, claim)
+
+    def lock(self, group: str, topic: str, queue_ids: Iterable[int]) -> set[int]:
+        """Have queues to ourselves, or go on having them; those that we have now."""
+        answer = self.call(RequestCode.LOCK_BATCH_MQ, None, self._mq_set(group, topic, queue_ids))
+        locked: list[dict[str, int]] = answer.json()["lockOKMQSet"]  # type: ignore[assignment]
+        return {queue["queueId"] for queue in locked}
+
+    def unlock(self, group: str, topic: str, queue_ids: Iterable[int]) -> None:
+        """Let others have them."""
+        self.call(RequestCode.UNLOCK_BATCH_MQ, None, self._mq_set(group, topic, queue_ids))
+
+    def _mq_set(self, group: str, topic: str, queue_ids: Iterable[int]) -> dict[str, object]:
+        return {
+            "consumerGroup": group,
+            "clientId": self._client_id,
+            "mqSet": [
+                {"topic": topic, "brokerName": self.broker_name, "queueId": queue_id}
+                for queue_id in queue_ids
+            ],
+        }
 
     def has_claim(self, slot: int, claim: int) -> bool:
         """Whether it holds, as far as we were told."""

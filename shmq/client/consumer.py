@@ -92,9 +92,10 @@ class Consumer:
         auto_settle: bool = True,
         offset_file: str | Path | None = None,
         queues: frozenset[MessageQueue] | None = None,
+        is_orderly: bool = False,
     ) -> None:
         """By Client.consumer(), whose docstring says what the arguments are; `queues`: just these,
-        which no group shares out.
+        which no group shares out; `is_orderly`: each queue is locked before it is consumed.
         """
         self.topic = topic
         """The topic."""
@@ -116,6 +117,7 @@ class Consumer:
             model=model,
             offset_file=offset_file,
             queues=queues,
+            is_orderly=is_orderly,
         )
         self._subscription = self._assignment.subscription
         self._tag_codes = tuple(sorted(self._subscription.code_set)) or None
@@ -629,14 +631,12 @@ class Consumer:
         """A message could not be processed: it comes again, later each time. Any thread."""
         fails = queue.fails.get(message.queue_offset, 1)
         delay_ns = min(REDELIVER_FIRST_NS << min(fails - 1, 20), REDELIVER_MAX_NS)
+        self.deliver_at(queue, message, SYSTEM_CLOCK.monotonic_ns() + delay_ns)
+
+    def deliver_at(self, queue: ProcessQueue, message: core.Message, due_ns: int) -> None:
+        """Hand a message out again, not before a monotonic time. Any thread."""
         heapq.heappush(  # one call into C: threads do not meet in it
-            self._again,
-            (
-                SYSTEM_CLOCK.monotonic_ns() + delay_ns,
-                next(self._again_numbers),
-                queue,
-                message,
-            ),
+            self._again, (due_ns, next(self._again_numbers), queue, message)
         )
         self.wake()
 

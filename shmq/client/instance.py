@@ -26,6 +26,7 @@ from shmq.client.lite_pull_consumer import (
     PULL_BATCH_SIZE,
     LitePullConsumer,
 )
+from shmq.client.orderly import SUSPEND_S
 from shmq.client.producer import Producer
 from shmq.client.pull_consumer import PullConsumer
 from shmq.client.push_consumer import PushConsumer
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
     from shmq.allocation import Allocation
     from shmq.client.assignment import Assignment
+    from shmq.client.orderly import OrderlyListener
     from shmq.client.push_consumer import Listener
     from shmq.remoting.command import Command
 
@@ -223,10 +225,12 @@ class Client:
     def push_consumer(
         self,
         group: str,
-        listener: Listener,
+        listener: Listener | OrderlyListener,
         *,
         threads: int = 20,
         max_reconsume_times: int = -1,
+        orderly: bool = False,
+        suspend: float = SUSPEND_S,
     ) -> PushConsumer:
         """A member of a group that has its messages handed to a function, in several threads.
 
@@ -236,16 +240,27 @@ class Client:
                 is settled (see PushConsumer).
             threads: calls that may be on at once.
             max_reconsume_times: failures of a message after the first before it is a dead letter;
-                -1: as the group is configured, which is 16.
+                -1: as the group is configured, which is 16; orderly: never.
+            orderly: one message of a queue at a time, in order, through every change of members;
+                the listener is called with (message, ConsumeOrderlyContext). The same for all
+                members of a group.
+            suspend: orderly: seconds until a message that failed comes again, 0.01 to 30; those
+                behind it in its queue wait.
 
         Raises:
             IllegalGroupError: the group's name.
-            ConfigError: no thread.
-            TypeError: a listener that cannot be called.
+            ConfigError: no thread, or suspend out of range.
+            TypeError: a listener that cannot be called so.
         """
         self.check("make a push consumer")
         made = PushConsumer(
-            self, group, listener, threads=threads, max_reconsume_times=max_reconsume_times
+            self,
+            group,
+            listener,
+            threads=threads,
+            max_reconsume_times=max_reconsume_times,
+            orderly=orderly,
+            suspend=suspend,
         )
         with self._lock:
             self._closing.append(made)

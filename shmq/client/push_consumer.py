@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self, cast
 
 from shmq.client.arguments import check_count
 from shmq.client.consumer import Consumer
+from shmq.client.orderly import OrderlyPool, check_orderly
 from shmq.client.process_queue import ProcessQueue
 from shmq.errors import ClosedError, ForkError, ShmqError
 from shmq.status import ConsumeStatus
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from shmq.client.instance import Client
+    from shmq.client.orderly import OrderlyListener
     from shmq.core import core
 
     Listener = Callable[[core.Message], ConsumeStatus | None]
@@ -48,6 +50,11 @@ class PushConsumer:
     topic, and comes again to some member, after 10 s and then later each time; after the last time
     it is a dead letter (shmq dlq). In BROADCASTING it is delivered again to this member.
 
+    An orderly one calls its listener with (message, ConsumeOrderlyContext), with one message of a
+    queue at a time, in order, whichever member has the queue. What fails is tried again after
+    `suspend` seconds, and nothing behind it in its queue comes before; without an end, unless
+    max_reconsume_times says after how many tries it is a dead letter.
+
     Example:
         with client.push_consumer("billing", print, threads=4) as consumer:
             consumer.subscribe("orders", "new || paid")
@@ -58,10 +65,12 @@ class PushConsumer:
         self,
         client: Client,
         group: str,
-        listener: Listener,
+        listener: Listener | OrderlyListener,
         *,
         threads: int,
         max_reconsume_times: int,
+        orderly: bool,
+        suspend: float,
     ) -> None:
         """By Client.push_consumer()."""
         what = f"consume in group {group}"
@@ -69,13 +78,17 @@ class PushConsumer:
         check_count(what, "threads", threads)
         if not callable(listener):
             raise TypeError(f"{what}: listener {listener!r}: wanted a function of a message")
+        if orderly:
+            check_orderly(what, listener, suspend)
         self.group = group
         """The group."""
         self._client = client
         self._listener = listener
         self._thread_max = threads
         self._max_reconsume_times = max_reconsume_times
-        self._pools: list[_Pool] = []
+        self._is_orderly = orderly
+        self._suspend = suspend
+        self._pools: list[_Pool | OrderlyPool] = []
         self._has_retries = False
         self._is_closed = False
 
@@ -94,9 +107,29 @@ class PushConsumer:
             self._consume(retry_topic(self.group))
 
     def _consume(self, topic: str, **options: Any) -> None:
-        consumer = self._client.consumer(topic, self.group, auto_settle=False, **options)
+        consumer = Consumer(
+            self._client,
+            topic,
+            self.group,
+            auto_settle=False,
+            is_orderly=self._is_orderly,
+            **options,
+        )
+        self._client.join(consumer)
+        if not self._is_orderly:
+            listener = cast("Listener", self._listener)
+            self._pools.append(
+                _Pool(consumer, listener, self._thread_max, self._max_reconsume_times)
+            )
+            return
         self._pools.append(
-            _Pool(consumer, self._listener, self._thread_max, self._max_reconsume_times)
+            OrderlyPool(
+                consumer,
+                cast("OrderlyListener", self._listener),
+                self._thread_max,
+                suspend=self._suspend,
+                reconsume_max=self._max_reconsume_times,
+            )
         )
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from shmq.core import core
 from shmq.core.fields import field_place, read_ints, struct_size
 from shmq.errors import ClosedError, LimitError, OwnerError, QuotaError, ShmError
 from shmq.shm import memfd
+from shmq.shm.incarnation import Incarnation
 from shmq.shm.names import ObjectKind
 from shmq.shm.segment import open_readonly
 from shmq.store.memory import completion_size, ingress_size
@@ -499,6 +500,12 @@ class Sessions:
         """Sessions that wait to be resumed."""
         with self._lock:
             return sorted(self._lost)
+
+    def lost_lives(self) -> list[Incarnation]:
+        """Whose the sessions are that wait to be resumed."""
+        with self._lock:
+            slots = [self._slot(session) for session in sorted(self._lost)]
+        return [Incarnation(slot["pid"], slot["pid_start_time"]) for slot in slots]
 
     def _require(self, session: int) -> None:
         if session not in self._live:

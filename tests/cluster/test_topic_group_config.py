@@ -210,7 +210,6 @@ def test_group_is_stored_as_rocketmq_writes_it_and_changed_field_by_field(cluste
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"consume_message_orderly": True}, "only POP heeds it"),
         ({"broker_id": 1}, "no slaves"),
         ({"which_broker_when_consume_slowly": 2}, "no slaves"),
         ({"group_sys_flag": 1}, "nothing heeds it"),

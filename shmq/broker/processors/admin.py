@@ -180,6 +180,7 @@ class AdminProcessor:
         await broker.groups.delete(group)
         await broker.owners.remove("group", group)
         broker.revoke(lambda queue: queue.group == group)
+        broker.locks.remove(lambda queue: queue.group == group)
         if take.flag("cleanOffset", False):
             broker.offsets.remove_group(group)
         await broker.delete_topic(retry_topic(group))  # its dead letters stay, for people

@@ -173,15 +173,20 @@ class AttachProcessor:
                 ranged(item, "queueId", 0, _WORD_MAX),
             )
             slot = ranged(item, "slot", 0, _WORD_MAX)
-            wanted.append((queue, slot, ranged(item, "claim", 1, _LONG_MAX)))
-        broker.claims.check_slots(session, [(queue, slot) for queue, slot, _ in wanted])
+            number = ranged(item, "claim", 1, _LONG_MAX)
+            wanted.append((queue, slot, number, item.flag("isLocked", False)))
+        broker.claims.check_slots(session, [(queue, slot) for queue, slot, _, _ in wanted])
         stale: list[dict[str, object]] = []
-        for queue, slot, number in wanted:
+        for queue, slot, number, is_locked in wanted:
             try:
                 broker.rights.require(identity, Action.CONSUME, queue.group)
                 broker.rights.require(identity, Action.PULL, queue.topic)
                 handle = broker.topics.read_queue(queue.topic, queue.queue_id)
-                claim = broker.claims.resume(session, queue, slot, handle, number)
+                claim = None
+                if broker.locks.is_free_for(queue, session.client_id):
+                    claim = broker.claims.resume(session, queue, slot, handle, number)
+                if claim is not None and is_locked:
+                    broker.locks.try_lock(queue, session.client_id)
             except (TopicNotExistError, PermissionDeniedError):
                 claim = None
             if claim is None:
@@ -236,8 +241,10 @@ class AttachProcessor:
         return response_to(command, ext_fields={"fds": "socket"}, fds=[fd])
 
     async def _detach(self, connection: Connection, command: Command) -> Command:
+        session = self._broker.sessions.find(connection)
         task = self._broker.sessions.end(connection)
-        if task is None:
+        if session is None or task is None:
             raise ClosedError(f"{connection}: it has no session")
+        self._broker.locks.unlock_all(session.client_id)  # it says itself that it is done
         await task
         return response_to(command)

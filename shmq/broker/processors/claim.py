@@ -70,12 +70,28 @@ class ClaimProcessor:
         if not session.claim_capacity:
             raise ClosedError(f"{connection}: its session has no consumer page")
         broker.claims.check_slots(session, [(queue, slot) for queue, slot, _ in wanted])
-        claims = []
+        if config.consume_message_orderly:
+            self._require_locked([queue for queue, _, _ in wanted])
+        claims, locked = [], []
         for queue, slot, handle in wanted:
+            if not broker.locks.is_free_for(queue, session.client_id):
+                locked.append(queue.queue_id)
+                continue
             claims.append(broker.claims.claim(session, queue, slot, handle))
             if queue in begins and broker.offsets.query(*queue) is None:
                 broker.offsets.commit(*queue, begins[queue])
-        return json_response(command, {"claims": [self._shown(claim) for claim in claims]})
+        shown = [self._shown(claim) for claim in claims]
+        return json_response(command, {"claims": shown, "locked": locked})
+
+    def _require_locked(self, queues: list[ClaimedQueue]) -> None:
+        """Return if all are locked: a group that consumes in order has no other members."""
+        for queue in queues:
+            if self._broker.locks.holder(queue) is None:
+                raise ConfigError(
+                    f"claim queue {queue.queue_id} of {queue.topic} for {queue.group}: its "
+                    "consumeMessageOrderly is true, and the queue is not locked",
+                    hint="consume with push_consumer(group, listener, orderly=True)",
+                )
 
     async def _begin(
         self, queue: ClaimedQueue, handle: QueueHandle, where: ConsumeFromWhere, timestamp: int

@@ -123,6 +123,7 @@ class HeartbeatProcessor:
         session = self._broker.sessions.find(connection)
         if session is not None and group:
             self._broker.claims.end_session(session, group)
+            self._broker.locks.unlock_all(session.client_id, group)
         self._broker.registry.unregister(connection, take.text("producerGroup", ""), group)
 
     async def _consumer_list(self, connection: Connection, command: Command) -> Command:

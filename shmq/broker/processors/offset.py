@@ -227,6 +227,7 @@ class OffsetProcessor:
             "lag": now.visible_max - max(begin, now.min_queue_offset),
             "lastTimestamp": 0,
             "clientId": None if claim is None else claim.session.client_id,
+            "lockedBy": broker.locks.holder(queue),
         }
 
     def _times(self, shown: list[dict[str, object]]) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from shmq.broker.processors.admin import AdminProcessor
 from shmq.broker.processors.attach import AttachProcessor
 from shmq.broker.processors.claim import ClaimProcessor
 from shmq.broker.processors.heartbeat import HeartbeatProcessor
+from shmq.broker.processors.lock import LockProcessor
 from shmq.broker.processors.message import MessageProcessor
 from shmq.broker.processors.offset import OffsetProcessor
 from shmq.broker.processors.pull import PullProcessor
@@ -39,6 +40,7 @@ _WHILE_DRAINING = frozenset(
         RequestCode.HEART_BEAT,
         RequestCode.UNREGISTER_CLIENT,
         RequestCode.RELEASE_QUEUES,
+        RequestCode.UNLOCK_BATCH_MQ,
         RequestCode.QUERY_CONSUMER_OFFSET,
         RequestCode.UPDATE_CONSUMER_OFFSET,
         RequestCode.GET_BROKER_RUNTIME_INFO,
@@ -56,6 +58,7 @@ def processor_table(broker: Broker) -> dict[int, Processor]:
         PullProcessor(broker),
         HeartbeatProcessor(broker),
         ClaimProcessor(broker),
+        LockProcessor(broker),
         OffsetProcessor(broker),
         MessageProcessor(broker),
         SendBackProcessor(broker),

@@ -62,6 +62,7 @@ def _lag(namesrv: str | None, name: str, topic: str | None, is_json: bool) -> No
     """Show how far a group is in each queue, and who has it.
 
     LAG counts messages; LAG (S) is how much later than the next of them the newest was stored.
+    LOCKED: the member has it to itself, to consume it in order; or who still has.
     """
     with Admin(namesrv) as admin:
         rows = admin.lag(name, topic=topic)
@@ -79,6 +80,7 @@ def _lag(namesrv: str | None, name: str, topic: str | None, is_json: bool) -> No
             "LAG (S)",
             "LAST CONSUMED (UTC)",
             "MEMBER",
+            "LOCKED",
         ),
         (
             (
@@ -91,6 +93,7 @@ def _lag(namesrv: str | None, name: str, topic: str | None, is_json: bool) -> No
                 f"{row.lag_ms / 1000:.3f}",
                 time_text(row.last_consumed_ms),
                 row.client_id,
+                "yes" if row.locked_by == row.client_id != "" else row.locked_by,
             )
             for row in rows
         ),
@@ -272,6 +275,12 @@ def _settings(function: click.decorators.FC) -> click.decorators.FC:
             "notify_consumer_ids_changed_enable",
             default=None,
             help="Whether members are told at once when others come or go.",
+        ),
+        click.option(
+            "--orderly/--no-orderly",
+            "consume_message_orderly",
+            default=None,
+            help="Whether its members consume in order; others are refused.",
         ),
         click.option("-b", "--broker", "brokers", multiple=True, help="Only there; repeatable."),
         cluster_option,

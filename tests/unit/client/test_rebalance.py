@@ -22,6 +22,9 @@ class Rounds:
     def rebalance(self) -> None:
         self.made.release()
 
+    def told(self, denial: object) -> None:
+        assert denial is None
+
 
 def test_round_follows_soon_after_a_change_without_being_asked_for() -> None:
     service, rounds = RebalanceService(), Rounds()

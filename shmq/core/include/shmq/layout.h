@@ -205,7 +205,7 @@ enum shmq_hot_state {
     F(0, shmq_word32, state, 1, "enum shmq_session_state")                                         \
     F(4, uint32_t, generation, 1, "counts sessions that used this slot")                           \
     F(8, uint32_t, uid, 1, "uid of the client")                                                    \
-    F(12, uint32_t, pid, 1, "pid of the client, for people; never used to decide")                 \
+    F(12, uint32_t, pid, 1, "pid of the client; says nothing without the next word")               \
     F(16, uint64_t, pid_start_time, 1, "start of that process, clock ticks since boot")            \
     F(24, uint32_t, lane_count, 1, "lanes in the ingress object")                                  \
     F(28, uint32_t, lane_capacity_bytes, 1, "bytes of one lane's ring, a power of two")            \
