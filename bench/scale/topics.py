@@ -97,7 +97,9 @@ def _until_known(client: shmq.Client, topic: str) -> None:
     deadline = time.perf_counter() + WAIT_MAX_S
     while True:
         try:
-            client.routes.route(topic, is_fresh=True)
+            # A client that knows nothing: another believes what it knew while nobody answers.
+            with shmq.connect(client.namesrv) as fresh:
+                fresh.routes.route(topic)
             return
         except ShmqError as error:
             if time.perf_counter() > deadline:

@@ -16,21 +16,30 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shmq.client.admin import Admin
 from shmq.client.instance import Client
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ConfigError, OwnerError, ServiceNotAvailableError, ShmqError
+from shmq.remoting.identity import peer_of
 from shmq.remoting.runtime_folder import RuntimeFolder
 from shmq.shm.manifest import load, manifest_path
 from shmq.shm.reaper import reap
 
-__all__ = ["LOG", "forget_memory", "local", "start"]
+if TYPE_CHECKING:
+    from shmq.remoting.identity import Peer
+
+__all__ = ["LOG", "end_brokers", "forget_memory", "local", "start"]
 
 _START_TIMEOUT_S = 60.0
 _LOOK_NS = 500_000_000
 """Between two looks whether a broker was given up."""
+_CONNECT_TIMEOUT_S = 2.0
+_STOP_TIMEOUT_MS = 30_000
+"""For a broker that the guard itself has to stop."""
 LOG = "cluster.log"
 """Where in its folder a private cluster logs."""
 
@@ -204,10 +213,41 @@ def _guard(root: Path, run: Path, program_pid: int, *, is_temporary: bool) -> in
         process = _start_namesrv(root, run)  # killed: this one adopts the brokers
     process.terminate()
     process.wait()
+    end_brokers(run)
     if is_temporary:
         forget_memory(root, run)
         shutil.rmtree(root, ignore_errors=True)
     return process.returncode
+
+
+def end_brokers(run: Path) -> None:
+    """Stop what still runs: a NameServer that was killed, or told to stop before it had found the
+    brokers of one that was, leaves them to a successor that will not come. Blocks until they end.
+
+    Args:
+        run: the runtime folder.
+    """
+    with suppress(ShmqError), RuntimeFolder.open(run) as folder:
+        for name in folder.socket_names("broker"):
+            with suppress(ShmqError, ProcessLookupError):  # it has ended
+                with folder.connect(name, timeout_s=_CONNECT_TIMEOUT_S) as sock:
+                    broker = peer_of(sock)
+                try:
+                    _end(broker)
+                finally:
+                    broker.close()
+
+
+def _end(broker: Peer) -> None:
+    if broker.pidfd < 0:
+        return
+    signal.pidfd_send_signal(broker.pidfd, signal.SIGTERM)
+    signal.pidfd_send_signal(broker.pidfd, signal.SIGCONT)
+    poll = select.poll()
+    poll.register(broker.pidfd, select.POLLIN)
+    if not poll.poll(_STOP_TIMEOUT_MS):
+        broker.kill()
+        poll.poll(_STOP_TIMEOUT_MS)
 
 
 def forget_memory(root: Path, run: Path) -> None:

@@ -142,6 +142,17 @@ def test_memory_of_a_killed_broker_goes_with_its_temporary_cluster():
     assert left_behind(before, strict=False) == []
 
 
+def test_cluster_ends_though_its_nameserver_was_killed_just_before(tmp_path: Path):
+    with shmq.local(tmp_path / "kept"):
+        (namesrv,) = (
+            pid
+            for pid in processes_of(tmp_path)
+            if b"shmq.namesrv" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        os.kill(namesrv, signal.SIGKILL)
+    assert not processes_of(tmp_path)
+
+
 def test_interrupt_of_the_terminal_leaves_the_cluster_to_its_program(tmp_path: Path):
     with shmq.local(tmp_path / "kept") as client:
         for pid in processes_of(tmp_path):
