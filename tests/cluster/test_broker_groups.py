@@ -165,6 +165,9 @@ def test_unknown_group_is_refused_where_groups_are_made_by_hand(tmp_path, cluste
     ):
         with pytest.raises(SubscriptionGroupNotExistError):
             client.heartbeat(consumers={GROUP: [TOPIC]})
+        offset = {"consumerGroup": GROUP, "topic": TOPIC, "queueId": 0, "commitOffset": 0}
+        with pytest.raises(SubscriptionGroupNotExistError):
+            client.call(RequestCode.UPDATE_CONSUMER_OFFSET, offset)
         client.call(RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, body={"groupName": GROUP})
         client.heartbeat(consumers={GROUP: [TOPIC]})
 
@@ -328,10 +331,7 @@ def test_offset_is_set_and_asked_for(a, b):
     fields = {"consumerGroup": GROUP, "topic": TOPIC, "queueId": 1}
     unknown = a.client.invoke(Command(RequestCode.QUERY_CONSUMER_OFFSET, fields), timeout_s=5.0)
     assert unknown.code == ResponseCode.QUERY_NOT_FOUND
-    with pytest.raises(SubscriptionGroupNotExistError):
-        a.call(RequestCode.UPDATE_CONSUMER_OFFSET, {**fields, "commitOffset": 1})
-    a.heartbeat(consumers={GROUP: [TOPIC]})
-    a.call(RequestCode.UPDATE_CONSUMER_OFFSET, {**fields, "commitOffset": 10})
+    a.call(RequestCode.UPDATE_CONSUMER_OFFSET, {**fields, "commitOffset": 10})  # makes the group
     assert a.consumer_offset(GROUP, TOPIC, 1) == 10
     with pytest.raises(OffsetIllegalError, match="ends at 10"):
         a.call(RequestCode.UPDATE_CONSUMER_OFFSET, {**fields, "commitOffset": 11})
