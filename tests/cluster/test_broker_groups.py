@@ -165,6 +165,7 @@ def test_unknown_group_is_refused_where_groups_are_made_by_hand(tmp_path, cluste
     ):
         with pytest.raises(SubscriptionGroupNotExistError):
             client.heartbeat(consumers={GROUP: [TOPIC]})
+        client.call(RequestCode.UPDATE_AND_CREATE_TOPIC, {"topic": TOPIC})
         offset = {"consumerGroup": GROUP, "topic": TOPIC, "queueId": 0, "commitOffset": 0}
         with pytest.raises(SubscriptionGroupNotExistError):
             client.call(RequestCode.UPDATE_CONSUMER_OFFSET, offset)
