@@ -33,7 +33,7 @@ static void subscribe(struct bench *b, uint32_t session, uint32_t bell, uint32_t
     shmq_append_subscribe(&b->f->append, b->rows[queue], bell_index(session, bell), ++b->node);
 }
 
-static void send(struct bench *b, uint32_t queue)
+static void send_one(struct bench *b, uint32_t queue)
 {
     CHECK(truth_put(&b->w, 0, b->rows[queue], b->generations[queue], 40, "TAGS\001a\002", 0) >= 0);
     (void)shmq_lane_publish(&b->w);
@@ -71,20 +71,20 @@ static void test_sleeping_consumer_is_rung_once_a_turn_for_all_its_queues(void)
     sleep_on(&b, 1, 0);
     uint64_t sent = shmq_load_relaxed(&b.f->control->counters.wakeups_sent);
     for (uint32_t i = 0; i < 30; ++i) {
-        send(&b, i % 3);
+        send_one(&b, i % 3);
     }
     CHECK_EQUAL(turn(&b), 30);
     CHECK_EQUAL(rung(&b, 1, 0), 1);
     CHECK_EQUAL(shmq_load_relaxed(&b.f->control->counters.wakeups_sent), sent + 1);
-    send(&b, 0);
+    send_one(&b, 0);
     CHECK_EQUAL(turn(&b), 1);
     CHECK_EQUAL(rung(&b, 1, 0), 1); /* it was rung and has not run yet */
     wake_up(&b, 1, 0);
-    send(&b, 0);
+    send_one(&b, 0);
     CHECK_EQUAL(turn(&b), 1);
     CHECK_EQUAL(rung(&b, 1, 0), 1); /* awake: it costs nothing */
     sleep_on(&b, 1, 0);
-    send(&b, 1);
+    send_one(&b, 1);
     CHECK_EQUAL(turn(&b), 1);
     CHECK_EQUAL(rung(&b, 1, 0), 2);
     fixture_close(b.f);
@@ -101,13 +101,13 @@ static void test_only_the_subscribers_of_a_queue_are_rung(void)
     for (uint32_t i = 0; i < 4; ++i) {
         sleep_on(&b, who[i][0], who[i][1]);
     }
-    send(&b, 0);
+    send_one(&b, 0);
     CHECK_EQUAL(turn(&b), 1);
     CHECK_EQUAL(rung(&b, 1, 0), 1);
     CHECK_EQUAL(rung(&b, 2, 0), 1);
     CHECK_EQUAL(rung(&b, 1, 1), 0);
     CHECK_EQUAL(rung(&b, 2, 3), 0);
-    send(&b, 2);
+    send_one(&b, 2);
     CHECK_EQUAL(turn(&b), 1);
     CHECK_EQUAL(rung(&b, 2, 3), 1);
     CHECK_EQUAL(rung(&b, 1, 1), 0);
@@ -129,7 +129,7 @@ static void test_unsubscribed_consumer_sleeps_on(void)
     CHECK_EQUAL(node, 2);
     CHECK_EQUAL(shmq_append_unsubscribe(&b.f->append, b.rows[0], bell_index(1, 1)), 0); /* twice */
     CHECK_EQUAL(shmq_append_unsubscribe(&b.f->append, b.rows[1], bell_index(1, 0)), 0);
-    send(&b, 0);
+    send_one(&b, 0);
     CHECK_EQUAL(turn(&b), 1);
     CHECK_EQUAL(rung(&b, 1, 0), 1);
     CHECK_EQUAL(rung(&b, 1, 1), 0);
@@ -144,7 +144,7 @@ static void test_consumer_of_a_sync_queue_is_rung_when_messages_become_visible(v
     struct bench b = bench_open();
     subscribe(&b, 1, 0, 3);
     sleep_on(&b, 1, 0);
-    send(&b, 3);
+    send_one(&b, 3);
     CHECK_EQUAL(turn(&b), 1);
     CHECK_EQUAL(rung(&b, 1, 0), 0);
     shmq_store_release(&b.f->control->flush.flushed_position, b.f->append.log.log_end);
@@ -159,12 +159,12 @@ static void test_consumer_that_left_is_not_rung(void)
     subscribe(&b, 1, 0, 0);
     sleep_on(&b, 1, 0);
     shmq_append_detach(&b.f->append, 1); /* still subscribed: the control thread tidies up later */
-    send(&b, 0);
+    send_one(&b, 0);
     CHECK_EQUAL(turn(&b), 1);
     CHECK_EQUAL(rung(&b, 1, 0), 0);
     CHECK_EQUAL(b.f->append.marked_count, 0);
     fixture_resume(b.f, 1);
-    send(&b, 0);
+    send_one(&b, 0);
     CHECK_EQUAL(turn(&b), 1);
     CHECK_EQUAL(rung(&b, 1, 0), 1);
     fixture_close(b.f);
@@ -176,7 +176,7 @@ static void test_service_without_rings_may_have_bells(void)
     fixture_attach(b.f, 3, 0, 0, 0); /* consumes only */
     subscribe(&b, 3, 2, 0);
     sleep_on(&b, 3, 2);
-    send(&b, 0);
+    send_one(&b, 0);
     CHECK_EQUAL(turn(&b), 1);
     CHECK_EQUAL(rung(&b, 3, 2), 1);
     fixture_close(b.f);
@@ -187,7 +187,7 @@ static void test_message_is_read_in_place_through_its_entry(void)
 {
     struct bench b = bench_open();
     for (uint32_t i = 0; i < 100; ++i) {
-        send(&b, i % 2);
+        send_one(&b, i % 2);
         CHECK_EQUAL(turn(&b), 1);
     }
     struct shmq_cursor cursor = {0};

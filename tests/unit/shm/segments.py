@@ -4,6 +4,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from shmq.core import core
 from shmq.shm.incarnation import Incarnation, boot_id
 from shmq.shm.names import ObjectKind, ObjectName, StoreName, new_generation
 from shmq.shm.segment import SHM_FOLDER, Segment, create
@@ -95,7 +96,7 @@ class Finisher:
         generation: str | None = None,
         boot: bytes | None = None,
         owner: Incarnation | None = None,
-        version: int = 1,
+        version: int = core.LAYOUT_VERSION,
         has_magic: bool = True,
     ) -> None:
         """Write a right header into the object `name`, but for what the test says otherwise."""
