@@ -137,7 +137,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _starts_processes(item: pytest.Item) -> bool:
-    rooms = {"cluster", "crash", "interop", "stress"}
+    rooms = {"cluster", "crash", "interop", "remoting", "stress"}
     return bool(rooms & ({*item.path.parent.parts} | {mark.name for mark in item.iter_markers()}))
 
 
