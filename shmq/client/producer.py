@@ -514,8 +514,14 @@ class Producer:
             request.stale_count += 1
             self._forget(request.topic, target)
             return Cure.NONE
-        if status == _TOO_LARGE and request.chunk_count == 0 and chosen.link is not None:
-            request.chunk_count = 1  # a body that needs chunk memory where there was none yet
+        broker_name = chosen.message_queue.broker_name
+        if (
+            status == _TOO_LARGE
+            and chosen.link is not None
+            and broker_name not in request.chunk_brokers
+        ):
+            # A body that needs chunk memory where there was none yet; the next try may go elsewhere.
+            request.chunk_brokers |= {broker_name}
             return Cure.CHUNK
         if status == _CLOSED and left_s(deadline_ns) > 0:
             self._client.check(f"send to {request.topic}")
@@ -993,7 +999,7 @@ class SendRequest:
 
     __slots__ = (
         "body",
-        "chunk_count",
+        "chunk_brokers",
         "flag",
         "key",
         "keys",
@@ -1026,7 +1032,7 @@ class SendRequest:
         self.queue = queue
         self.message_id: str | None = None
         self.stale_count = 0
-        self.chunk_count = 0
+        self.chunk_brokers: frozenset[str] = frozenset()
 
     @property
     def is_free(self) -> bool:

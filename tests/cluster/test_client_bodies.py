@@ -8,6 +8,7 @@ import pytest
 import shmq
 from shmq.errors import BodyTypeError, ClosedError, IllegalTopicError, MessageTooLargeError
 from tests.support.broker_process import BrokerProcess
+from tests.support.cluster import Cluster
 
 from .namesrv_process import NamesrvProcess
 
@@ -65,3 +66,15 @@ def test_what_is_no_message_is_refused_and_every_buffer_is_one(
         with client.consumer("bodies", "readers") as consumer:
             came = [consumer.try_next(TIMEOUT_S) for _ in range(2)]
             assert [bytes(m.body) for m in came if m is not None] == [b"", b"\0\0\1\0\2\0"]
+
+
+@pytest.mark.cluster
+def test_first_large_body_finds_memory_at_whichever_broker_it_goes_to(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    body = bytes(1 << 20)
+    with Cluster(tmp_path, cluster_name, brokers=3) as cluster, cluster.connect() as client:
+        client.create_topic("large", queues=1)
+        for _ in range(4):  # each a client without chunk memory anywhere
+            with cluster.connect() as fresh, fresh.producer() as producer:
+                producer.send("large", body)

@@ -134,5 +134,5 @@ def test_hang_that_no_signal_reaches_is_ended_with_every_stack(tmp_path: Path) -
         capture_output=True, text=True, check=False, cwd=root,
     )  # fmt: skip
     assert result.returncode == 1
-    assert "Timeout (0:00:01" in result.stderr
+    assert "Timeout (0:00:0" in result.stderr  # in CI a test may run twice
     assert "in test_hangs" in result.stderr
