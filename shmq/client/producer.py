@@ -520,7 +520,7 @@ class Producer:
             and chosen.link is not None
             and broker_name not in request.chunk_brokers
         ):
-            # A body that needs chunk memory where there was none yet; the next try may be elsewhere.
+            # A body that needs chunk memory where there was none; the next try may be elsewhere.
             request.chunk_brokers |= {broker_name}
             return Cure.CHUNK
         if status == _CLOSED and left_s(deadline_ns) > 0:
