@@ -59,8 +59,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shmq.core import core
-from shmq.errors import StoreCorruptError, StoreVersionError
+from shmq.errors import StoreCorruptError
 from shmq.store import checked_json
+from shmq.store.derived_file import CRC_SIZE, DerivedFile
 from shmq.store.durable_file import disk_error, fsync_folder, make_folder, replace_file
 from shmq.store.log_files import OWN_FOLDER, file_name
 from shmq.store.scan import FileScan, TopicNumbers
@@ -93,7 +94,6 @@ _SUFFIX = ".cq"
 _MAGIC = b"shmqcqfl"
 _HEADER = struct.Struct("<8sIIQQQQQQQqIIQ24xII")
 _HEADER_SIZE = _HEADER.size
-_CRC_SIZE = 4
 _RUN = struct.Struct("<IIIIQQQqqQ")
 _FRAME_SIZE_MIN = 91
 assert _HEADER_SIZE == 128
@@ -257,12 +257,12 @@ def encode(
         len(scan.damages),
         zlib.crc32(directory, zlib.crc32(names)),
         0,
-    )[:-_CRC_SIZE]
-    header += zlib.crc32(header).to_bytes(_CRC_SIZE, "little")
+    )[:-CRC_SIZE]
+    header += zlib.crc32(header).to_bytes(CRC_SIZE, "little")
     return b"".join((header, names, directory, grouped.entries))
 
 
-class ConsumeQueueFile:
+class ConsumeQueueFile(DerivedFile):
     """One .cq file, open for reading. Owns its fd; a context manager.
 
     Args:
@@ -277,45 +277,22 @@ class ConsumeQueueFile:
         StoreError: it cannot be read.
     """
 
-    __slots__ = ("_checked", "_fd", "_path", "header", "runs")
+    __slots__ = ("_checked", "header", "runs")
 
     def __init__(self, path: Path, *, file_position: int, file_size_bytes: int) -> None:
-        self._path = path
         self._checked: set[QueueRun] = set()
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise disk_error(f"open {path}", error) from error
+        super().__init__(path)
         try:
             self.header = self._read_header(file_position, file_size_bytes)
             self.runs = self._read_directory()
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
 
-    def _pread(self, size: int, place: int) -> bytes:
-        try:
-            data = os.pread(self._fd, size, place)
-        except OSError as error:
-            raise disk_error(f"read {self._path}", error) from error
-        if len(data) != size:
-            raise StoreCorruptError(f"read {self._path}: it ends at byte {place + len(data)}")
-        return data
-
     def _read_header(self, file_position: int, file_size_bytes: int) -> ConsumeQueueHeader:
-        data = self._pread(_HEADER_SIZE, 0)
-        crc = int.from_bytes(data[-_CRC_SIZE:], "little")
-        if zlib.crc32(data[:-_CRC_SIZE]) != crc:
-            raise StoreCorruptError(f"read {self._path}: the header's CRC does not hold")
-        magic, version, header_size, *fields, _, _ = _HEADER.unpack(data)
-        if magic != _MAGIC:
-            raise StoreCorruptError(f"read {self._path}: magic {magic!r}, wanted {_MAGIC!r}")
-        if version != FORMAT_VERSION:
-            raise StoreVersionError(
-                f"read {self._path}: format {version}, this shmq knows {FORMAT_VERSION}"
-            )
+        data, (header_size, *fields, _, _) = self._read_head(
+            _HEADER, magic=_MAGIC, format_version=FORMAT_VERSION
+        )
         names = ConsumeQueueHeader.__dataclass_fields__
         header = ConsumeQueueHeader(**dict(zip(names, fields, strict=True)))
         size = (
@@ -334,7 +311,7 @@ class ConsumeQueueFile:
         header = self.header
         size = header.names_size + header.run_count * _RUN.size
         data = self._pread(size, _HEADER_SIZE)
-        crc = int.from_bytes(self._pread(_CRC_SIZE, _HEADER_SIZE - 2 * _CRC_SIZE), "little")
+        crc = int.from_bytes(self._pread(CRC_SIZE, _HEADER_SIZE - 2 * CRC_SIZE), "little")
         if zlib.crc32(data) != crc:
             raise StoreCorruptError(f"read {self._path}: the directory's CRC does not hold")
         texts: dict[tuple[int, int], str] = {}
@@ -401,18 +378,6 @@ class ConsumeQueueFile:
                 "do not hold"
             )
         self._checked.add(run)
-
-    def close(self) -> None:
-        """Close the file. Twice does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __enter__(self) -> "ConsumeQueueFile":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 class _QueueIndex:

@@ -46,7 +46,8 @@ from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.core import core
-from shmq.errors import StoreCorruptError, StoreVersionError
+from shmq.errors import StoreCorruptError
+from shmq.store.derived_file import CRC_SIZE, DerivedFile
 from shmq.store.durable_file import FILE_MODE, disk_error, make_folder, write_fully
 from shmq.store.log_files import OWN_FOLDER, LogFiles, file_name
 from shmq.store.recovery import NO_RECORD_CRC, scan_log_file
@@ -90,7 +91,6 @@ _SUFFIX = ".idx"
 _MAGIC = b"shmqindx"
 _HEADER = struct.Struct("<8sIIQQQQQqqII40xII")
 _HEADER_SIZE = _HEADER.size
-_CRC_SIZE = 4
 _ROW_SIZE = 16
 _PAGE_ENTRIES = PAGE_BYTES // ENTRY_SIZE
 _ENTRY = struct.Struct("<QII")
@@ -306,8 +306,8 @@ class _Builder:
             len(directory) // _ROW_SIZE,
             zlib.crc32(directory),
             0,
-        )[:-_CRC_SIZE]
-        write(header + zlib.crc32(header).to_bytes(_CRC_SIZE, "little"), 0)
+        )[:-CRC_SIZE]
+        write(header + zlib.crc32(header).to_bytes(CRC_SIZE, "little"), 0)
 
     def _gather(self, low: int, high: int) -> tuple[int, bytes, int, int, int]:
         """(end_position, entries, frame_count, first and last store time) of a range of hashes."""
@@ -352,7 +352,7 @@ class _Builder:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-class IndexFile:
+class IndexFile(DerivedFile):
     """One index file, open for reading. Owns its fd; a context manager. Threads may share it.
 
     Args:
@@ -367,44 +367,21 @@ class IndexFile:
         StoreError: it cannot be read.
     """
 
-    __slots__ = ("_crcs", "_fd", "_firsts", "_path", "header")
+    __slots__ = ("_crcs", "_firsts", "header")
 
     def __init__(self, path: Path, *, file_position: int, file_size_bytes: int) -> None:
-        self._path = path
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise disk_error(f"open {path}", error) from error
+        super().__init__(path)
         try:
             self.header, directory_crc = self._read_header(file_position, file_size_bytes)
             self._firsts, self._crcs = self._read_directory(directory_crc)
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
 
-    def _pread(self, size: int, place: int) -> bytes:
-        try:
-            data = os.pread(self._fd, size, place)
-        except OSError as error:
-            raise disk_error(f"read {self._path}", error) from error
-        if len(data) != size:
-            raise StoreCorruptError(f"read {self._path}: it ends at byte {place + len(data)}")
-        return data
-
     def _read_header(self, file_position: int, file_size_bytes: int) -> tuple[IndexHeader, int]:
-        data = self._pread(_HEADER_SIZE, 0)
-        crc = int.from_bytes(data[-_CRC_SIZE:], "little")
-        if zlib.crc32(data[:-_CRC_SIZE]) != crc:
-            raise StoreCorruptError(f"read {self._path}: the header's CRC does not hold")
-        magic, version, header_size, *fields, directory_crc, _ = _HEADER.unpack(data)
-        if magic != _MAGIC:
-            raise StoreCorruptError(f"read {self._path}: magic {magic!r}, wanted {_MAGIC!r}")
-        if version != FORMAT_VERSION:
-            raise StoreVersionError(
-                f"read {self._path}: format {version}, this shmq knows {FORMAT_VERSION}"
-            )
+        data, (header_size, *fields, directory_crc, _) = self._read_head(
+            _HEADER, magic=_MAGIC, format_version=FORMAT_VERSION
+        )
         names = IndexHeader.__dataclass_fields__
         header = IndexHeader(**dict(zip(names, fields, strict=True)))
         entries_size = header.entry_count * ENTRY_SIZE
@@ -469,18 +446,6 @@ class IndexFile:
                 limit -= 1
             if limit <= 0:
                 return
-
-    def close(self) -> None:
-        """Close the file. Twice does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __enter__(self) -> IndexFile:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def drop_index(store_path: Path, file_position: int) -> None:
