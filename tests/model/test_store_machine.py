@@ -22,15 +22,8 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, Phase, seed, settings
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import invariant, precondition
 
 from shmq.config import StoreConfig
 from shmq.core import core
@@ -39,6 +32,7 @@ from shmq.status import FlushDiskType
 from shmq.store.queues import QueueHandle
 from shmq.tools.fsck import fsck
 from tests.conftest import SEED
+from tests.model.reported_machine import ReportedMachine, initialize, rule, run_reported
 from tests.model.truth import QueueName, Sent, Truth
 from tests.support import rocketmq_decoder
 from tests.support.client_process import ClientProcess
@@ -67,12 +61,16 @@ small = st.integers(SMALL_MIN, SMALL_MAX)
 queue_numbers = st.integers(0, len(NAMES) - 1)
 lanes = st.integers(0, PRODUCERS * LANES - 1)
 
+LAST_WORDS = 10
+
 zygote: Zygote
+zygote_log: Path
+"""What all stores have said, most of it about memory that the test took away."""
 happened: Counter[str] = Counter()
 """What was done to all stores so far, shown at the end."""
 
 
-class StoreMachine(RuleBasedStateMachine):
+class StoreMachine(ReportedMachine):
     """One store, from its first start to its end."""
 
     def __init__(self) -> None:
@@ -542,22 +540,20 @@ class StoreMachine(RuleBasedStateMachine):
         happened["steps"] += 1
         assert self.store.process.poll() is None
 
-    def teardown(self) -> None:
-        try:
-            self._end()
-        finally:
-            if self.frozen is not None:
-                self.frozen.close()
-            self._disconnect()
-            if self.store.process.poll() is None:
-                self.store.kill()
-            self._remove_memory()
-            shutil.rmtree(self.folder)
+    def last_words(self) -> list[str]:
+        lines = zygote_log.read_text(errors="replace").splitlines()[-LAST_WORDS:]
+        return ["the stores' last words:", *(f"  {line}" for line in lines)]
 
-    def _end(self) -> None:
+    def release(self) -> None:
+        if self.frozen is not None:
+            self.frozen.close()
+        self._disconnect()
+        self.store.abandon()
+        self._remove_memory()
+        shutil.rmtree(self.folder)
+
+    def end(self) -> None:
         """Everything once more, from the start, then from the disk."""
-        if self.store.process.poll() is not None or not self.clients:
-            return  # a rule has failed in the middle of a restart
         self._settle()
         for name, truth in self.truth.queues.items():
             for message in self._queue_reader(name, truth.floor).read_all(verify=True):
@@ -585,22 +581,23 @@ class StoreMachine(RuleBasedStateMachine):
 @pytest.mark.slow
 @pytest.mark.stress
 @pytest.mark.timeout(7200 if is_full_run() else 400)
-def test_store_agrees_with_the_model() -> None:
-    global zygote
+def test_store_agrees_with_the_model(tmp_path: Path) -> None:
+    global zygote, zygote_log
     happened.clear()
-    with Zygote() as zygote:
+    zygote_log = tmp_path / "stores.log"
+    with zygote_log.open("wb") as log, Zygote(stderr=log.fileno()) as zygote:
         for number in range(STEPS_IN_ALL // STEPS):
             if happened["steps"] >= STEPS_IN_ALL:
                 break
-            run_state_machine_as_test(
-                seed(SEED + number)(StoreMachine),
-                settings=settings(
+            run_reported(
+                StoreMachine,
+                with_seed=SEED + number,
+                how=settings(
                     max_examples=STORES,
                     stateful_step_count=STEPS,
                     deadline=None,
                     phases=[Phase.generate],
                     suppress_health_check=list(HealthCheck),
-                    print_blob=True,
                 ),
             )
             print(f"SHMQ_SEED={SEED + number:#x}: {dict(happened)}")

@@ -112,7 +112,12 @@ class ForkedProcess:
 class Zygote:
     """Starts the zygote process. A context manager: all its children end with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stderr: int | None = None) -> None:
+        """Start it.
+
+        Args:
+            stderr: fd for what it and its children say; None: our own stderr.
+        """
         import subprocess
 
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -121,6 +126,7 @@ class Zygote:
                 [sys.executable, "-m", "tests.support.zygote", str(theirs.fileno())],
                 cwd=store_process.ROOT,
                 pass_fds=[theirs.fileno()],
+                stderr=stderr,
             )
 
     def call(self, request: dict[str, Any], fds: dict[str, int] | None = None) -> Any:
