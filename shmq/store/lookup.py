@@ -29,8 +29,6 @@ __all__ = ["Entry", "Lookup"]
 
 _ENTRY = struct.Struct("<QqQ")
 _READ_RETRIES = 100
-_WALK_MAX = 1 << 22
-"""Blocks walked before a chain counts as broken, as in consume_queue.h."""
 _STEP_MAX = 64
 """Halvings of a search: a queue_offset has 64 bits."""
 _HOLES_MAX = 1024
@@ -175,7 +173,7 @@ class Lookup:
         """Entries, by walking back from the chain's tail; None if the chain changed meanwhile."""
         arena = self._memory.arena
         number = self._queues.tail_block(handle)
-        for _ in range(_WALK_MAX):
+        for _ in range(arena.size_bytes // core.BLOCK_SIZE):  # no chain has more blocks than that
             base = number * core.BLOCK_SIZE
             if number == 0 or base + core.BLOCK_SIZE > arena.size_bytes:
                 return None
@@ -199,11 +197,23 @@ class Lookup:
             if arena.load64(base) != generation:
                 return None
             number = previous
-            skip_base = skip * core.BLOCK_SIZE
-            is_there = skip != 0 and skip_base + core.BLOCK_SIZE <= arena.size_bytes
-            if is_there and arena.load64(skip_base + _FIRST) >= queue_offset:
+            if self._is_between(skip, handle, queue_offset, first):
                 number = skip
         return None
+
+    def _is_between(self, number: int, handle: QueueHandle, low: int, high: int) -> bool:
+        """Whether a block is of this queue still, and begins at `low` or behind, but before `high`:
+        a skip may lead to a block that was freed since, and is the chain's tail by now.
+        """
+        arena = self._memory.arena
+        base = number * core.BLOCK_SIZE
+        if number == 0 or base + core.BLOCK_SIZE > arena.size_bytes:
+            return False
+        generation = arena.load64(base)
+        first = arena.load64(base + _FIRST)
+        owner = arena.load32(base + _ROW), arena.load32(base + _ROW_GENERATION)
+        is_whole = generation & 1 == 0 and arena.load64(base) == generation
+        return is_whole and owner == handle and low <= first < high
 
     # ---- frames ----------------------------------------------------------------------------------
 
