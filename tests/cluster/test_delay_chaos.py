@@ -6,29 +6,34 @@ from __future__ import annotations
 import random
 import struct
 import time
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import shmq
-from shmq.topic import dlq_topic
+from shmq.errors import TopicNotExistError
+from shmq.topic import dlq_topic, retry_topic
 from tests.support.cluster import Cluster, Program, wait_for
-from tests.support.invariants import Got, History, Sent, Stored
+from tests.support.invariants import Got, History, Place, Sent, Stored
 from tests.support.scale import scaled
+from tests.support.spools import Spools
 from tests.support.wall_clock import WallClock
 
 pytestmark = [pytest.mark.cluster, pytest.mark.crash, pytest.mark.timeout(scaled(120, 7200))]
 
+TOPIC, GROUP = "t", "g"
+RETRY = retry_topic(GROUP)
 COUNT = scaled(1_200, 1_000_000)
 """Messages, of all producers."""
-RATE = scaled(400, 1_500)
+RATE = scaled(400, 3_000)
 """Messages a second."""
 S = 1_000_000_000
 LATE_NS = scaled(30, 60) * S
 """Restarts and a loaded machine; without either it is milliseconds (test_delay.py)."""
 _SENT = struct.Struct("<IIqqB")
-_GOT = struct.Struct("<IIqI")
+_GOT = struct.Struct("<IIqIIQ")
+_KEY = struct.Struct("<II")
 DELAYS_S = {0: 0, 1: 1, 2: 2}
 
 PRODUCER = """
@@ -53,11 +58,12 @@ with (
 CONSUMER = """
 import struct, sys, threading, time, shmq
 folder, spool = sys.argv[1:]
-record = struct.Struct("<IIqI")
+record = struct.Struct("<IIqIIQ")
 notes = open(spool, "ab", buffering=0)
 def listen(message):
     number, sequence = struct.unpack("<II", message.body)
-    notes.write(record.pack(number, sequence, time.monotonic_ns(), message.reconsume_times))
+    place = message.queue_id, message.queue_offset
+    notes.write(record.pack(number, sequence, time.monotonic_ns(), message.reconsume_times, *place))
     if sequence % 20 == 0 or (sequence % 5 == 0 and message.reconsume_times == 0):
         return shmq.ConsumeStatus.RECONSUME_LATER
 with (
@@ -70,45 +76,89 @@ with (
 """
 
 
-def _records(paths: Iterable[Path], record: struct.Struct) -> Iterable[tuple[int, ...]]:
-    for path in paths:
-        data = path.read_bytes()
-        yield from record.iter_unpack(data[: len(data) // record.size * record.size])
+class _Notes:
+    """What producers and consumers have noted in their files so far; each is read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._sent = Spools(folder, "sent-*", _SENT.size)
+        self._got = Spools(folder, "got-*", _GOT.size)
+        self.history = History()
+        self.acked_count = 0
+        self.waiting: set[bytes] = set()
+        """Messages whose producer was told that they are stored, and that have a try to come."""
+        self._tries: dict[bytes, int] = {}
+
+    def read(self) -> None:
+        """What was noted since."""
+        history = self.history
+        for data in self._sent.read():
+            for number, sequence, begin_ns, level, is_acked in _SENT.iter_unpack(data):
+                key = _KEY.pack(number, sequence)
+                history.sent[key] = Sent(begin_ns, DELAYS_S[level] * S, bool(is_acked))
+                if is_acked:
+                    self.acked_count += 1
+                    if self._tries.get(key, -1) < _last_try(sequence):
+                        self.waiting.add(key)
+        for data in self._got.read():
+            for number, sequence, at_ns, times, queue_id, queue_offset in _GOT.iter_unpack(data):
+                key = _KEY.pack(number, sequence)
+                history.got[key].append(Got(at_ns, times))
+                history.seen[Place(RETRY if times else TOPIC, queue_id, queue_offset)] = key
+                self._tries[key] = max(times, self._tries.get(key, -1))
+                if self._tries[key] >= _last_try(sequence):
+                    self.waiting.discard(key)
 
 
-def _history(folder: Path) -> History:
-    history = History()
-    for number, sequence, begin_ns, level, is_acked in _records(folder.glob("sent-*"), _SENT):
-        key = struct.pack("<II", number, sequence)
-        history.sent[key] = Sent(begin_ns, DELAYS_S[level] * S, bool(is_acked))
-    for number, sequence, at_ns, times in _records(folder.glob("got-*"), _GOT):
-        history.got[struct.pack("<II", number, sequence)].append(Got(at_ns, times))
-    return history
+def _last_try(sequence: int) -> int:
+    """reconsume_times of the last call that a message gets: CONSUMER knows it as well."""
+    return int(sequence % 5 == 0)
 
 
-def _stored(client: shmq.Client, topic: str) -> list[Stored]:
-    found = []
-    with client.pull_consumer(topic) as consumer:
-        for queue in consumer.queues():
-            at = consumer.min_offset(queue)
-            end = consumer.max_offset(queue)
-            while at < end:
-                result = consumer.pull(queue, at, 256)
-                found += [
-                    Stored(topic, m.queue_id, m.queue_offset, bytes(m)) for m in result.messages
-                ]
-                at = result.next_begin_offset
-    return found
+def _is_doomed(key: bytes) -> bool:
+    """Whether CONSUMER never takes a message."""
+    return bool(_KEY.unpack(key)[1] % 20 == 0)
+
+
+class _Queues:
+    """A topic's queues as a reader finds them; each message is read once."""
+
+    def __init__(self, client: shmq.Client, topic: str) -> None:
+        self._client = client
+        self._topic = topic
+        self._next: dict[shmq.MessageQueue, int] = {}
+        self.stored: list[Stored] = []
+
+    def read(self) -> list[Stored]:
+        """All that is there; a topic that is not there yet is empty."""
+        try:
+            consumer = self._client.pull_consumer(self._topic)
+        except TopicNotExistError:
+            return self.stored
+        with consumer:
+            for queue in consumer.queues():
+                at = self._next.get(queue, 0)
+                while at < consumer.max_offset(queue):
+                    result = consumer.pull(queue, at, 256)
+                    self.stored += [
+                        Stored(self._topic, m.queue_id, m.queue_offset, bytes(m))
+                        for m in result.messages
+                    ]
+                    at = self._next[queue] = result.next_begin_offset
+        return self.stored
+
+    def keys(self) -> set[bytes]:
+        return {stored.key for stored in self.read()}
 
 
 class _Crowd:
     """Producers one after the other, two consumers; what they note goes into files."""
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
+    def __init__(self, cluster: Cluster, clock: WallClock, folder: Path, notes: _Notes) -> None:
         self._cluster = cluster
+        self._clock = clock
         self._folder = folder
+        self._notes = notes
         self._number = 0
-        self.left = COUNT
         self.producer: Program | None = None
         self.consumers: list[Program] = []
 
@@ -116,9 +166,9 @@ class _Crowd:
         """The next producer, for what is left."""
         if self.producer is not None:
             self.producer.__exit__()
-        acked = sum(row[4] for row in _records(self._folder.glob("sent-*"), _SENT))
-        self.left = COUNT - acked
-        self.producer = self._start(PRODUCER, "sent", self._number, max(self.left, 0), RATE)
+        self._notes.read()
+        left = max(COUNT - self._notes.acked_count, 0)
+        self.producer = self._start(PRODUCER, "sent", self._number, left, RATE)
         self._number += 1
 
     def consume(self) -> None:
@@ -126,7 +176,8 @@ class _Crowd:
 
     def _start(self, source: str, spool: str, *arguments: object) -> Program:
         path = self._folder / f"{spool}-{time.monotonic_ns()}"
-        program = Program(source, self._cluster.runtime, path, *arguments)
+        environment = self._clock.environment
+        program = Program(source, self._cluster.runtime, path, *arguments, environment=environment)
         program.hear()
         return program
 
@@ -152,10 +203,27 @@ def _harm(crowd: _Crowd, cluster: Cluster, clock: WallClock, rng: random.Random)
     return what
 
 
+def _wait_drained(notes: _Notes) -> None:
+    """Until everything has had its last try; as long as it goes on, however much there is."""
+    left_count = -1
+    while left_count:
+
+        def is_less(than: int = left_count) -> bool:
+            notes.read()
+            return not notes.waiting or len(notes.waiting) < than
+
+        if left_count > 0:
+            wait_for(is_less, f"the rest, {left_count} messages,")
+        notes.read()
+        left_count = len(notes.waiting)
+
+
 def test_delays_and_retries_under_kills_and_clock_jumps(
     tmp_path: Path, cluster_name: str, rng: random.Random, record_property
 ) -> None:
     clock = WallClock(tmp_path)
+    notes = _Notes(tmp_path)
+    begin = time.monotonic()
     with (
         Cluster(
             tmp_path,
@@ -166,9 +234,10 @@ def test_delays_and_retries_under_kills_and_clock_jumps(
         ) as cluster,
         cluster.connect() as client,
     ):
-        client.create_topic("t", queues=4)
-        crowd = _Crowd(cluster, tmp_path)
-        harms: list[str] = []
+        client.create_topic(TOPIC, queues=4)
+        crowd = _Crowd(cluster, clock, tmp_path, notes)
+        dead = _Queues(client, dlq_topic(GROUP))
+        harms: Counter[str] = Counter()
         pause = time.monotonic()
         try:
             for _ in range(2):
@@ -177,50 +246,32 @@ def test_delays_and_retries_under_kills_and_clock_jumps(
             assert crowd.producer is not None
             while crowd.producer.process.poll() is None:
                 if time.monotonic() - pause > scaled(1, 5) / 2:
-                    harms.append(_harm(crowd, cluster, clock, rng))
+                    harms[_harm(crowd, cluster, clock, rng)] += 1
                     pause = time.monotonic()
                 time.sleep(0.02)
-
-            def ended() -> bool:
-                history = _history(tmp_path)
-                acked = {key for key, sent in history.sent.items() if sent.is_acked}
-                tries = {
-                    key: max(c.reconsume_times for c in history.got[key])
-                    for key in acked & history.got.keys()
-                }
-                return len(tries) == len(acked) and all(
-                    times >= (_sequence(key) % 5 == 0) for key, times in tries.items()
-                )
-
-            wait_for(ended, "the rest")
-            doomed = {
-                key
-                for key, sent in _history(tmp_path).sent.items()
-                if sent.is_acked and _sequence(key) % 20 == 0
-            }
-            wait_for(lambda: doomed <= _dead(client), "the dead letters")
+            _wait_drained(notes)
+            history = notes.history
+            acked = {key for key, sent in history.sent.items() if sent.is_acked}
+            doomed = {key for key in acked if _is_doomed(key)}
+            wait_for(lambda: doomed <= dead.keys(), "the dead letters")
         finally:
             crowd.close()
-        history = _history(tmp_path)
-        history.stored = _stored(client, "t")
+        notes.read()  # what came to consumers after all were through
+        history.stored = _Queues(client, TOPIC).read() + _Queues(client, RETRY).read()
         history.check_acked_is_delivered()
         history.check_nothing_is_invented()
         history.check_queues_are_whole()
-        late_ns = history.check_delays(retry_delay_ns=2 * S, late_ns=LATE_NS)
-        history.check_drained({key for key, sent in history.sent.items() if sent.is_acked})
-        assert _dead(client) <= history.sent.keys()
-        figures = f"{len(history.sent)} sent, {len(harms)} faults {sorted(set(harms))}, "
-        figures += f"{history.doubled_count()} doubled, at most {late_ns / S:.2f} s late"
+        history.check_seen_is_kept()
+        history.check_delays(retry_delay_ns=2 * S, late_ns=LATE_NS)
+        history.check_drained(acked)
+        assert dead.keys() <= history.sent.keys()
+        late = history.late_ns()
+        figures = f"{len(acked)} acknowledged in {time.monotonic() - begin:.0f} s, "
+        figures += f"{sum(harms.values())} faults {dict(sorted(harms.items()))}, "
+        figures += f"{history.doubled_count()} doubled, {len(dead.keys())} dead letters, late "
+        figures += ", ".join(
+            f"{name} {late[min(int(len(late) * part), len(late) - 1)] / 1e6:.1f} ms"
+            for name, part in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("at most", 1.0))
+        )
         record_property("figures", figures)
         print(figures)
-
-
-def _sequence(key: bytes) -> int:
-    return int(struct.unpack("<II", key)[1])
-
-
-def _dead(client: shmq.Client) -> set[bytes]:
-    try:
-        return {stored.key for stored in _stored(client, dlq_topic("g"))}
-    except shmq.ShmqError:
-        return set()

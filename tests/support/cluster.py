@@ -98,10 +98,14 @@ class Program:
     """A Python program of the cluster's, in a process of its own, that talks in lines of JSON. A
     context manager: it is killed if it still runs."""
 
-    def __init__(self, source: str, *arguments: object) -> None:
+    def __init__(
+        self, source: str, *arguments: object, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start it with arguments, and with `environment` beside our own."""
         self.process = subprocess.Popen(
             [sys.executable, "-c", source, *map(str, arguments)],
             cwd=ROOT,
+            env=os.environ | dict(environment or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
