@@ -19,6 +19,7 @@
  *     finish           to the return of the function that `until` came to
  *     walk COUNT       the same as step, but on to the end of the vDSO: its clock begins anew when time goes on meanwhile, so
  *                      a thread that stands there now and then would never come out
+ *     meet ADDRESS     as step, to the next time that it stands at this instruction
  *     calls COUNT      COUNT entries into and exits from system calls, answered as step; the work ends at recvmsg, or with
  *                      the thread
  *     kill             SIGKILL to the process
@@ -441,6 +442,25 @@ static int step_many(uint64_t count, int is_walking)
     return say(is_going);
 }
 
+/* Step by step, so that time passes as it did when the way was learnt. */
+static int meet(uint64_t address)
+{
+    struct user_regs_struct registers;
+    int is_going = 1;
+    int was_syscall;
+    pass_end();
+    for (int is_first = 1; is_going > 0; is_first = 0) {
+        if (get_registers(&registers) != 0) {
+            return -1;
+        }
+        if (registers.rip == address) {
+            break;
+        }
+        is_going = step(is_first, &was_syscall);
+    }
+    return is_going < 0 ? -1 : say(is_going);
+}
+
 static int set_debug_register(size_t number, uint64_t value)
 {
     size_t place = offsetof(struct user, u_debugreg) + number * sizeof(uint64_t);
@@ -755,6 +775,8 @@ int main(void)
             (void)call_many(number);
         } else if (sscanf(line, "walk %" SCNu64, &number) == 1) {
             (void)step_many(number, 1);
+        } else if (sscanf(line, "meet %" SCNu64, &number) == 1) {
+            (void)meet(number);
         } else if (sscanf(line, "leap %" SCNu64, &number) == 1) {
             (void)leap_many(number);
         } else if (strcmp(line, "learn\n") == 0) {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -20,11 +21,13 @@ from tests.support.compiled import program
 from tests.support.require import require_or_skip, require_program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 logger = logging.getLogger(__name__)
 LEARN_MAX = 8
 SEEK_TRIES = 10
+PROGRESS_VICTIMS = 1000
+"""How many are broken between two lines of progress: full runs take long."""
 _SOURCE = Path(__file__).with_name("step.c")
 
 
@@ -48,6 +51,39 @@ def address_of(pid: int, function: str) -> int:
     return base + symbols[function]
 
 
+def names_of(maps: str, addresses: Iterable[int]) -> list[str]:
+    """What lies at some addresses of a process: functions, innermost first, and lines.
+
+    Args:
+        maps: /proc/PID/maps of the process.
+        addresses: instructions.
+    """
+    begins: dict[str, int] = {}
+    """Where each file would lie from its first byte on."""
+    owners = []
+    for line in maps.splitlines():
+        span, _, place, _, _, *path = line.split(maxsplit=5)
+        low, high = (int(end, 16) for end in span.split("-"))
+        name = path[0] if path else "[anonymous]"
+        begins.setdefault(name, low - int(place, 16))
+        owners.append((low, high, name))
+    named = []
+    for address in sorted(addresses):
+        name = next((name for low, high, name in owners if low <= address < high), "[nowhere]")
+        place = hex(address - begins.get(name, 0))
+        named.append(f"{_line_of(name, place)} ({Path(name).name}+{place})")
+    return named
+
+
+def _line_of(library: str, place: str) -> str:
+    program = shutil.which("addr2line")
+    if program is None or not Path(library).is_file():
+        return "?"
+    command = [program, "-f", "-i", "-p", "-s", "-e", library, place]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return " < ".join(line.replace("(inlined by)", "").strip() for line in said.splitlines())
+
+
 class AstrayError(Exception):
     """A thread went another way than the one that was learnt: it stands at some later place."""
 
@@ -66,6 +102,9 @@ class Stepper:
         self.changes: list[int] = []
         """Which instructions of what was learnt, counted from 1, changed a watched object or were
         system calls."""
+        self.maps = ""
+        """/proc/PID/maps of the process whose work was learnt last."""
+        self._tid = 0
         self._driver = subprocess.Popen(
             [program(_SOURCE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -87,6 +126,7 @@ class Stepper:
     def seize(self, tid: int) -> None:
         """Trace this thread, which runs on."""
         self.changes = []
+        self._tid = tid
         self._ask(f"seize {tid}")
         self._answer()
 
@@ -131,10 +171,15 @@ class Stepper:
         """
         return self._go_on("leap", count)
 
+    def meet(self, address: int) -> tuple[int, bool]:
+        """Step by step to the next time that it stands at this instruction; as `step`."""
+        return self._go_on("meet", address)
+
     def learn(self) -> list[int]:
         """To the end of the work: the addresses of its instructions, for later leaps; 0 is one of
         the vDSO, whose number depends on the time. What two ways in a row begin with is leapt over.
         """
+        self.maps = Path(f"/proc/{self._tid}/maps").read_text(encoding="utf-8")
         self._ask("learn")
         _, taken, *addresses = self._answer()
         first = int(taken) - len(addresses)
@@ -222,7 +267,9 @@ def go_through(
 class Points:
     """At which instruction one victim after another is to be broken, until the points or the work
     are over. A victim that goes astray is broken where it stands, and the next one comes to the
-    same point step by step.
+    same point step by step. Where all instructions are wanted, those that nobody stood at by then
+    are sought one by one: some are taken only when time passes as it does in single steps, each
+    time after another number of others (what the append thread does every 10 ms, say).
     """
 
     def __init__(
@@ -248,11 +295,13 @@ class Points:
         self._points = iter(points)
         self._at = next(self._points)
         self._is_leaping = True
-        self._is_seeking = False
-        self._tries = 0
+        self._sought = self._seek()
+        self._seeks: int | None = None
+        """The address of the instruction that is sought."""
         self._stood: set[int] = set()
         self.is_over = False
         self.count = 0
+        self.sought_count = 0
         self.astray_count = 0
 
     def reach(self, between: Callable[[], None] = lambda: None) -> None:
@@ -262,34 +311,43 @@ class Points:
             between: waits for the moment in which the work goes on behind its first end.
         """
         self.count += 1
+        if self.count % PROGRESS_VICTIMS == 0:
+            logger.info("%d victims so far, the next one at %d", self.count, self._at)
+        if self._seeks is not None:
+            self._reach_sought(self._seeks, between)
+        elif not self._reach_point(between):
+            return
+        self._stood.add(self._stepper.stands_at)
+        if self._seeks is not None or self.is_over:
+            self._seeks = next(self._sought, None)
+            self.is_over = self._seeks is None
+
+    def _reach_point(self, between: Callable[[], None]) -> bool:
+        """Whether it came there."""
         try:
-            is_over = go_through(
+            is_work_over = go_through(
                 self._stepper.leap if self._is_leaping else self._stepper.step, self._at, between
             )
         except AstrayError:
             self.astray_count += 1
             self._is_leaping = False
-            return
-        self._is_leaping = not self._is_seeking
-        self._stood.add(self._stepper.stands_at)
+            return False
+        self._is_leaping = True
         following = next(self._points, None)
-        if following is None or (is_over and self._at >= self._least and not self._is_seeking):
-            following = self._seek()
-        self.is_over = following is None
+        self.is_over = following is None or (is_work_over and self._at >= self._least)
         self._at = following or 0
+        return True
 
-    def _seek(self) -> int | None:
-        """When all points were reached: the next one for what no victim stood at. Some instructions
-        are taken only when time passes as it does in single steps (a wake-up, say).
-        """
-        missed = self._missed() if self._is_every and self._tries < SEEK_TRIES else set()
-        self._tries += 1
-        self._is_seeking = bool(missed)
-        self._is_leaping = not missed
-        self._points = iter(
-            [number for number, address in enumerate(self.ways[-1]) if address in missed]
-        )
-        return next(self._points, None)
+    def _reach_sought(self, address: int, between: Callable[[], None]) -> None:
+        self.sought_count += 1
+        _, is_over = self._stepper.meet(address)
+        if is_over:
+            between()
+            self._stepper.meet(address)
+
+    def _seek(self) -> Iterator[int]:
+        for _ in range(SEEK_TRIES if self._is_every else 0):
+            yield from sorted(self._missed())
 
     def _missed(self) -> set[int]:
         return self._known() - self._stood
@@ -300,10 +358,13 @@ class Points:
     def report(self, what: str) -> None:
         """Say how many were broken; if all were to be, each address of the work had one."""
         lengths = [len(way) for way in self.ways]
-        known = self._known()
         missed = self._missed()
         logger.info(
-            "%s: %d victims, %s instructions at %d addresses, none at %d of them, %d astray",
-            what, self.count, lengths, len(known), len(missed), self.astray_count,
+            "%s: %d victims, %s instructions at %d addresses, none at %d of them, %d astray, "
+            "%d sought",
+            what, self.count, lengths, len(self._known()), len(missed), self.astray_count,
+            self.sought_count,
         )  # fmt: skip
-        assert not (self._is_every and missed), f"none stood at {sorted(map(hex, missed))}"
+        if self._is_every and missed:
+            named = names_of(self._stepper.maps, missed)
+            raise AssertionError(f"none stood at {len(missed)}:\n" + "\n".join(named))
