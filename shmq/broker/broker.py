@@ -412,11 +412,11 @@ class Broker:
         if not self._is_leaving:
             self.expired_unread.expired(expired.spans)
 
-    def hold_members(self, connection: Connection) -> None:
-        """Have a client leave the groups that the rules in force do not allow it."""
+    def hold_members(self, connection: Connection, groups: Iterable[str]) -> None:
+        """Have a client leave those of these groups that the rules in force do not allow it."""
         client = self.registry.of(connection)
         if self._enforcement is not None and client is not None:
-            self._enforcement.hold_members(client)
+            self._enforcement.hold_members(client, groups)
 
     def bind(self, connection: Connection, client_id: str) -> None:
         """Give a connection its client_id; the same process's older connection ends.

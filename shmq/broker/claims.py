@@ -99,13 +99,16 @@ class ClaimTable:
         Raises:
             ConfigError: a slot is out of range, or another claim has it.
         """
-        taken = {slot: claim.queue for slot, claim in self._slots.get(session, {}).items()}
+        claims = self._slots.get(session, {})
+        taken: dict[int, ClaimedQueue] = {}
         for queue, slot in slots:
             if not 0 <= slot < session.claim_capacity:
                 raise ConfigError(
                     f"claim queue {queue.queue_id} of {queue.topic}: slot {slot}, wanted 0 to "
                     f"{session.claim_capacity - 1}"
                 )
+            if slot in claims:
+                taken[slot] = claims[slot].queue
             if taken.setdefault(slot, queue) != queue:
                 raise ConfigError(
                     f"claim queue {queue.queue_id} of {queue.topic}: slot {slot} has a claim of "

@@ -3,13 +3,15 @@
 What lives here: `ClientRegistry`, a state machine without time or sockets of its own: a clock is
 passed in, connections are opaque owners, notices go out through a callback. A client counts until
 its connection ends, its process dies or it is silent for too long; a heartbeat is the whole truth
-about it, so groups that it does not name any more are left.
+about it, so groups that it does not name any more are left. One that is a part is the whole truth
+about the groups that it names, and costs as much as those, however many others there are.
 
 The loop's thread owns it. Nothing blocks. May fail: a client_id that another process has.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from shmq.subscription import ConsumeFromWhere, MessageModel, SubscriptionData
 from shmq.topic import RETRY_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from shmq.clock import Clock
     from shmq.remoting.server import Connection
@@ -52,9 +54,9 @@ class Client:
     """Where it is; says who it is."""
     heard_ns: int
     """Monotonic time of its last heartbeat."""
-    producer_groups: frozenset[str] = frozenset()
+    producer_groups: set[str] = field(default_factory=set)
     """Groups that it produces for."""
-    consumers: Mapping[str, ConsumerMember] = field(default_factory=dict)
+    consumers: dict[str, ConsumerMember] = field(default_factory=dict)
     """By group."""
 
 
@@ -76,6 +78,8 @@ class ClientRegistry:
         self._by_id: dict[str, Client] = {}
         self._consumers: dict[str, dict[str, Client]] = {}
         self._producers: dict[str, dict[str, Client]] = {}
+        self._subscribed: dict[str, Counter[str]] = {}
+        """By topic: how many members of each group subscribe to it."""
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -121,12 +125,7 @@ class ClientRegistry:
 
     def groups_subscribed_to(self, topic: str) -> set[str]:
         """Consumer groups with a member that subscribes to a topic."""
-        return {
-            group
-            for client in self._clients.values()
-            for group, member in client.consumers.items()
-            if topic in member.subscriptions
-        }
+        return set(self._subscribed.get(topic, ()))
 
     # ---- coming ------------------------------------------------------------------------------
 
@@ -188,31 +187,45 @@ class ClientRegistry:
         *,
         producer_groups: Iterable[str],
         consumers: Iterable[ConsumerMember],
+        named: Collection[str] | None = None,
     ) -> None:
         """A client says what it is part of now; groups it does not name are left.
 
         The connection is bound.
+
+        Args:
+            connection: of the client.
+            producer_groups: groups that it produces for.
+            consumers: groups that it consumes in.
+            named: just these groups are spoken of, and stay as they are if they are not named;
+                None: all.
         """
         client = self._clients[connection]
         client.heard_ns = self._clock.monotonic_ns()
-        producers = frozenset(producer_groups)
+        producers = set(producer_groups)
         members = {member.group: member for member in consumers}
-        for group in client.producer_groups - producers:
-            self._leave(self._producers, group, client)
+        spoken_of = client.consumers.keys() | client.producer_groups if named is None else named
+        for group in spoken_of:
+            if group in client.producer_groups and group not in producers:
+                self._leave_producers(group, client)
         for group in producers - client.producer_groups:
             self._producers.setdefault(group, {})[client.client_id] = client
-        client.producer_groups = producers
+            client.producer_groups.add(group)
         changed = set()
-        for group in client.consumers.keys() - members.keys():
-            self._leave(self._consumers, group, client)
-            changed.add(group)
+        for group in spoken_of:
+            if group in client.consumers and group not in members:
+                self._leave_consumers(group, client)
+                changed.add(group)
         for group, member in members.items():
             known = client.consumers.get(group)
-            if known is None:
-                self._consumers.setdefault(group, {})[client.client_id] = client
             if known is None or _subscribed(known) != _subscribed(member):
                 changed.add(group)
-        client.consumers = members
+            if known is None:
+                self._consumers.setdefault(group, {})[client.client_id] = client
+            else:
+                self._count(known, -1)
+            self._count(member, 1)
+            client.consumers[group] = member
         self._tell(changed)
 
     # ---- going -------------------------------------------------------------------------------
@@ -223,11 +236,9 @@ class ClientRegistry:
         if client is None:
             return
         if producer_group in client.producer_groups:
-            client.producer_groups -= {producer_group}
-            self._leave(self._producers, producer_group, client)
+            self._leave_producers(producer_group, client)
         if consumer_group in client.consumers:
-            client.consumers = {g: m for g, m in client.consumers.items() if g != consumer_group}
-            self._leave(self._consumers, consumer_group, client)
+            self._leave_consumers(consumer_group, client)
             self._tell({consumer_group})
 
     def remove(self, connection: Connection) -> Client | None:
@@ -236,11 +247,12 @@ class ClientRegistry:
         if client is None:
             return None
         del self._by_id[client.client_id]
-        for group in client.producer_groups:
-            self._leave(self._producers, group, client)
-        for group in client.consumers:
-            self._leave(self._consumers, group, client)
-        self._tell(set(client.consumers))
+        for group in tuple(client.producer_groups):
+            self._leave_producers(group, client)
+        left = set(client.consumers)
+        for group in left:
+            self._leave_consumers(group, client)
+        self._tell(left)
         return client
 
     def silent(self, expiry_ms: int) -> list[Client]:
@@ -248,14 +260,33 @@ class ClientRegistry:
         limit_ns = self._clock.monotonic_ns() - expiry_ms * 1_000_000
         return [client for client in self._clients.values() if client.heard_ns <= limit_ns]
 
-    def _leave(self, members: dict[str, dict[str, Client]], group: str, client: Client) -> None:
-        del members[group][client.client_id]
-        if not members[group]:
-            del members[group]
+    def _leave_producers(self, group: str, client: Client) -> None:
+        client.producer_groups.remove(group)
+        _drop(self._producers, group, client)
+
+    def _leave_consumers(self, group: str, client: Client) -> None:
+        self._count(client.consumers.pop(group), -1)
+        _drop(self._consumers, group, client)
+
+    def _count(self, member: ConsumerMember, change: int) -> None:
+        """A member subscribes to its topics, or does no more."""
+        for topic in member.subscriptions:
+            groups = self._subscribed.setdefault(topic, Counter())
+            groups[member.group] += change
+            if not groups[member.group]:
+                del groups[member.group]
+                if not groups:
+                    del self._subscribed[topic]
 
     def _tell(self, groups: set[str]) -> None:
         for group in sorted(groups):
             self._on_group_changed(group, self.consumers(group))
+
+
+def _drop(members: dict[str, dict[str, Client]], group: str, client: Client) -> None:
+    del members[group][client.client_id]
+    if not members[group]:
+        del members[group]
 
 
 def _check_alike(

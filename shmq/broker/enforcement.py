@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING
 from shmq.broker.rights import Action
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from shmq.acl import AclFile
     from shmq.broker.broker import Broker
     from shmq.broker.claims import Claim
@@ -73,14 +75,15 @@ class Enforcement:
     def apply(self) -> None:
         """Take back what the rules in force do not allow any more."""
         for client in self._broker.registry.clients():
-            self.hold_members(client)
+            self.hold_members(client, tuple(client.consumers))
         for session in self._broker.sessions.sessions:
             self._hold(session)
 
-    def hold_members(self, client: Client) -> None:
-        """Have a client leave the groups that it may not take part in."""
+    def hold_members(self, client: Client, groups: Iterable[str]) -> None:
+        """Have a client leave those of its groups that it may not take part in."""
         broker, identity = self._broker, client.connection.identity
-        for group, member in tuple(client.consumers.items()):
+        for group in groups:
+            member = client.consumers[group]
             denials = [self._denial(identity, Action.CONSUME, group)]
             denials += [self._denial(identity, Action.PULL, one) for one in member.subscriptions]
             denial = next(filter(None, denials), None)

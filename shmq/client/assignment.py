@@ -252,7 +252,7 @@ class Assignment:
         away = set()
         for name in sorted(names):  # of two members that disagree, all brokers refuse the same one
             try:
-                self._client.greet(name)
+                self._client.greet(name, self.group)
             except ServiceNotAvailableError as error:
                 _log.debug("greet %s: %s", name, error)
                 away.add(name)

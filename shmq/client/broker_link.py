@@ -15,6 +15,7 @@ import os
 import socket
 import threading
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import orjson
@@ -95,6 +96,8 @@ class BrokerLink:
         self._order_topics: set[str] = set()
         self._bells: dict[int, Counter[Handle]] = {}
         self._claims: dict[int, dict[str, object]] = {}
+        self._slot = 0
+        """Where the next free claim is looked for: behind the last that was taken."""
         self._readers: dict[int, core.Reader] = {}
         self._memfds: dict[str, int] = {}
         self._is_closed = False
@@ -106,8 +109,6 @@ class BrokerLink:
         """What did not hold any more when the session was resumed last."""
         self.is_mapped = True
         """Whether this user maps the broker's log; if not, messages are pulled as copies."""
-        self.greeted: object = None
-        """What the broker was told in this connection; the Client's."""
         self._changed = threading.Condition(self._lock)
         try:
             self.connection = self._connect()
@@ -232,7 +233,6 @@ class BrokerLink:
             if self._shared is not None:
                 self._shared.close()  # it is the session's with the broker that went
             self.connection = self._connect()
-            self.greeted = None
             try:
                 self._resume()
             except ShmError as error:
@@ -520,7 +520,8 @@ class BrokerLink:
     def _reserve(self, topic: str, count: int) -> list[int]:
         with self._lock:
             capacity = self.reader.claim_capacity
-            free = [slot for slot in range(capacity) if slot not in self._claims][:count]
+            from_here = (slot % capacity for slot in range(self._slot, self._slot + capacity))
+            free = list(islice((slot for slot in from_here if slot not in self._claims), count))
             if len(free) < count:
                 raise QuotaError(
                     f"claim {count} queues of {topic} at {self.broker_name}: this client has "
@@ -528,6 +529,8 @@ class BrokerLink:
                     hint="add members to the group: processes, or clients of this one",
                 )
             self._claims.update({slot: {} for slot in free})
+            if free:
+                self._slot = free[-1] + 1
             return free
 
     def release(self, group: str, topic: str, claims: Sequence[tuple[int, int, int]]) -> None:

@@ -26,6 +26,7 @@ from shmq.client.lite_pull_consumer import (
     PULL_BATCH_SIZE,
     LitePullConsumer,
 )
+from shmq.client.membership import Membership
 from shmq.client.orderly import SUSPEND_S
 from shmq.client.producer import Producer
 from shmq.client.pull_consumer import PullConsumer
@@ -37,7 +38,6 @@ from shmq.config import WaitingPolicy, default_namesrv_folder
 from shmq.core import core
 from shmq.errors import (
     ClosedError,
-    ConfigError,
     ForkError,
     ServiceNotAvailableError,
     ShmqError,
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from shmq.allocation import Allocation
-    from shmq.client.assignment import Assignment
     from shmq.client.orderly import OrderlyListener
     from shmq.client.push_consumer import Listener
     from shmq.remoting.command import Command
@@ -139,9 +138,8 @@ class Client:
         self._followers: dict[str, threading.Thread] = {}
         self._lock = threading.Lock()
         self._producers: list[Producer] = []
-        self._assignments: list[Assignment] = []
-        self._closing: list[_Member] = []
-        self._groups_version = 0
+        self._membership = Membership(self.client_id)
+        self._closing: dict[_Member, None] = {}
         self._save_ns = 0
         self._bell_count = 0
         self._is_closed = False
@@ -168,7 +166,7 @@ class Client:
         made = Producer(self, group)
         with self._lock:
             self._producers.append(made)
-            self._groups_version += 1
+        self._membership.add_producer(group)
         return made
 
     def consumer(
@@ -263,7 +261,7 @@ class Client:
             suspend=suspend,
         )
         with self._lock:
-            self._closing.append(made)
+            self._closing[made] = None
         return made
 
     def pull_consumer(self, topic: str, *, filter: str | None = None) -> PullConsumer:
@@ -278,7 +276,7 @@ class Client:
         with suppress(ServiceNotAvailableError):  # one that is away may have it
             made.queues()
         with self._lock:
-            self._closing.append(made)
+            self._closing[made] = None
         return made
 
     def lite_pull_consumer(
@@ -319,7 +317,7 @@ class Client:
             allocation=allocation,
         )
         with self._lock:
-            self._closing.append(made)
+            self._closing[made] = None
         return made
 
     def create_topic(
@@ -479,51 +477,14 @@ class Client:
             link.close()  # nobody else would: the client was closed meanwhile
             raise ClosedError(f"attach to broker {broker_name}: this client is closed")
 
-    def greet(self, broker_name: str) -> None:
-        """See that a broker knows which groups this client is in.
+    def greet(self, broker_name: str, group: str) -> None:
+        """See that a broker knows us, and what this client is in a group.
 
         Raises:
             ServiceNotAvailableError: it is away.
+            PermissionDeniedError, SubscriptionError and others: it refuses us in this group.
         """
-        link = self.link(broker_name)
-        wanted = link.connection, self._groups_version
-        if link.greeted != wanted:
-            self._beat(link)
-            link.greeted = wanted
-
-    def heartbeat(self) -> None:
-        """Tell all brokers which groups this client is in, now."""
-        for link in self.links():
-            if link.is_up:
-                with suppress(ShmqError):
-                    self._beat(link)
-
-    def _beat(self, link: BrokerLink) -> None:
-        with self._lock:
-            groups: dict[str, dict[str, object]] = {}
-            for one in self._assignments:
-                if not one.is_shared:
-                    continue
-                entry = groups.setdefault(
-                    one.group,
-                    {
-                        "groupName": one.group,
-                        "consumeType": "CONSUME_PASSIVELY",
-                        "messageModel": str(one.model.value),
-                        "consumeFromWhere": str(one.from_where.value),
-                        "subscriptionDataSet": [],
-                    },
-                )
-                subscriptions = entry["subscriptionDataSet"]
-                assert isinstance(subscriptions, list)
-                subscriptions.append(one.describe())
-            producer_groups = sorted({producer.group for producer in self._producers})
-        body = {
-            "clientID": self.client_id,
-            "producerDataSet": [{"groupName": group} for group in producer_groups],
-            "consumerDataSet": list(groups.values()),
-        }
-        link.call(RequestCode.HEART_BEAT, None, body)
+        self._membership.greet(self.link(broker_name), group)
 
     def next_bell(self) -> int:
         """A bell of the sessions for one more consumer; those that are many share them."""
@@ -539,21 +500,11 @@ class Client:
             ShmqError: a broker refused for good.
         """
         assignment = consumer.assignment
+        self._membership.add(assignment)
         with self._lock:
-            if assignment.is_shared and any(
-                one.is_shared and (one.group, one.topic) == (assignment.group, assignment.topic)
-                for one in self._assignments
-            ):
-                raise ConfigError(
-                    f"consume {assignment.topic} in group {assignment.group}: this client does "
-                    "already; connect another client for another member, or use push_consumer "
-                    "for more threads"
-                )
-            self._assignments.append(assignment)
-            if assignment.keeps_offsets:
-                self._keeper_wanted.set()
-            self._closing.append(consumer)
-            self._groups_version += 1
+            self._closing[consumer] = None
+        if assignment.keeps_offsets:
+            self._keeper_wanted.set()
         try:
             assignment.rebalance()
         except ShmqError as error:
@@ -568,22 +519,24 @@ class Client:
     def leave(self, member: _Member) -> None:
         """It is being closed."""
         with self._lock:
-            if member in self._closing:
-                self._closing.remove(member)
-        if isinstance(member, Consumer):
-            assignment = member.assignment
-            self.rebalancer.remove(assignment)
-            assignment.close()
-            with self._lock:
-                if assignment in self._assignments:
-                    self._assignments.remove(assignment)
-                self._groups_version += 1
-            self.heartbeat()
+            self._closing.pop(member, None)
+        if not isinstance(member, Consumer):
+            return
+        assignment = member.assignment
+        self.rebalancer.remove(assignment)
+        assignment.close()
+        self._membership.remove(assignment)
+        for link in self.links():
+            if link.is_up:
+                with suppress(ShmqError):
+                    self._membership.tell(link, assignment.group)
 
     # ---- following -------------------------------------------------------------------------------
 
     def _notified(self, link: BrokerLink, command: Command) -> None:
-        for assignment in tuple(self._assignments):
+        fields = command.ext_fields
+        group = fields.get("consumerGroup", fields.get("group"))
+        for assignment in self._membership.concerned(group, fields.get("topic")):
             assignment.notified(link, command)
         for producer in tuple(self._producers):
             producer.notified(link, command)
@@ -615,11 +568,18 @@ class Client:
             if SYSTEM_CLOCK.monotonic_ns() >= heartbeat_ns:
                 heartbeat_ns = SYSTEM_CLOCK.monotonic_ns() + int(HEARTBEAT_S * 1e9)
                 self._refresh()
-                self.heartbeat()
+                self._heartbeat()
+
+    def _heartbeat(self) -> None:
+        """Tell all brokers which groups this client is in."""
+        for link in self.links():
+            if link.is_up:
+                with suppress(ShmqError):
+                    self._membership.heartbeat(link)
 
     def _save_offsets(self) -> int:
         """Have those that keep their own offsets keep them; when to come again, monotonic ns."""
-        savers = [one for one in tuple(self._assignments) if one.keeps_offsets]
+        savers = [one for one in self._membership.assignments if one.keeps_offsets]
         now_ns = SYSTEM_CLOCK.monotonic_ns()
         if savers and now_ns >= self._save_ns:
             for assignment in savers:
@@ -661,14 +621,14 @@ class Client:
         while not self._closed.wait(delay_s):
             try:
                 is_resumed = link.reconnect()
-                self._beat(link)
+                self._membership.heartbeat(link)
             except (ShmqError, OSError) as error:
                 _log.debug("reconnect broker=%s: %s", name, error)
                 share_s = (SYSTEM_CLOCK.monotonic_ns() - away_ns) / 1e9 / _RECONNECT_SHARE
                 delay_s = min(max(share_s, _RECONNECT_FIRST_S), _RECONNECT_MAX_S)
                 continue
             _log.info("reconnected broker=%s resumed=%s", name, is_resumed)
-            for assignment in tuple(self._assignments):
+            for assignment in self._membership.assignments:
                 assignment.reconnected(link)
             for producer in tuple(self._producers):
                 producer.reconnected(link, is_resumed)

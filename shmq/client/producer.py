@@ -810,7 +810,7 @@ class Producer:
             share_s = at_most(threading.TIMEOUT_MAX) / (len(wanted) - index)
             try:
                 with within(share_s):
-                    self._client.greet(name)
+                    self._client.greet(name, self.group)
                     granted = self._granted(topic, name, makes)
                 if name in wiped and not self._keeps_queues(topic, name):
                     raise PermissionDeniedError(

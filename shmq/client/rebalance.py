@@ -9,6 +9,7 @@ nothing itself. Nothing fails: what does is tried again.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 from typing import TYPE_CHECKING
@@ -39,6 +40,11 @@ class RebalanceService:
 
     def __init__(self) -> None:
         self._due: dict[Assignment, int] = {}
+        self._order: list[tuple[int, int, Assignment]] = []
+        """A heap of (due, running number, assignment): what `_due` does not say any more is
+        passed over.
+        """
+        self._count = 0
         self._intervals: dict[Assignment, int] = {}
         self._delays: dict[Assignment, int] = {}
         self._said: dict[Assignment, str] = {}
@@ -49,9 +55,8 @@ class RebalanceService:
     def add(self, assignment: Assignment) -> None:
         """Look after it from now on; its first round was made by whoever adds it."""
         with self._turn:
-            self._due[assignment] = SYSTEM_CLOCK.monotonic_ns() + (
-                _SETTLE_FIRST_NS if assignment.is_complete else _RETRY_FIRST_NS
-            )
+            first_ns = _SETTLE_FIRST_NS if assignment.is_complete else _RETRY_FIRST_NS
+            self._set_due(assignment, SYSTEM_CLOCK.monotonic_ns() + first_ns)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="shmq-rebalance", daemon=True
@@ -71,7 +76,7 @@ class RebalanceService:
         """Have a round soon. Never blocks; any thread."""
         with self._turn:
             if assignment in self._due:
-                self._due[assignment] = 0
+                self._set_due(assignment, 0)
                 self._intervals.pop(assignment, None)
                 self._turn.notify()
 
@@ -91,7 +96,7 @@ class RebalanceService:
                     return
                 interval_ns = self._intervals.get(assignment, _SETTLE_FIRST_NS)
                 self._intervals[assignment] = min(interval_ns * 2, INTERVAL_NS)
-                self._due[assignment] = SYSTEM_CLOCK.monotonic_ns() + interval_ns
+                self._set_due(assignment, SYSTEM_CLOCK.monotonic_ns() + interval_ns)
             is_complete = self._round(assignment)
             with self._turn:
                 if is_complete:
@@ -100,19 +105,26 @@ class RebalanceService:
                     delay_ns = self._delays.get(assignment, _RETRY_FIRST_NS)
                     self._delays[assignment] = min(delay_ns * 2, _RETRY_MAX_NS)
                     again_ns = SYSTEM_CLOCK.monotonic_ns() + delay_ns
-                    self._due[assignment] = min(self._due[assignment], again_ns)
+                    self._set_due(assignment, min(self._due[assignment], again_ns))
+
+    def _set_due(self, assignment: Assignment, due_ns: int) -> None:
+        if self._due.get(assignment) != due_ns:
+            self._due[assignment] = due_ns
+            self._count += 1
+            heapq.heappush(self._order, (due_ns, self._count, assignment))
 
     def _next(self) -> Assignment | None:
         """The next that is due; sleeps until one is. None: closed."""
         while not self._is_closed:
+            while self._order and self._due.get(self._order[0][2]) != self._order[0][0]:
+                heapq.heappop(self._order)
             now_ns = SYSTEM_CLOCK.monotonic_ns()
-            first = min(self._due, key=self._due.__getitem__, default=None)
-            if first is None:
+            if not self._order:
                 self._turn.wait()
-            elif self._due[first] <= now_ns:
-                return first
+            elif self._order[0][0] <= now_ns:
+                return self._order[0][2]
             else:
-                self._turn.wait((self._due[first] - now_ns) / 1e9)
+                self._turn.wait((self._order[0][0] - now_ns) / 1e9)
         return None
 
     def _round(self, assignment: Assignment) -> bool:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["HeartbeatProcessor"]
 
 GROUP_COUNT_MAX = 1024
-"""Groups of one client in one heartbeat."""
+"""Groups of one client."""
 REGROUP_WAIT_S = 3.0
 """How long a list of members waits for the clients of adopted sessions: they come back within
 their back-off of at most a second. Whoever asked too early would take the absent ones' queues."""
@@ -60,11 +60,14 @@ class HeartbeatProcessor:
         broker = self._broker
         body = command.json()
         what = command.name
-        client_id = client_id_of(fields_of(body, what), "clientID")
+        take = fields_of(body, what)
+        client_id = client_id_of(take, "clientID")
         producers = [item.text("groupName") for item in items_of(body, "producerDataSet", what)]
         members = [_member(item) for item in items_of(body, "consumerDataSet", what)]
-        if len(producers) + len(members) > GROUP_COUNT_MAX:
-            raise ConfigError(f"{what}: wanted at most {GROUP_COUNT_MAX} groups of one client")
+        named = None
+        if take.flag("isPart", False):
+            named = {*producers, *(member.group for member in members)}
+        self._check_group_count(connection, len(producers) + len(members), named, what)
         for group in producers:
             check_group(group)
         denial: PermissionDeniedError | SubscriptionError | None = None
@@ -99,10 +102,24 @@ class HeartbeatProcessor:
                 alike.append(member)
             except SubscriptionError as error:
                 denial = denial or error
-        broker.registry.heartbeat(connection, producer_groups=producers, consumers=alike)
-        broker.hold_members(connection)  # making groups took a while: the rules may be others now
+        broker.registry.heartbeat(
+            connection, producer_groups=producers, consumers=alike, named=named
+        )
+        # Making groups took a while: the rules may be others now.
+        broker.hold_members(connection, {member.group for member in alike})
         if denial is not None:
             raise denial
+
+    def _check_group_count(
+        self, connection: Connection, count: int, named: set[str] | None, what: str
+    ) -> None:
+        client = self._broker.registry.of(connection)
+        if named is not None and client is not None:
+            known = client.producer_groups, client.consumers
+            count += sum(len(groups) for groups in known)
+            count -= sum(group in groups for group in named for groups in known)
+        if count > GROUP_COUNT_MAX:
+            raise ConfigError(f"{what}: wanted at most {GROUP_COUNT_MAX} groups of one client")
 
     def _require_member(self, connection: Connection, member: ConsumerMember) -> None:
         """Return if a client may be that member: one that may not pull would get a share of the

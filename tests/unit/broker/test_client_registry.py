@@ -75,6 +75,42 @@ def test_heartbeat_is_the_whole_truth(world: Registry) -> None:
     assert world.taken() == []
 
 
+def test_part_of_a_heartbeat_is_the_whole_truth_about_what_it_names(world: Registry) -> None:
+    one = world.come("a", "g", "h")
+    world.taken()
+
+    def say(*groups: str, named: set[str], producer_groups: tuple[str, ...] = ()) -> list[str]:
+        members = [member(group) for group in groups]
+        world.registry.heartbeat(
+            one, producer_groups=producer_groups, consumers=members, named=named
+        )
+        return world.taken()
+
+    assert say("i", named={"i"}) == ["i"]
+    assert [world.registry.consumer_ids(group) for group in "ghi"] == [["a"]] * 3
+    assert say(named={"h"}) == ["h"], "named and not taken: left"
+    assert say(named={"p"}, producer_groups=("p",)) == []
+    assert say("i", named={"i"}) == []
+    assert len(world.registry.producers("p")) == 1
+    assert say("p", named={"p"}) == ["p"]
+    assert world.registry.producers("p") == []
+    assert [world.registry.consumer_ids(group) for group in "ghip"] == [["a"], [], ["a"], ["a"]]
+
+
+def test_topic_is_subscribed_to_as_long_as_a_member_does(world: Registry) -> None:
+    one, two = world.come("a", "g", "h"), world.come("b", "g")
+    assert world.registry.groups_subscribed_to("t") == {"g", "h"}
+    world.beat(one, "h")
+    world.beat(one, "h")
+    world.registry.unregister(one, "", "h")
+    assert world.registry.groups_subscribed_to("t") == {"g"}
+    elsewhere = ConsumerMember(group="g", subscriptions={"u": SubscriptionData.parse("u", "*")})
+    world.registry.heartbeat(two, producer_groups=[], consumers=[elsewhere])
+    assert world.registry.groups_subscribed_to("t") == set()
+    world.registry.remove(two)
+    assert world.registry.groups_subscribed_to("u") == set()
+
+
 def test_changed_subscription_is_told(world: Registry) -> None:
     one = world.come("a", "g")
     world.taken()
