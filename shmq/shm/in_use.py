@@ -17,46 +17,35 @@ still come back for its messages.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import stat
 import time
-import weakref
 from typing import TYPE_CHECKING
 
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import OwnerError, ShmError
-from shmq.shm.fds import open_error
+from shmq.shm.lock_file import LockFile, open_private
 from shmq.shm.names import StoreName, parse_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
 __all__ = ["InUseMark", "marked_stores"]
 
 _SUFFIX = ".lock"
-_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-# A mark file that vanishes between open and lock was removed by a reaper; more often than this in a
-# row means that something else removes files here.
-_REPLACED_LIMIT = 100
 _RETRY_INTERVAL_S = 0.005
 
 
 class InUseMark:
     """The right to create, adopt and remove one store's objects. A context manager."""
 
-    __slots__ = ("__weakref__", "_fd", "_folder", "_store")
+    __slots__ = ("_folder", "_lock", "_store")
 
-    def __init__(self, fd: int, folder: Path, store: StoreName) -> None:
+    def __init__(self, lock: LockFile, folder: Path, store: StoreName) -> None:
         """Not for callers: see `take` and `try_take`."""
-        self._fd = fd
+        self._lock = lock
         self._folder = folder
         self._store = store
-        _MARKS.add(self)
 
     @classmethod
     def take(cls, runtime_folder: Path, store: StoreName, *, timeout_ms: int) -> InUseMark:
@@ -101,34 +90,10 @@ class InUseMark:
         Raises:
             OwnerError, LimitError, ShmError: as `take`.
         """
-        file_name = f"{store}{_SUFFIX}"
-        flags = _FILE_FLAGS | (os.O_CREAT if make else 0)
-        with _open_folder(runtime_folder) as folder_fd:
-            for _ in range(_REPLACED_LIMIT):
-                try:
-                    fd = os.open(file_name, flags, 0o600, dir_fd=folder_fd)
-                except FileNotFoundError:
-                    return None
-                except OSError as error:
-                    raise open_error(
-                        f"take the in-use mark {runtime_folder / file_name}", error
-                    ) from error
-                with contextlib.ExitStack() as undo:
-                    undo.callback(os.close, fd)
-                    _check_file(fd, runtime_folder / file_name)
-                    try:
-                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        return None
-                    # A reaper may have removed the file between open and lock: the lock then is on
-                    # a file that nobody finds any more.
-                    if _is_at(fd, file_name, folder_fd):
-                        undo.pop_all()
-                        return cls(fd, runtime_folder, store)
-        raise ShmError(
-            f"take the in-use mark {runtime_folder / file_name}: the file vanished"
-            f" {_REPLACED_LIMIT} times; does something clean this folder?"
+        lock = LockFile.try_take(
+            runtime_folder, f"{store}{_SUFFIX}", what="the in-use mark", make=make
         )
+        return None if lock is None else cls(lock, runtime_folder, store)
 
     @property
     def store(self) -> StoreName:
@@ -138,13 +103,11 @@ class InUseMark:
     @property
     def is_held(self) -> bool:
         """True until `release`, and in the process that took it only."""
-        return self._fd >= 0
+        return self._lock.is_held
 
     def release(self) -> None:
         """Give the mark up; the file stays and says whose memory it was. Twice does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._lock.release()
 
     def remove(self) -> None:
         """Remove the file and give the mark up: the store has no memory left.
@@ -152,17 +115,9 @@ class InUseMark:
         Raises:
             ShmError: the mark was released before, or the folder refuses.
         """
-        if self._fd < 0:
+        if not self.is_held:
             raise ShmError(f"remove the in-use mark of {self._store}: it is not held")
-        try:
-            with _open_folder(self._folder) as folder_fd:
-                os.unlink(f"{self._store}{_SUFFIX}", dir_fd=folder_fd)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise open_error(f"remove the in-use mark of {self._store}", error) from error
-        finally:
-            self.release()
+        self._lock.remove()
 
     def __enter__(self) -> InUseMark:
         return self
@@ -185,53 +140,7 @@ def marked_stores(runtime_folder: Path) -> set[StoreName]:
     Raises:
         OwnerError, ShmError: the folder cannot be trusted or read.
     """
-    with _open_folder(runtime_folder) as folder_fd:
+    with open_private(runtime_folder) as folder_fd:
         names = os.listdir(folder_fd)
     stores = (parse_store(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX))
     return {store for store in stores if store is not None}
-
-
-@contextlib.contextmanager
-def _open_folder(path: Path) -> Iterator[int]:
-    """Open a runtime folder that nobody but the effective uid can enter."""
-    try:
-        fd = os.open(path, _FOLDER_FLAGS)
-    except OSError as error:
-        raise open_error(f"open the runtime folder {path}", error) from error
-    try:
-        status = os.fstat(fd)
-        mode = stat.S_IMODE(status.st_mode)
-        if status.st_uid != os.geteuid() or mode & 0o077:
-            raise OwnerError(
-                f"open the runtime folder {path}: mode {mode:04o}, owner uid {status.st_uid};"
-                f" wanted 0700, uid {os.geteuid()}: chmod 0700 it, or name another folder"
-            )
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _check_file(fd: int, path: Path) -> None:
-    """Return if the mark file is one that only we could have made."""
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
-        raise OwnerError(f"take the in-use mark {path}: not a plain file of ours; remove it")
-
-
-def _is_at(fd: int, file_name: str, folder_fd: int) -> bool:
-    """Say whether the open file is still the one at that name."""
-    try:
-        there = os.stat(file_name, dir_fd=folder_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(fd), there)
-
-
-def _close_in_child() -> None:
-    """Close a forked child's copies: with one open, the mark would outlive the broker."""
-    for mark in list(_MARKS):
-        mark.release()
-
-
-_MARKS: weakref.WeakSet[InUseMark] = weakref.WeakSet()
-os.register_at_fork(after_in_child=_close_in_child)
