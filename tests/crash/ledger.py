@@ -7,11 +7,13 @@ every byte. Sequences count per producer and queue, from 0.
 from __future__ import annotations
 
 import struct
-from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests.support.invariants import Appended, Place, check_appended
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections import Counter
+    from collections.abc import Hashable, Iterable
 
     from tests.support.rocketmq_decoder import Frame
 
@@ -66,27 +68,13 @@ def read_frames(frames: Iterable[Frame]) -> list[Found]:
     ]
 
 
-def check_once_and_in_order(
-    found: Iterable[Found], *, may_lack: frozenset[int] = frozenset()
-) -> Counter[tuple[int, int]]:
-    """Every message once, per producer and queue in order without a gap, and per queue with the
-    offsets 0, 1, 2...; how many each producer has in each queue.
-
-    Args:
-        found: all messages of a log, in its order.
-        may_lack: producers whose first messages may be missing.
-    """
-    counts: Counter[tuple[int, int]] = Counter()
-    offsets: Counter[tuple[str, int]] = Counter()
-    for message in found:
-        key = message.sent.producer, message.sent.queue
-        if key not in counts and message.sent.producer in may_lack:
-            counts[key] = message.sent.sequence
-        assert message.sent.sequence == counts[key], (
-            f"lost or doubled: {message}, want {counts[key]}"
+def check_once_and_in_order(found: Iterable[Found]) -> Counter[Hashable]:
+    """The shared checker's check_appended; how many messages each (producer, queue) has."""
+    return check_appended(
+        Appended(
+            (message.sent.producer, message.sent.queue),
+            message.sent.sequence,
+            Place(message.topic, message.queue_id, message.queue_offset),
         )
-        counts[key] += 1
-        queue = message.topic, message.queue_id
-        assert message.queue_offset == offsets[queue], f"{message}, want {offsets[queue]}"
-        offsets[queue] += 1
-    return counts
+        for message in found
+    )

@@ -19,9 +19,10 @@ import pytest
 from shmq.store.recovery import recover_files
 from shmq.tools.fsck import fsck
 from tests.crash.conftest import FILE_SIZE
-from tests.crash.ledger import parse_body
+from tests.crash.ledger import body_of, read_frames
 from tests.crash.scene import wipe
 from tests.crash.witness import TOPICS, Witness
+from tests.support.invariants import History, Place, Stored
 from tests.support.mounts import Ext4OnLoop
 from tests.support.rocketmq_decoder import decode_commit_log
 from tests.support.scale import scaled
@@ -96,16 +97,20 @@ def check(store_path: Path, witness: Witness) -> None:
     before = _bytes(store_path)
     recover_files(store_path, FILE_SIZE).consume_queues.close()
     assert _bytes(store_path) == before
-    ends = [0, 0]
-    found = {}
-    for frame in decode_commit_log(store_path / "commitlog"):
-        topic = TOPICS.index(frame.topic)
-        assert frame.queue_offset == ends[topic]
-        ends[topic] += 1
-        found[topic, frame.queue_offset] = parse_body(frame.body), frame.physical_offset
+    history = History()
+    physical_offsets = {}
+    for found in read_frames(decode_commit_log(store_path / "commitlog")):
+        place = Place(found.topic, found.queue_id, found.queue_offset)
+        history.stored.append(Stored(*place, body_of(found.sent)))
+        physical_offsets[place] = found.physical_offset
     for known in witness.known.values():
-        there = found.get((known.sent.queue, known.queue_offset))
-        assert there == (known.sent, known.physical_offset), f"lost: {known}, there is {there}"
+        place = Place(TOPICS[known.sent.queue], 0, known.queue_offset)
+        history.seen[place] = body_of(known.sent)
+    history.check_queues_are_whole(begin=0)
+    history.check_seen_is_kept()
+    for known in witness.known.values():
+        place = Place(TOPICS[known.sent.queue], 0, known.queue_offset)
+        assert physical_offsets[place] == known.physical_offset, known
 
 
 def _bytes(store_path: Path) -> dict[Path, bytes]:

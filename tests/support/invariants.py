@@ -147,12 +147,16 @@ class History:
         strange += [stored.key for stored in self.stored if stored.key not in self.sent]
         assert not strange, f"I2: {len(strange)} messages that nobody sent, first {strange[:5]}"
 
-    def check_queues_are_whole(self) -> None:
-        """I3: the offsets of each queue follow each other without a gap, each for one message."""
+    def check_queues_are_whole(self, *, begin: int | None = None) -> None:
+        """I3: the offsets of each queue follow each other without a gap, each for one message.
+
+        Args:
+            begin: queue_offset of each queue's first message; None: whichever was found.
+        """
         ends: dict[tuple[str, int], int] = {}
         for stored in self.stored:
             queue = stored.topic, stored.queue_id
-            want = ends.get(queue, stored.queue_offset)
+            want = ends.get(queue, stored.queue_offset if begin is None else begin)
             assert stored.queue_offset == want, f"I3: {stored}, wanted queue_offset {want}"
             ends[queue] = want + 1
 
