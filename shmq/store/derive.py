@@ -72,7 +72,10 @@ class DeriveService:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the file at hand; what is left is derived when the store is opened again."""
+        """End when all complete files are derived: no more of them wait than hot memory has room
+        for, and opening the store again would do the same. Those that the disk refuses are left to
+        that. Blocks for the processor and the disk.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -146,8 +149,8 @@ class DeriveService:
         while True:  # until stop()
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stopping)
-                if self._stopping:
-                    return
+                if not self._waiting:
+                    return  # stopping
                 file_position = self._waiting[0]
             self._wait_for_lull()
             try:
@@ -157,6 +160,8 @@ class DeriveService:
                 if self.failure is None:
                     _log.error("file not derived, trying again: %s", error)
                 self.failure = error
+                if self._stopping:
+                    return
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopping, _RETRY_S)
                 continue

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from shmq.errors import DiskFullError
 from shmq.store.derive import DeriveService
 
 RUSH_BYTES = 8 << 20
@@ -13,11 +14,14 @@ RUSH_BYTES = 8 << 20
 class Files:
     """Stands where the ConsumeQueue files are: what was added."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, refuses_from: int | None = None) -> None:
+        self.refuses_from = refuses_from
         self.added: list[int] = []
         self.changed = threading.Condition()
 
     def add(self, file_position: int) -> None:
+        if self.refuses_from is not None and file_position >= self.refuses_from:
+            raise DiskFullError(f"write the ConsumeQueue file of {file_position}: planted")
         with self.changed:
             self.added.append(file_position)
             self.changed.notify_all()
@@ -105,9 +109,20 @@ def test_store_that_is_never_idle_is_derived_all_the_same() -> None:
         files.wait_for([0])
 
 
-def test_service_that_is_stopped_waits_for_no_lull() -> None:
+def test_stop_derives_what_is_complete_and_waits_for_no_lull() -> None:
     files, log = Files(), Log(step_bytes=RUSH_BYTES)
-    with running(files, log, waiting_max=2) as service:
-        service.put(0)
+    with running(files, log, waiting_max=8) as service:
+        for file_position in (0, 4096, 8192):
+            service.put(file_position)
         log.looks.acquire()
-    assert files.added in ([], [0])
+        assert files.added == []
+    assert files.added == [0, 4096, 8192]
+
+
+def test_stop_leaves_what_the_disk_refuses_to_the_next_start() -> None:
+    files, log = Files(refuses_from=4096), Log(step_bytes=0)
+    with running(files, log, waiting_max=8) as service:
+        for file_position in (0, 4096, 8192):
+            service.put(file_position)
+    assert files.added == [0]
+    assert service.failure is not None
