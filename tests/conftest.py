@@ -20,6 +20,7 @@ from hypothesis import settings
 from tests.support.dev_shm import DEV_SHM, RUN_TOKEN, left_behind, ours_in_dev_shm
 from tests.support.require import in_ci
 from tests.support.scale import is_full_run, scaled
+from tests.support.two_workers import TwoWorkers
 
 HARD_LIMIT_EXTRA_S = 60.0
 RERUNS = 1
@@ -91,8 +92,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "shmq", deadline=None, print_blob=True, max_examples=scaled(100, 10_000)
     )
     settings.load_profile("shmq")
+    os.environ["SHMQ_SEED"] = f"{SEED:#x}"  # of the workers, too
     # What programs under test start without naming a cluster is known to be this run's, too.
-    os.environ.setdefault("SHMQ_CLUSTER_NAME", f"{RUN_TOKEN}local")
+    if _is_worker(config) or "SHMQ_CLUSTER_NAME" not in os.environ:
+        os.environ["SHMQ_CLUSTER_NAME"] = f"{RUN_TOKEN}local"
     folder = _marks(config)
     if folder:
         mark = folder / f"{os.getpid()}-{_start_time(os.getpid())}"
@@ -100,6 +103,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 _mark_key = pytest.StashKey[Path]()
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    """Whether this process is one of two that run the tests (bin/test without a path)."""
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config) -> TwoWorkers:
+    return TwoWorkers(config.getvalue("numprocesses"))
 
 
 @pytest.hookimpl(trylast=True)
@@ -174,11 +187,11 @@ def _limit_s(item: pytest.Item) -> float:
 
 
 @pytest.fixture(autouse=True)
-def dev_shm_as_before() -> Iterator[None]:
+def dev_shm_as_before(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test /dev/shm holds no shmq object that it did not hold before."""
     before = ours_in_dev_shm()
     yield
-    left = left_behind(before, strict=in_ci())
+    left = left_behind(before, strict=in_ci() and not _is_worker(request.config))
     for name in left:
         if RUN_TOKEN in name:  # a neighbour's broker may be about to adopt the others
             (DEV_SHM / name).unlink(missing_ok=True)  # so that one leak fails one test

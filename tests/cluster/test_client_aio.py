@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -29,12 +28,6 @@ PATIENCE_S = 30.0
 Work = Callable[[shmq.aio.Client], Coroutine[Any, Any, Any]]
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, cluster_name):
-    with Cluster(tmp_path, cluster_name) as made:
-        yield made
-
-
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run_both(request: pytest.FixtureRequest, cluster: Cluster):
     """As `run`, in each kind of loop in the default run, too."""
@@ -51,6 +44,23 @@ def run(request: pytest.FixtureRequest, cluster: Cluster):
 def run_once(cluster: Cluster):
     """The same, in asyncio's loop only."""
     return _runner(cluster, "asyncio")
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run_own_both(request: pytest.FixtureRequest, own_cluster: Cluster):
+    """As `run_both`, with a client of a cluster that the test may kill."""
+    return _runner(own_cluster, request.param)
+
+
+@pytest.fixture(params=["asyncio", "uvloop"][: scaled(1, 2)])
+def run_own(request: pytest.FixtureRequest, own_cluster: Cluster):
+    """As `run`, with a client of a cluster that the test may stop."""
+    return _runner(own_cluster, request.param)
+
+
+@pytest.fixture
+def run_own_once(own_cluster: Cluster):
+    return _runner(own_cluster, "asyncio")
 
 
 def _runner(cluster: Cluster, kind: str) -> Callable[[Work], Any]:
@@ -72,19 +82,19 @@ async def until(is_there: Callable[[], Any]) -> None:
             await asyncio.sleep(0.005)
 
 
-def test_message_gets_up_a_task_that_waits(run_both):
+def test_message_gets_up_a_task_that_waits(run_both, topic, group):
     async def work(client: shmq.aio.Client) -> None:
         producer = client.producer()
-        async with client.consumer("t", "g") as consumer:
+        async with client.consumer(topic, group) as consumer:
             for number in range(200):
                 waiting = asyncio.create_task(consumer.receive(timeout=PATIENCE_S))
                 await asyncio.sleep(0)
-                sent = await producer.send("t", b"%d" % number)
+                sent = await producer.send(topic, b"%d" % number)
                 (message,) = await waiting
                 assert bytes(message) == b"%d" % number
                 assert message.message_id == sent.message_id
             got: list[bytes] = []
-            await producer.send("t", b"last")
+            await producer.send(topic, b"last")
             async for message in consumer:
                 got.append(bytes(message))
                 break
@@ -93,13 +103,13 @@ def test_message_gets_up_a_task_that_waits(run_both):
     run_both(work)
 
 
-def test_thousand_sends_at_once_keep_the_order_of_each_key(run):
+def test_thousand_sends_at_once_keep_the_order_of_each_key(run, topic):
     async def work(client: shmq.aio.Client) -> None:
         producer = client.producer()
         body = bytes(900)  # together more than the ring holds: most of them wait for room
         async with asyncio.TaskGroup() as group:
             sends = [
-                group.create_task(producer.send("t", body + b"%d" % n, key=f"k{n % 5}"))
+                group.create_task(producer.send(topic, body + b"%d" % n, key=f"k{n % 5}"))
                 for n in range(1000)
             ]
         for first in range(5):
@@ -112,7 +122,7 @@ def test_thousand_sends_at_once_keep_the_order_of_each_key(run):
     run(work)
 
 
-def test_sends_that_wait_for_room_are_not_overtaken(run, cluster):
+def test_sends_that_wait_for_room_are_not_overtaken(run_own, own_cluster):
     """Some find the ring full; others come while those are waiting, when there is room again."""
 
     async def work(client: shmq.aio.Client) -> None:
@@ -120,7 +130,7 @@ def test_sends_that_wait_for_room_are_not_overtaken(run, cluster):
         producer = client.producer()
         for key in "ab":
             await producer.send("t", b"x", key=key)
-        broker = psutil.Process(cluster.brokers[0].process.pid)
+        broker = psutil.Process(own_cluster.brokers[0].process.pid)
         broker.suspend()
         await until(lambda: broker.status() == psutil.STATUS_STOPPED)
         sends: dict[str, list[asyncio.Task[shmq.SendResult]]] = {"a": [], "b": []}
@@ -142,19 +152,19 @@ def test_sends_that_wait_for_room_are_not_overtaken(run, cluster):
             offsets = [(await send).queue_offset for send in tasks]
             assert offsets == sorted(set(offsets))
 
-    run(work)
+    run_own(work)
 
 
-def test_cancelled_receive_loses_nothing(run):
+def test_cancelled_receive_loses_nothing(run, topic, group):
     async def work(client: shmq.aio.Client) -> None:
         producer = client.producer()
         got: list[int] = []
-        async with client.consumer("t", "g") as consumer:
+        async with client.consumer(topic, group) as consumer:
             for number in range(300):
                 waiting = asyncio.create_task(consumer.receive(timeout=PATIENCE_S))
                 for _ in range(number % 4):
                     await asyncio.sleep(0)
-                sending = asyncio.create_task(producer.send("t", b"%d" % number))
+                sending = asyncio.create_task(producer.send(topic, b"%d" % number))
                 for _ in range(number % 7):
                     await asyncio.sleep(0)
                 waiting.cancel()
@@ -170,27 +180,27 @@ def test_cancelled_receive_loses_nothing(run):
     run(work)
 
 
-def test_cancelled_send_frees_its_place(run):
+def test_cancelled_send_frees_its_place(run, topic):
     async def work(client: shmq.aio.Client) -> None:
         producer = client.producer()
-        await producer.send("t", b"first")
+        await producer.send(topic, b"first")
         (lane, *_) = client.engine.links()[0].lanes
         for _ in range(2 * lane.completion_capacity // 50):
-            tasks = [asyncio.create_task(producer.send("t", b"x", key="k")) for _ in range(100)]
+            tasks = [asyncio.create_task(producer.send(topic, b"x", key="k")) for _ in range(100)]
             await asyncio.sleep(0)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        await producer.send("t", b"last", key="k")  # each completion that leaked took a place
+        await producer.send(topic, b"last", key="k")  # each completion that leaked took a place
         await producer.drain(PATIENCE_S)
 
     run(work)
 
 
-def test_timeouts_end_waiting_with_nothing(run_once):
+def test_timeouts_end_waiting_with_nothing(run_once, topic, group):
     async def work(client: shmq.aio.Client) -> None:
-        await client.create_topic("t", queues=1)
-        async with client.consumer("t", "g") as consumer:
+        await client.create_topic(topic, queues=1)
+        async with client.consumer(topic, group) as consumer:
             assert await consumer.receive(timeout=0.0) == []
             assert await consumer.receive(timeout=0.05) == []
             assert await consumer.try_next(0.05) is None
@@ -201,15 +211,15 @@ def test_timeouts_end_waiting_with_nothing(run_once):
     run_once(work)
 
 
-def test_closing_gets_up_whoever_waits(run_once):
+def test_closing_gets_up_whoever_waits(run_once, topic, group, other_group):
     async def work(client: shmq.aio.Client) -> None:
-        consumer = await client.consumer("t", "g")
+        consumer = await client.consumer(topic, group)
         waiting = asyncio.create_task(consumer.receive(timeout=PATIENCE_S))
 
         async def follow() -> list[shmq.Message]:
             return [message async for message in other]
 
-        other = await client.consumer("t", "g2")
+        other = await client.consumer(topic, other_group)
         following = asyncio.create_task(follow())
         await asyncio.sleep(0.05)
         await consumer.close()
@@ -219,34 +229,34 @@ def test_closing_gets_up_whoever_waits(run_once):
         await client.close()
         assert await following == []
         with pytest.raises(ClosedError, match="this client is closed"):
-            await client.producer().send("t", b"x")
+            await client.producer().send(topic, b"x")
         await client.close()  # twice does nothing
 
     run_once(work)
 
 
-def test_sends_under_way_are_settled_before_a_producer_closes(run_once):
+def test_sends_under_way_are_settled_before_a_producer_closes(run_once, topic):
     async def work(client: shmq.aio.Client) -> None:
         producer = client.producer()
-        await producer.send("t", b"x")
-        sends = [asyncio.create_task(producer.send("t", b"x")) for _ in range(50)]
+        await producer.send(topic, b"x")
+        sends = [asyncio.create_task(producer.send(topic, b"x")) for _ in range(50)]
         await asyncio.sleep(0)
         await producer.close()
         done = await asyncio.gather(*sends, return_exceptions=True)
         assert all(isinstance(one, shmq.SendResult | ClosedError) for one in done)
         with pytest.raises(ClosedError, match="this producer is closed"):
-            await producer.send("t", b"x")
+            await producer.send(topic, b"x")
 
     run_once(work)
 
 
-def test_another_loop_is_refused_in_one_line(cluster):
+def test_another_loop_is_refused_in_one_line(cluster, topic):
     async def work() -> shmq.aio.Client:
         return await shmq.aio.connect(cluster.runtime)
 
     async def misuse(client: shmq.aio.Client) -> None:
         producer = client.producer()
-        await producer.send("t", b"x")
+        await producer.send(topic, b"x")
 
     with asyncio.Runner() as one:
         client = one.run(work())
@@ -256,39 +266,40 @@ def test_another_loop_is_refused_in_one_line(cluster):
         one.run(client.close())
 
 
-def test_missing_topic_and_missing_cluster_are_told(run_once, tmp_path):
+def test_missing_topic_and_missing_cluster_are_told(run_once, tmp_path, topic):
     async def work(client: shmq.aio.Client) -> None:
         with pytest.raises(TopicNotExistError, match="no such queue"):
-            await client.producer().send("t", b"x", queue=shmq.MessageQueue("t", "nobody", 0))
+            await client.producer().send(topic, b"x", queue=shmq.MessageQueue(topic, "nobody", 0))
         with pytest.raises(shmq.ShmqError):
             await shmq.aio.connect(tmp_path / "nowhere")
 
     run_once(work)
 
 
-def test_loop_that_was_closed_with_a_client_in_it_leaves_a_program_that_ends(cluster):
+def test_loop_that_was_closed_with_a_client_in_it_leaves_a_program_that_ends(cluster, topic, group):
     program = """
 import asyncio, sys, shmq.aio
 async def main():
+    other = f"{sys.argv[2]}-other"
     client = await shmq.aio.connect(sys.argv[1])
-    consumer = await client.consumer("t", "g")
+    consumer = await client.consumer(*sys.argv[2:])
     task = asyncio.create_task(consumer.receive(timeout=60))
-    await client.producer().send("u", b"x")
-    print(len(await client.producer().queues("u")), flush=True)
+    await client.producer().send(other, b"x")
+    print(len(await client.producer().queues(other)), flush=True)
 asyncio.run(main())
 """
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "ignore::ResourceWarning", "-c", program,
-         str(cluster.runtime)],
+         str(cluster.runtime), topic, group],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert int(done.stdout) > 0
 
 
-def test_killed_broker_is_waited_for_by_tasks_too(run_both, cluster):
+def test_killed_broker_is_waited_for_by_tasks_too(run_own_both, own_cluster):
     async def work(client: shmq.aio.Client) -> None:
-        broker = cluster.brokers[0]
+        broker = own_cluster.brokers[0]
         await client.create_topic("t", queues=2)
         producer = client.producer()
         async with client.consumer("t", "g") as consumer:
@@ -314,10 +325,10 @@ def test_killed_broker_is_waited_for_by_tasks_too(run_both, cluster):
                 got += [int(bytes(message)) for message in messages]
             assert got == list(range(300))
 
-    run_both(work)
+    run_own_both(work)
 
 
-def test_stopped_broker_makes_a_send_time_out_and_the_loop_goes_on(run_once, cluster):
+def test_stopped_broker_makes_a_send_time_out_and_the_loop_goes_on(run_own_once, own_cluster):
     async def work(client: shmq.aio.Client) -> None:
         producer = client.producer()
         await producer.send("t", b"x")
@@ -334,7 +345,7 @@ def test_stopped_broker_makes_a_send_time_out_and_the_loop_goes_on(run_once, clu
                 await producer.send_oneway("t", bytes(10_000), key="k", timeout=0.1)
 
         ticking = asyncio.create_task(tick())
-        broker = psutil.Process(cluster.brokers[0].process.pid)
+        broker = psutil.Process(own_cluster.brokers[0].process.pid)
         broker.suspend()
         await until(lambda: broker.status() == psutil.STATUS_STOPPED)
         try:
@@ -348,7 +359,7 @@ def test_stopped_broker_makes_a_send_time_out_and_the_loop_goes_on(run_once, clu
         ticking.cancel()
         await producer.send("t", b"x", key="k", timeout=PATIENCE_S)
 
-    run_once(work)
+    run_own_once(work)
 
 
 def test_what_has_left_memory_is_read_without_stopping_the_loop(tmp_path, cluster_name):
@@ -377,12 +388,14 @@ IDLE = """
 import asyncio, json, os, sys, threading, time
 import shmq.aio
 async def main():
-    runtime, count = sys.argv[1], int(sys.argv[2])
+    runtime, count, topic = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     async with shmq.aio.connect(runtime) as client:
-        await client.create_topic("t", queues=1)
-        await client.producer().send("t", b"x")
+        await client.create_topic(topic, queues=1)
+        await client.producer().send(topic, b"x")
         consumers = [
-            await client.consumer("t", f"g{n}", from_where="CONSUME_FROM_LAST_OFFSET")
+            await client.consumer(
+                topic, f"{topic}-{n}", from_where="CONSUME_FROM_LAST_OFFSET"
+            )
             for n in range(count)
         ]
         got = []
@@ -394,7 +407,7 @@ async def main():
         await asyncio.sleep(2.0)
         used = time.process_time() - begin
         threads = threading.active_count()
-        await client.producer().send("t", b"y")
+        await client.producer().send(topic, b"y")
         await asyncio.wait(tasks)
         print(json.dumps([threads, used, len(got), len(os.listdir("/proc/self/fd"))]))
         os._exit(0)  # leaving a thousand groups one by one is not what is tested
@@ -402,10 +415,10 @@ asyncio.run(main())
 """
 
 
-def test_idle_consumers_cost_no_threads_and_hardly_any_time(cluster):
+def test_idle_consumers_cost_no_threads_and_hardly_any_time(cluster, topic):
     count = scaled(100, 1000)
     done = subprocess.run(
-        [sys.executable, "-c", IDLE, str(cluster.runtime), str(count)],
+        [sys.executable, "-c", IDLE, str(cluster.runtime), str(count), topic],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

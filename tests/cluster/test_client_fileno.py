@@ -2,29 +2,16 @@
 
 import select
 import threading
-from pathlib import Path
 
 import pytest
 
 import shmq
 from shmq.errors import ClosedError
-from tests.support.cluster import Cluster, wait_for
+from tests.support.cluster import wait_for
 
 pytestmark = pytest.mark.cluster
 
 PATIENCE_S = 30.0
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, cluster_name):
-    with Cluster(tmp_path, cluster_name) as made:
-        yield made
-
-
-@pytest.fixture
-def client(cluster: Cluster):
-    with cluster.connect() as made:
-        yield made
 
 
 def is_readable(consumer: shmq.Consumer, timeout: float = 0.0) -> bool:
@@ -44,31 +31,31 @@ def settle_down(consumer: shmq.Consumer) -> None:
     wait_for(lambda: drain(consumer) == [] and not is_readable(consumer, 0.05), "some quiet")
 
 
-def test_descriptor_is_readable_from_a_message_until_there_is_nothing_more(client):
+def test_descriptor_is_readable_from_a_message_until_there_is_nothing_more(client, topic, group):
     producer = client.producer()
-    producer.send("t", b"first")
-    with client.consumer("t", "g") as consumer:
+    producer.send(topic, b"first")
+    with client.consumer(topic, group) as consumer:
         assert is_readable(consumer)  # ask before you wait
         assert consumer.fileno() == consumer.fileno()
         assert drain(consumer) == [b"first"]
         settle_down(consumer)
         for number in range(200):
             assert not is_readable(consumer)
-            producer.send("t", b"%d" % number)
+            producer.send(topic, b"%d" % number)
             assert is_readable(consumer, PATIENCE_S)
             assert drain(consumer) == [b"%d" % number]
             assert consumer.try_next(0.0) is None
 
 
-def test_consumers_of_one_session_do_not_take_each_others_wakeups(client):
+def test_consumers_of_one_session_do_not_take_each_others_wakeups(client, group, topic):
     producer = client.producer()
-    names = [f"g{number}" for number in range(9)]  # more than a session has bells
-    consumers = [client.consumer("t", name) for name in names]
+    names = [f"{group}-{number}" for number in range(9)]  # more than a session has bells
+    consumers = [client.consumer(topic, name) for name in names]
     for consumer in consumers:
         consumer.fileno()
         settle_down(consumer)
     for number in range(50):
-        producer.send("t", b"%d" % number)
+        producer.send(topic, b"%d" % number)
         waiting = set(consumers)
         while waiting:
             ready, _, _ = select.select(list(waiting), [], [], PATIENCE_S)
@@ -78,9 +65,9 @@ def test_consumers_of_one_session_do_not_take_each_others_wakeups(client):
                     waiting.discard(consumer)
 
 
-def test_message_that_failed_makes_it_readable_when_it_is_due_again(client):
-    client.producer().send("t", b"x")
-    with client.consumer("t", "g", auto_settle=False) as consumer:
+def test_message_that_failed_makes_it_readable_when_it_is_due_again(client, topic, group):
+    client.producer().send(topic, b"x")
+    with client.consumer(topic, group, auto_settle=False) as consumer:
         message = consumer.try_next(PATIENCE_S)
         assert message is not None
         consumer.fileno()
@@ -94,17 +81,17 @@ def test_message_that_failed_makes_it_readable_when_it_is_due_again(client):
         assert bytes(again) == b"x"
 
 
-def test_topic_that_comes_later_and_a_broker_that_comes_back_are_told(cluster, client):
-    with client.consumer("later", "g") as consumer:
+def test_topic_that_comes_later_and_a_broker_that_comes_back_are_told(own_cluster, own_client):
+    with own_client.consumer("later", "g") as consumer:
         consumer.fileno()
         drain(consumer)
-        client.create_topic("later", queues=2)
-        producer = client.producer()
+        own_client.create_topic("later", queues=2)
+        producer = own_client.producer()
         producer.send("later", b"0")
         assert wait_for_message(consumer) == b"0"
-        cluster.brokers[0].kill()
+        own_cluster.brokers[0].kill()
         drain(consumer)
-        cluster.brokers[0].restart()
+        own_cluster.brokers[0].restart()
         producer.send("later", b"1", timeout=PATIENCE_S)
         assert wait_for_message(consumer) == b"1"
 
@@ -117,8 +104,8 @@ def wait_for_message(consumer: shmq.Consumer) -> bytes:
             return got[0]
 
 
-def test_closed_consumer_has_none_and_threads_that_signal_do_no_harm(client):
-    consumer = client.consumer("t", "g")
+def test_closed_consumer_has_none_and_threads_that_signal_do_no_harm(client, topic, group):
+    consumer = client.consumer(topic, group)
     consumer.fileno()
     waker = threading.Thread(target=lambda: [consumer.wake() for _ in range(1000)])
     waker.start()

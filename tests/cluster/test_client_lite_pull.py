@@ -1,30 +1,17 @@
 """Lite pull: which queues, from where, what is paused, and what is committed when."""
 
 import threading
-from pathlib import Path
 
 import pytest
 
 import shmq
 from shmq import MessageQueue
 from shmq.errors import ClosedError, ConfigError, OffsetIllegalError, TopicNotExistError
-from tests.support.cluster import Cluster, Program, wait_for
+from tests.support.cluster import Program, wait_for
 
 pytestmark = pytest.mark.cluster
 
 PATIENCE_S = 30.0
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, cluster_name):
-    with Cluster(tmp_path, cluster_name) as made:
-        yield made
-
-
-@pytest.fixture
-def client(cluster: Cluster):
-    with cluster.connect() as made:
-        yield made
 
 
 def send(client: shmq.Client, topic: str, count: int, *, first: int = 0) -> None:
@@ -44,11 +31,11 @@ def poll(consumer: shmq.LitePullConsumer, count: int) -> list[int]:
     return got
 
 
-def test_poll_gives_batches_of_one_queue_in_order(client):
-    client.create_topic("t", queues=3)
-    send(client, "t", 100)
-    with client.lite_pull_consumer("g", batch_size=7) as consumer:
-        consumer.subscribe("t")
+def test_poll_gives_batches_of_one_queue_in_order(client, topic, group):
+    client.create_topic(topic, queues=3)
+    send(client, topic, 100)
+    with client.lite_pull_consumer(group, batch_size=7) as consumer:
+        consumer.subscribe(topic)
         seen: dict[int, list[int]] = {}
         count = 0
         while count < 100:
@@ -60,46 +47,50 @@ def test_poll_gives_batches_of_one_queue_in_order(client):
         assert all(offsets == list(range(len(offsets))) for offsets in seen.values())
         assert len(consumer.assignment) == 3
         assert consumer.poll(0.05) == []
-        waiting = threading.Timer(0.1, lambda: send(client, "t", 1))
+        waiting = threading.Timer(0.1, lambda: send(client, topic, 1))
         waiting.start()
         assert poll(consumer, 1) == [0]
         waiting.join()
 
 
-def test_subscribe_and_assign_exclude_each_other(client):
-    client.create_topic("t", queues=2)
-    with client.lite_pull_consumer("g") as one, client.lite_pull_consumer("h") as other:
-        one.subscribe("t")
-        with pytest.raises(ConfigError, match="subscribed to t; subscribe and assign exclude"):
-            one.assign(one.fetch_queues("t"))
-        other.assign(other.fetch_queues("t"))
+def test_subscribe_and_assign_exclude_each_other(client, other_group, topic, group):
+    client.create_topic(topic, queues=2)
+    with client.lite_pull_consumer(group) as one, client.lite_pull_consumer(other_group) as other:
+        one.subscribe(topic)
+        with pytest.raises(
+            ConfigError, match=f"subscribed to {topic}; subscribe and assign exclude"
+        ):
+            one.assign(one.fetch_queues(topic))
+        other.assign(other.fetch_queues(topic))
         with pytest.raises(ConfigError, match="subscribe and assign exclude each other"):
-            other.subscribe("t")
+            other.subscribe(topic)
         with pytest.raises(ConfigError, match="none were given"):
             other.assign([])
         with pytest.raises(TopicNotExistError, match="no such read queue"):
-            other.assign([MessageQueue("t", "broker-a", 7)])
+            other.assign([MessageQueue(topic, "broker-a", 7)])
 
 
-def test_filter_passes_wanted_tags_by_subscription_and_by_assignment(client):
+def test_filter_passes_wanted_tags_by_subscription_and_by_assignment(
+    client, other_group, topic, group
+):
     producer = client.producer()
     for number in range(30):
-        producer.send("t", b"%d" % number, tag="abc"[number % 3])
+        producer.send(topic, b"%d" % number, tag="abc"[number % 3])
     wanted = [number for number in range(30) if number % 3]
-    with client.lite_pull_consumer("g") as consumer:
-        consumer.subscribe("t", "b || c")
+    with client.lite_pull_consumer(group) as consumer:
+        consumer.subscribe(topic, "b || c")
         assert sorted(poll(consumer, 20)) == wanted
-    with client.lite_pull_consumer("h") as consumer:
-        consumer.set_filter("t", "b || c")
-        consumer.assign(consumer.fetch_queues("t"))
+    with client.lite_pull_consumer(other_group) as consumer:
+        consumer.set_filter(topic, "b || c")
+        consumer.assign(consumer.fetch_queues(topic))
         assert sorted(poll(consumer, 20)) == wanted
 
 
-def test_seek_is_checked_and_commits_nothing(client):
-    client.create_topic("t", queues=1)
-    send(client, "t", 50)
-    with client.lite_pull_consumer("g", auto_commit=False) as consumer:
-        consumer.subscribe("t")
+def test_seek_is_checked_and_commits_nothing(client, topic, group):
+    client.create_topic(topic, queues=1)
+    send(client, topic, 50)
+    with client.lite_pull_consumer(group, auto_commit=False) as consumer:
+        consumer.subscribe(topic)
         (queue,) = consumer.assignment
         assert poll(consumer, 10) == list(range(10))
         consumer.seek(queue, 40)
@@ -119,11 +110,11 @@ def test_seek_is_checked_and_commits_nothing(client):
         assert consumer.offset_for_time(queue, 0.0) == 0
 
 
-def test_pause_keeps_the_position_and_lets_the_others_go_on(client):
-    client.create_topic("t", queues=2)
-    send(client, "t", 40)
-    with client.lite_pull_consumer("g") as consumer:
-        consumer.subscribe("t")
+def test_pause_keeps_the_position_and_lets_the_others_go_on(client, topic, group):
+    client.create_topic(topic, queues=2)
+    send(client, topic, 40)
+    with client.lite_pull_consumer(group) as consumer:
+        consumer.subscribe(topic)
         one, other = consumer.assignment
         consumer.seek(one, 5)
         consumer.pause([one])
@@ -139,11 +130,11 @@ def test_pause_keeps_the_position_and_lets_the_others_go_on(client):
         waiting.join()
 
 
-def test_auto_commit_counts_what_earlier_polls_gave(client):
-    client.create_topic("t", queues=1)
-    send(client, "t", 30)
-    with client.lite_pull_consumer("g", auto_commit_interval=0.01) as consumer:
-        consumer.subscribe("t")
+def test_auto_commit_counts_what_earlier_polls_gave(client, topic, group):
+    client.create_topic(topic, queues=1)
+    send(client, topic, 30)
+    with client.lite_pull_consumer(group, auto_commit_interval=0.01) as consumer:
+        consumer.subscribe(topic)
         (queue,) = consumer.assignment
         assert len(consumer.poll(PATIENCE_S)) == 10
         assert consumer.committed(queue) == 0  # these are being worked on
@@ -153,24 +144,24 @@ def test_auto_commit_counts_what_earlier_polls_gave(client):
 
 
 @pytest.mark.parametrize("way", ["subscribe", "assign"])
-def test_close_commits_what_was_polled(way, client):
-    client.create_topic("t", queues=1)
-    send(client, "t", 30)
+def test_close_commits_what_was_polled(way, client, topic, group):
+    client.create_topic(topic, queues=1)
+    send(client, topic, 30)
     for expected in (0, 10, 20):
-        with client.lite_pull_consumer("g", auto_commit_interval=3600) as consumer:
-            begin(consumer, way)
+        with client.lite_pull_consumer(group, auto_commit_interval=3600) as consumer:
+            begin(consumer, way, topic)
             assert poll(consumer, 10)[0] == expected
-    with client.lite_pull_consumer("g") as consumer:
-        begin(consumer, way)
+    with client.lite_pull_consumer(group) as consumer:
+        begin(consumer, way, topic)
         assert consumer.poll(0.05) == []
 
 
 @pytest.mark.parametrize("way", ["subscribe", "assign"])
-def test_without_auto_commit_only_commit_counts(way, client):
-    client.create_topic("t", queues=1)
-    send(client, "t", 30)
-    with client.lite_pull_consumer("g", auto_commit=False) as consumer:
-        begin(consumer, way)
+def test_without_auto_commit_only_commit_counts(way, client, topic, group):
+    client.create_topic(topic, queues=1)
+    send(client, topic, 30)
+    with client.lite_pull_consumer(group, auto_commit=False) as consumer:
+        begin(consumer, way, topic)
         (queue,) = consumer.assignment
         assert poll(consumer, 10) == list(range(10))
         consumer.commit()
@@ -181,29 +172,29 @@ def test_without_auto_commit_only_commit_counts(way, client):
         with pytest.raises(OffsetIllegalError, match="not assigned to this consumer"):
             consumer.commit({queue._replace(queue_id=9): 0})
         consumer.commit({queue: 12})
-    with client.lite_pull_consumer("g") as consumer:
-        begin(consumer, way)
+    with client.lite_pull_consumer(group) as consumer:
+        begin(consumer, way, topic)
         assert poll(consumer, 18) == list(range(12, 30))
 
 
-def begin(consumer: shmq.LitePullConsumer, way: str) -> None:
+def begin(consumer: shmq.LitePullConsumer, way: str, topic: str) -> None:
     if way == "subscribe":
-        consumer.subscribe("t")
+        consumer.subscribe(topic)
     else:
-        consumer.assign(consumer.fetch_queues("t"))
+        consumer.assign(consumer.fetch_queues(topic))
 
 
-def test_assigned_queues_are_read_beside_a_group_and_can_be_exchanged(client):
-    client.create_topic("t", queues=3)
-    send(client, "t", 30)
-    with client.lite_pull_consumer("g", auto_commit=False) as consumer:
-        queues = consumer.fetch_queues("t")
+def test_assigned_queues_are_read_beside_a_group_and_can_be_exchanged(client, topic, group):
+    client.create_topic(topic, queues=3)
+    send(client, topic, 30)
+    with client.lite_pull_consumer(group, auto_commit=False) as consumer:
+        queues = consumer.fetch_queues(topic)
         consumer.assign(queues[:1])
         assert consumer.assignment == queues[:1]
         assert {m.queue_id for m in consumer.poll(PATIENCE_S)} == {queues[0].queue_id}
         consumer.assign(queues[1:])
         assert consumer.assignment == queues[1:]
-        with client.consumer("t", "g") as member:  # nobody has to share with it
+        with client.consumer(topic, group) as member:  # nobody has to share with it
             assert len(member.assigned) == 3
         got = consumer.poll(PATIENCE_S) + consumer.poll(PATIENCE_S)
         assert {m.queue_id for m in got} == {q.queue_id for q in queues[1:]}
@@ -211,55 +202,55 @@ def test_assigned_queues_are_read_beside_a_group_and_can_be_exchanged(client):
 
 MEMBER = """
 import sys, json, shmq
-with shmq.connect(sys.argv[1]) as client, client.lite_pull_consumer("g") as consumer:
-    consumer.subscribe("t")
+with shmq.connect(sys.argv[1]) as client, client.lite_pull_consumer(sys.argv[3]) as consumer:
+    consumer.subscribe(sys.argv[2])
     print(json.dumps("ready"), flush=True)
     sys.stdin.readline()
 """
 
 
-def test_members_share_queues_and_the_listener_is_told(cluster, client):
-    client.create_topic("t", queues=4)
+def test_members_share_queues_and_the_listener_is_told(cluster, client, topic, group):
+    client.create_topic(topic, queues=4)
     told: list[tuple[str, int, int]] = []
 
     def listener(topic: str, before: list[MessageQueue], now: list[MessageQueue]) -> None:
         told.append((topic, len(before), len(now)))
 
-    with client.lite_pull_consumer("g") as consumer:
-        consumer.subscribe("t", listener=listener)
+    with client.lite_pull_consumer(group) as consumer:
+        consumer.subscribe(topic, listener=listener)
         consumer.poll(0.0)
-        assert told == [("t", 0, 4)]
-        with Program(MEMBER, cluster.runtime) as other:
+        assert told == [(topic, 0, 4)]
+        with Program(MEMBER, cluster.runtime, topic, group) as other:
             assert other.hear() == "ready"
             wait_for(lambda: consumer.poll(0.05) or len(told) >= 2, "the shares")
-            assert told[1:] == [("t", 4, 2)]
+            assert told[1:] == [(topic, 4, 2)]
             other.say()
             assert other.end() == 0
         wait_for(lambda: consumer.poll(0.05) or len(consumer.assignment) == 4, "the rest")
         consumer.poll(0.0)
-        assert told[2:] == [("t", 2, 4)]
+        assert told[2:] == [(topic, 2, 4)]
 
 
-def test_several_topics_are_polled_and_one_is_given_back(client):
-    send(client, "t", 5)
-    send(client, "u", 5, first=100)
-    with client.lite_pull_consumer("g") as consumer:
-        consumer.subscribe("t")
-        consumer.subscribe("u")
+def test_several_topics_are_polled_and_one_is_given_back(client, topic, other_topic, group):
+    send(client, topic, 5)
+    send(client, other_topic, 5, first=100)
+    with client.lite_pull_consumer(group) as consumer:
+        consumer.subscribe(topic)
+        consumer.subscribe(other_topic)
         assert sorted(poll(consumer, 10)) == [*range(5), *range(100, 105)]
-        consumer.unsubscribe("t")
-        assert {queue.topic for queue in consumer.assignment} == {"u"}
-        send(client, "u", 1, first=200)
+        consumer.unsubscribe(topic)
+        assert {queue.topic for queue in consumer.assignment} == {other_topic}
+        send(client, other_topic, 1, first=200)
         assert poll(consumer, 1) == [200]
 
 
-def test_broker_that_is_killed_is_waited_for_by_a_poll(cluster, client):
-    client.create_topic("t", queues=1)
-    send(client, "t", 9)
-    producer = client.producer()
+def test_broker_that_is_killed_is_waited_for_by_a_poll(own_cluster, own_client):
+    own_client.create_topic("t", queues=1)
+    send(own_client, "t", 9)
+    producer = own_client.producer()
     producer.send("t", b"9")
-    broker = cluster.brokers[0]
-    with client.lite_pull_consumer("g", auto_commit=False) as consumer:
+    broker = own_cluster.brokers[0]
+    with own_client.lite_pull_consumer("g", auto_commit=False) as consumer:
         consumer.assign(consumer.fetch_queues("t"))
         assert poll(consumer, 10) == list(range(10))
         consumer.commit()
@@ -270,10 +261,10 @@ def test_broker_that_is_killed_is_waited_for_by_a_poll(cluster, client):
         assert poll(consumer, 1) == [10]
 
 
-def test_closed_one_says_so_and_a_waiting_poll_gets_up(client):
-    send(client, "t", 1)
-    consumer = client.lite_pull_consumer("g")
-    consumer.subscribe("t")
+def test_closed_one_says_so_and_a_waiting_poll_gets_up(client, topic, group):
+    send(client, topic, 1)
+    consumer = client.lite_pull_consumer(group)
+    consumer.subscribe(topic)
     assert poll(consumer, 1) == [0]
     found: list[list[shmq.Message]] = []
     thread = threading.Thread(target=lambda: found.append(consumer.poll(PATIENCE_S)))
@@ -284,4 +275,4 @@ def test_closed_one_says_so_and_a_waiting_poll_gets_up(client):
     with pytest.raises(ClosedError, match="this lite pull consumer is closed"):
         consumer.poll(0.0)
     with pytest.raises(ConfigError, match="batch_size 0"):
-        client.lite_pull_consumer("g", batch_size=0)
+        client.lite_pull_consumer(group, batch_size=0)

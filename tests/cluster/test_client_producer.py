@@ -16,31 +16,11 @@ from shmq.errors import (
     TopicNotExistError,
 )
 from shmq.subscription import java_hash
-from tests.support.aio_bridge import BridgedClient
-from tests.support.cluster import Cluster, wait_for
+from tests.support.cluster import wait_for
 
 pytestmark = pytest.mark.cluster
 
 PATIENCE_S = 30.0
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, cluster_name):
-    with Cluster(tmp_path, cluster_name) as made:
-        yield made
-
-
-@pytest.fixture
-def pair(tmp_path: Path, cluster_name):
-    with Cluster(tmp_path, cluster_name, brokers=2) as made:
-        yield made
-
-
-@pytest.fixture
-def client(cluster: Cluster, request: pytest.FixtureRequest):
-    kind = getattr(request, "param", "threads")
-    with cluster.connect() if kind == "threads" else BridgedClient(cluster.runtime, kind) as made:
-        yield made
 
 
 both = pytest.mark.parametrize("client", ["threads", "asyncio"], indirect=True)
@@ -61,13 +41,13 @@ def bodies(client: shmq.Client, topic: str) -> list[bytes]:
 
 
 @both
-def test_send_says_where_the_message_is(client):
-    client.create_topic("one", queues=1)
+def test_send_says_where_the_message_is(client, topic, group):
+    client.create_topic(topic, queues=1)
     producer = client.producer()
-    results = [producer.send("one", "größer", tag="x", keys=["k"], flag=7) for _ in range(3)]
+    results = [producer.send(topic, "größer", tag="x", keys=["k"], flag=7) for _ in range(3)]
     assert [result.queue_offset for result in results] == [0, 1, 2]
     assert len({result.message_id for result in results}) == 3
-    with client.consumer("one", "g") as consumer:
+    with client.consumer(topic, group) as consumer:
         message = consumer.try_next(PATIENCE_S)
         assert message is not None
         assert message.message_id == results[0].message_id
@@ -75,58 +55,58 @@ def test_send_says_where_the_message_is(client):
         assert (message.tag, message.keys, message.flag) == ("x", ("k",), 7)
 
 
-def test_message_brings_everything_itself(client):
+def test_message_brings_everything_itself(client, topic, group):
     producer = client.producer()
-    message = shmq.Message("t", b"x", tag="a", keys="k l", properties={"p": "q"}, flag=3)
+    message = shmq.Message(topic, b"x", tag="a", keys="k l", properties={"p": "q"}, flag=3)
     producer.send(message)
     producer.send_async(message).result(PATIENCE_S)
-    with client.consumer("t", "g") as consumer:
+    with client.consumer(topic, group) as consumer:
         for _ in range(2):
             got = consumer.try_next(PATIENCE_S)
             assert got is not None
             assert (got.tag, got.keys, got.flag, got.properties["p"]) == ("a", ("k", "l"), 3, "q")
 
 
-def test_bodies_and_names_that_cannot_be_sent_are_told(client):
+def test_bodies_and_names_that_cannot_be_sent_are_told(client, topic):
     producer = client.producer()
     with pytest.raises(TypeError, match="serialise"):
-        producer.send("t", 5)
+        producer.send(topic, 5)
     with pytest.raises(BodyTypeError):
-        producer.send_async("t", object())
+        producer.send_async(topic, object())
     with pytest.raises(BodyTypeError):
-        producer.send_oneway("t", [b"x"])
+        producer.send_oneway(topic, [b"x"])
     with pytest.raises(IllegalTopicError):
         producer.send("no topic", b"x")
     with pytest.raises(MessageTooLargeError):
-        producer.send("t", bytes(5 << 20))
+        producer.send(topic, bytes(5 << 20))
     with pytest.raises(TypeError, match="key 5: wanted a str"):
-        producer.send("t", b"x", key=5)
+        producer.send(topic, b"x", key=5)
 
 
-def test_message_that_is_sent_on_keeps_its_id(client):
+def test_message_that_is_sent_on_keeps_its_id(client, topic, group):
     producer = client.producer()
-    assert producer.send("t", b"x", properties={"UNIQ_KEY": "mine-1"}).message_id == "mine-1"
-    with client.consumer("t", "g") as consumer:
+    assert producer.send(topic, b"x", properties={"UNIQ_KEY": "mine-1"}).message_id == "mine-1"
+    with client.consumer(topic, group) as consumer:
         (message,) = consumer.receive(1, timeout=30.0)
         assert message.message_id == "mine-1"
     own = {"UNIQ_KEY": "mine-2"}
-    assert producer.send(shmq.Message("t", b"x", properties=own)).message_id == "mine-2"
-    assert producer.send_async("t", b"x", properties=own).result().message_id == "mine-2"
+    assert producer.send(shmq.Message(topic, b"x", properties=own)).message_id == "mine-2"
+    assert producer.send_async(topic, b"x", properties=own).result().message_id == "mine-2"
 
 
-def test_large_bodies_go_through_the_chunk_memory(client):
+def test_large_bodies_go_through_the_chunk_memory(client, topic):
     producer = client.producer()
     body = bytes(range(256)) * 8000
-    producer.send("t", body)
-    producer.send_oneway("t", body)
-    assert producer.send_async("t", body).result(PATIENCE_S).queue_offset >= 0
-    producer.send_many("t", [body, b"small"])
+    producer.send(topic, body)
+    producer.send_oneway(topic, body)
+    assert producer.send_async(topic, body).result(PATIENCE_S).queue_offset >= 0
+    producer.send_many(topic, [body, b"small"])
     producer.drain(PATIENCE_S)
-    assert sorted(bodies(client, "t")) == sorted([body] * 4 + [b"small"])
+    assert sorted(bodies(client, topic)) == sorted([body] * 4 + [b"small"])
 
 
-def test_futures_and_callbacks_have_the_results_in_order(client):
-    client.create_topic("one", queues=1)
+def test_futures_and_callbacks_have_the_results_in_order(client, topic):
+    client.create_topic(topic, queues=1)
     producer = client.producer()
     called: list[int] = []
 
@@ -134,7 +114,7 @@ def test_futures_and_callbacks_have_the_results_in_order(client):
         called.append(future.result().queue_offset)
 
     futures = [
-        producer.send_async("one", b"%d" % number, callback=callback) for number in range(5000)
+        producer.send_async(topic, b"%d" % number, callback=callback) for number in range(5000)
     ]
     assert [f.result(PATIENCE_S).queue_offset for f in futures] == list(range(5000))
     assert len({f.result().message_id for f in futures}) == 5000
@@ -143,87 +123,87 @@ def test_futures_and_callbacks_have_the_results_in_order(client):
     assert len([name for name in names if name.startswith("shmq-broker")]) <= 2  # not one a send
 
 
-def test_callback_may_send(client):
+def test_callback_may_send(client, topic):
     producer = client.producer()
     done = threading.Event()
 
     def callback(future: Future) -> None:
-        producer.send("t", b"second")
+        producer.send(topic, b"second")
         done.set()
 
-    producer.send_async("t", b"first", callback=callback)
+    producer.send_async(topic, b"first", callback=callback)
     assert done.wait(PATIENCE_S)
-    assert sorted(bodies(client, "t")) == [b"first", b"second"]
+    assert sorted(bodies(client, topic)) == [b"first", b"second"]
 
 
 @both
-def test_send_many_stores_in_one_queue_in_order_with_a_result_each(client):
+def test_send_many_stores_in_one_queue_in_order_with_a_result_each(client, topic):
     producer = client.producer()
-    results = producer.send_many("t", (b"%d" % n for n in range(3000)), tag="x", key="k")
+    results = producer.send_many(topic, (b"%d" % n for n in range(3000)), tag="x", key="k")
     assert [r.queue_offset for r in results] == list(range(3000))
     assert len({r.message_queue for r in results}) == 1
     assert len({r.message_id for r in results}) == 3000
-    assert bodies(client, "t") == [b"%d" % n for n in range(3000)]
+    assert bodies(client, topic) == [b"%d" % n for n in range(3000)]
 
 
-def test_loan_is_filled_in_place(client):
+def test_loan_is_filled_in_place(client, topic, group):
     producer = client.producer()
-    with producer.loan("t", dtype="f4", shape=(10, 20), tag="x") as slot:
+    with producer.loan(topic, dtype="f4", shape=(10, 20), tag="x") as slot:
         slot.array()[:] = 1.5
     assert slot.result.send_status == shmq.SendStatus.SEND_OK
-    with producer.loan("t", 5) as slot:
+    with producer.loan(topic, 5) as slot:
         slot.view[:] = b"hello"
-    with pytest.raises(ValueError, match="no"), producer.loan("t", 5) as slot:
+    with pytest.raises(ValueError, match="no"), producer.loan(topic, 5) as slot:
         raise ValueError("no")
     with pytest.raises(ValueError, match="not sent"):
         _ = slot.result
-    with client.consumer("t", "g", filter="x") as consumer:
+    with client.consumer(topic, group, filter="x") as consumer:
         message = consumer.try_next(PATIENCE_S)
         assert message is not None
         assert message.array().shape == (10, 20)
         assert float(message.array().sum()) == 300.0
-    assert b"hello" in bodies(client, "t")
-    assert len(bodies(client, "t")) == 2
+    assert b"hello" in bodies(client, topic)
+    assert len(bodies(client, topic)) == 2
 
 
-def test_loan_with_a_living_array_says_what_to_do(client):
+def test_loan_with_a_living_array_says_what_to_do(client, topic):
     producer = client.producer()
-    with pytest.raises(BufferError, match="del it"), producer.loan("t", 8) as slot:
+    with pytest.raises(BufferError, match="del it"), producer.loan(topic, 8) as slot:
         array = slot.array("u1")
     del array
-    producer.send("t", b"after")  # the ring is free again
-    assert bodies(client, "t") == [b"after"]
+    producer.send(topic, b"after")  # the ring is free again
+    assert bodies(client, topic) == [b"after"]
 
 
 # ---- where to ------------------------------------------------------------------------------------
 
 
 @both
-def test_key_goes_to_the_queue_that_rocketmq_would_choose(client):
-    client.create_topic("t", queues=5)
+def test_key_goes_to_the_queue_that_rocketmq_would_choose(client, topic):
+    client.create_topic(topic, queues=5)
     producer = client.producer()
-    queues = producer.queues("t")
+    queues = producer.queues(topic)
     for key in ("a", "user-7", "polygenelubricants", "ω"):  # the third has the hash -2**31
         wanted = queues[abs(java_hash(key)) % 5]
         for _ in range(2):
-            assert producer.send("t", b"x", key=key).message_queue == wanted
+            assert producer.send(topic, b"x", key=key).message_queue == wanted
 
 
 @both
-def test_queue_is_chosen_by_hand_by_function_or_by_load(client):
+def test_queue_is_chosen_by_hand_by_function_or_by_load(client, topic):
     producer = client.producer()
-    client.create_topic("t", queues=4)
-    queues = producer.queues("t")
-    assert producer.send("t", b"x", queue=queues[2]).message_queue == queues[2]
-    assert producer.send("t", b"x", queue=max).message_queue == queues[-1]
-    assert producer.send("t", b"x", queue="least-loaded").message_queue in queues
+    client.create_topic(topic, queues=4)
+    queues = producer.queues(topic)
+    assert producer.send(topic, b"x", queue=queues[2]).message_queue == queues[2]
+    assert producer.send(topic, b"x", queue=max).message_queue == queues[-1]
+    assert producer.send(topic, b"x", queue="least-loaded").message_queue in queues
     with pytest.raises(TopicNotExistError, match="no such queue"):
-        producer.send("t", b"x", queue=queues[0]._replace(queue_id=9))
-    turns = {producer.send("t", b"x").message_queue for _ in range(4)}
+        producer.send(topic, b"x", queue=queues[0]._replace(queue_id=9))
+    turns = {producer.send(topic, b"x").message_queue for _ in range(4)}
     assert turns == set(queues)
 
 
-def test_threads_that_share_a_producer_keep_the_order_of_a_key(client):
+def test_threads_that_share_a_producer_keep_the_order_of_a_key(client, topic):
     producer = client.producer()
     lock = threading.Lock()
     sent: list[bytes] = []
@@ -232,7 +212,7 @@ def test_threads_that_share_a_producer_keep_the_order_of_a_key(client):
         for number in range(300):
             body = b"%d-%d" % (name, number)
             with lock:
-                producer.send_oneway("t", body, key="one")
+                producer.send_oneway(topic, body, key="one")
                 sent.append(body)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in range(6)]
@@ -241,7 +221,7 @@ def test_threads_that_share_a_producer_keep_the_order_of_a_key(client):
     for thread in threads:
         thread.join()
     producer.drain()
-    assert bodies(client, "t") == sent
+    assert bodies(client, topic) == sent
 
 
 # ---- brokers that go -----------------------------------------------------------------------------
@@ -296,12 +276,14 @@ def test_key_keeps_its_queue_for_a_producer_that_starts_while_a_broker_is_down(p
         restarter.join()
 
 
-def test_broker_that_lost_its_memory_gets_unsettled_sends_again_under_the_same_id(cluster, client):
-    producer = client.producer()
+def test_broker_that_lost_its_memory_gets_unsettled_sends_again_under_the_same_id(
+    own_cluster, own_client
+):
+    producer = own_client.producer()
     first = producer.send("t", b"before")
-    broker = cluster.brokers[0]
+    broker = own_cluster.brokers[0]
     broker.kill()
-    wait_for(lambda: not client.link("broker-a").is_up, "that it is noticed")
+    wait_for(lambda: not own_client.link("broker-a").is_up, "that it is noticed")
     sent: list[shmq.SendResult] = []
     thread = threading.Thread(
         target=lambda: sent.append(producer.send("t", b"sync", timeout=PATIENCE_S))
@@ -310,7 +292,7 @@ def test_broker_that_lost_its_memory_gets_unsettled_sends_again_under_the_same_i
     futures = [producer.send_async("t", b"async", timeout=PATIENCE_S) for _ in range(10)]
     message = shmq.Message("t", b"whole", tag="x")
     whole = producer.send_async(message, timeout=PATIENCE_S)
-    lanes = client.link("broker-a").lanes
+    lanes = own_client.link("broker-a").lanes
 
     def under_way() -> set[str | None]:
         return {
@@ -330,7 +312,7 @@ def test_broker_that_lost_its_memory_gets_unsettled_sends_again_under_the_same_i
     assert producer.resent_count == 12
     ids = {result.message_id for result in [*results, whole.result(), *sent]}
     assert ids == under_their_ids
-    with client.consumer("t", "g") as consumer:
+    with own_client.consumer("t", "g") as consumer:
         got = {}
         while not ids <= got.keys():
             for received in consumer.receive(32, timeout=PATIENCE_S):
@@ -339,12 +321,12 @@ def test_broker_that_lost_its_memory_gets_unsettled_sends_again_under_the_same_i
         assert sorted(got.values()) == [b"async"] * 10 + [b"sync", b"whole"]
 
 
-def test_oneway_meets_the_new_session_of_a_broker_that_lost_its_memory(cluster, client):
-    producer = client.producer()
+def test_oneway_meets_the_new_session_of_a_broker_that_lost_its_memory(own_cluster, own_client):
+    producer = own_client.producer()
     producer.send("t", b"before")
-    broker = cluster.brokers[0]
+    broker = own_cluster.brokers[0]
     broker.kill()
-    wait_for(lambda: not client.link("broker-a").is_up, "that it is noticed")
+    wait_for(lambda: not own_client.link("broker-a").is_up, "that it is noticed")
 
     def fill() -> None:
         for _ in range(100_000):
@@ -360,7 +342,7 @@ def test_oneway_meets_the_new_session_of_a_broker_that_lost_its_memory(cluster, 
     producer.send_oneway("t", after, timeout=600.0)  # of which it waits for the restart only
     restarter.join()
     producer.drain(PATIENCE_S)
-    assert after in bodies(client, "t")
+    assert after in bodies(own_client, "t")
 
 
 def test_slow_broker_is_avoided_for_a_while(pair):

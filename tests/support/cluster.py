@@ -87,6 +87,12 @@ class Cluster:
     def connect(self, **options: Any) -> shmq.Client:
         return shmq.connect(self.runtime, **options)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether none of its processes has ended."""
+        members = [self.namesrv.process, *(broker.process for broker in self.brokers)]
+        return all(member.poll() is None for member in members)
+
     def __enter__(self) -> Cluster:
         return self
 

@@ -16,6 +16,8 @@ import psutil
 
 DEV_SHM = Path("/dev/shm")
 RUN_TOKEN = f"t{os.getpid():x}x"
+SHARED = f"{RUN_TOKEN}shared"
+"""How the names of clusters begin that several tests share: who makes one sees to its end."""
 NEIGHBOUR_GRACE_S = 1.0
 _TOKEN = re.compile(r"(?<![0-9a-z])t([0-9a-f]+)x")
 
@@ -28,7 +30,8 @@ def ours_in_dev_shm() -> frozenset[str]:
 def left_behind(before: frozenset[str], *, strict: bool) -> list[str]:
     """Names that appeared since `before` and are this run's fault.
 
-    A store that had memory before, such as a module's cluster, may take more.
+    A store that had memory before, such as a module's cluster, may take more; what is SHARED may
+    be made anew.
 
     Args:
         before: what `ours_in_dev_shm` gave before the test.
@@ -38,7 +41,11 @@ def left_behind(before: frozenset[str], *, strict: bool) -> list[str]:
     May wait up to NEIGHBOUR_GRACE_S for an object of unknown origin to go away.
     """
     stores = {_store(name) for name in before}
-    new = {name for name in ours_in_dev_shm() - before if _store(name) not in stores}
+    new = {
+        name
+        for name in ours_in_dev_shm() - before
+        if _store(name) not in stores and SHARED not in name
+    }
     if strict:
         foreign = {name for name in new if _TOKEN.search(name) and RUN_TOKEN not in name}
         return sorted(new - foreign)
