@@ -291,7 +291,8 @@ def break_everywhere(
             learn(watches=True)
         ways = learn_until_sure(learn)
         changes = stepper.changes if is_alone else None
-        points = Points(stepper, ways, chosen(len(ways[-1]), changes, count))
+        is_every = is_full_run() and changes is None
+        points = Points(stepper, ways, chosen(len(ways[-1]), changes, count), is_every=is_every)
         while not points.is_over:
             with hold(next(following), stepper):
                 points.reach()
