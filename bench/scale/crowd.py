@@ -1,14 +1,25 @@
-"""Many client processes: forked from one that has imported shmq and has no client of its own."""
+"""Many client processes: forked from one that has imported shmq and has no client of its own, some
+at a time, as a machine starts programs: were all of them attaching at once, each would wait for the
+others' turns on the cores there are, and the first deadlines would be measured.
+"""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import shmq
+from shmq.errors import ShmqError
+
+AT_ONCE = 16
+"""Clients that are attaching."""
+COME = b"+"
+"""What one says that is there."""
 Place = tuple[str, str]
 """(topic, group): where a client consumes; without a group it sends one message to the topic."""
 
@@ -56,36 +67,55 @@ def _expect(line: str, wanted: str) -> None:
 
 
 def _main(folder: str) -> None:
-    import shmq
-
     print("ready", flush=True)
     places = [line.rstrip("\n").split(" ") for line in iter(sys.stdin.readline, "\n")]
     reading, writing = os.pipe()
-    children = []
-    for topic, group in places:
-        pid = os.fork()
-        if pid == 0:
-            os.close(reading)
-            with shmq.connect(folder) as client:
-                if group:
-                    _consumer = client.consumer(topic, group)
-                else:
-                    client.producer().send(topic, b"here", timeout=60)
-                os.write(writing, b"x")
-                while True:  # until it is killed
-                    signal.pause()
-        children.append(pid)
-    print(*children, flush=True)
-    os.close(writing)
-    missing = len(children)
-    while missing:
-        missing -= len(os.read(reading, missing)) or sys.exit("a client did not come")
-    print("attached", flush=True)
-    sys.stdin.read()
-    for pid in children:
-        os.kill(pid, signal.SIGKILL)
-    for pid in children:
-        os.waitpid(pid, 0)
+    children: list[int] = []
+    try:
+        while len(children) < len(places):
+            if len(children) >= AT_ONCE:
+                _one_more(reading)
+            pid = os.fork()
+            if pid == 0:
+                os.close(reading)
+                _be_client(folder, *places[len(children)], writing)
+            children.append(pid)
+        print(*children, flush=True)
+        for _ in range(min(AT_ONCE, len(children))):
+            _one_more(reading)
+        print("attached", flush=True)
+        sys.stdin.read()
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+        for pid in children:
+            os.waitpid(pid, 0)
+
+
+def _one_more(reading: int) -> None:
+    """Wait until one more is there."""
+    if os.read(reading, 1) != COME:
+        sys.exit("a client did not come; why: above")
+
+
+def _be_client(folder: str, topic: str, group: str, writing: int) -> None:
+    """A child: attach, say so, and stay until it is killed."""
+    said = b"-"
+    try:
+        with shmq.connect(folder) as client:
+            if group:
+                _consumer = client.consumer(topic, group)
+            else:
+                client.producer().send(topic, b"here", timeout=60)
+            os.write(writing, COME)
+            said = b""
+            while True:  # until it is killed
+                signal.pause()
+    except (ShmqError, OSError):
+        traceback.print_exc()
+    finally:
+        os.write(writing, said)
+        os._exit(1)
 
 
 if __name__ == "__main__":

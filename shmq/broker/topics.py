@@ -399,9 +399,7 @@ class TopicTable:
         before = self._topics.get(topic)
         if before is None:
             return []
-        rows = [
-            (queue_id, handle) for name, queue_id, handle in self._store.queues if name == topic
-        ]
+        rows = self._store.queues.of(topic)
         self._being_deleted.add(topic)
         try:
             await self._save_deletion(before, rows)

@@ -12,11 +12,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
 from shmq.client.arguments import check_count
+from shmq.client.closable import Closable
 from shmq.client.message_finder import MESSAGE_COUNT_DEFAULT, MessageFinder
 from shmq.client.route_cache import ORDER_TOPIC_CONFIG, RouteCache
 from shmq.config import default_namesrv_folder
@@ -45,7 +46,6 @@ from shmq.topic import QUEUE_NUMS_MAX, Permission, TopicConfig, check_topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from types import TracebackType
 
     from shmq.client.instance import Client
     from shmq.client.producer import Producer
@@ -136,7 +136,7 @@ class GroupMember(NamedTuple):
     """Brokers that it heartbeats to."""
 
 
-class Admin:
+class Admin(Closable):
     """Asks and changes one cluster. A context manager; one thread at a time.
 
     Example:
@@ -172,17 +172,6 @@ class Admin:
         self._connections.clear()
         self._routes.close()
         self._folder.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # ---- brokers ---------------------------------------------------------------------------------
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING
 
 from shmq.client.aio_consumer import AsyncConsumer
 from shmq.client.aio_opening import Opening
 from shmq.client.aio_producer import AsyncProducer
+from shmq.client.closable import AsyncClosable
 from shmq.client.instance import DEFAULT_PRODUCER, Client
 from shmq.client.local import local as blocking_local
 from shmq.client.wake_hub import WakeHub
@@ -27,7 +28,6 @@ from shmq.subscription import ConsumeFromWhere, MessageModel
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from shmq.allocation import Allocation
     from shmq.client.consumer import Consumer
@@ -87,7 +87,7 @@ def local(folder: str | Path | None = None, *, brokers: int = 1) -> Opening[Asyn
     return Opening(partial(_begin, partial(blocking_local, folder, brokers=brokers)))
 
 
-class AsyncClient:
+class AsyncClient(AsyncClosable):
     """A program's sessions with the brokers of one cluster, for the tasks of one loop. An async
     context manager.
 
@@ -193,20 +193,6 @@ class AsyncClient:
             await asyncio.shield(closing)
         finally:
             self._executor.shutdown(wait=False)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("pickle a Client: it holds shared memory; connect in the other process")
 
     # ---- what producers and consumers use --------------------------------------------------------
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from shmq.client.arguments import check_timeout
+from shmq.client.closable import AsyncClosable
 from shmq.client.consumer import COLUMNS_MAX
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ClosedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from types import TracebackType
 
     from shmq.client.aio_client import AsyncClient
     from shmq.client.batch import MessageBatch
@@ -39,7 +39,7 @@ _AT_ONCE_MAX = 256
 """Messages handed out without a turn for the other tasks of the loop."""
 
 
-class AsyncConsumer:
+class AsyncConsumer(AsyncClosable):
     """One member of a group. Iterate over it with `async for`, or await receive(); an async
     context manager.
 
@@ -224,17 +224,3 @@ class AsyncConsumer:
         await self._hub.run(self._engine.close)
         self._hub.discard(self._sleeper)
         self._client.leave(self)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("pickle a Consumer: it holds shared memory; connect in the other process")

@@ -9,10 +9,11 @@ while it waits for its turn has sent nothing; one that waits for a completion ma
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING
 
 from shmq.client.aio_line import Lines, Place
 from shmq.client.arguments import check_bodies, check_one_place, check_timeout
+from shmq.client.closable import AsyncClosable
 from shmq.client.producer import (
     SEND_TIMEOUT_S,
     STORED,
@@ -34,7 +35,6 @@ from shmq.result import MessageQueue, SendResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from types import TracebackType
 
     from shmq.client.aio_client import AsyncClient
     from shmq.client.producer import Body, Producer
@@ -54,7 +54,7 @@ _RETRY_S = 0.02
 """Between looks for a broker that nobody knows the session of."""
 
 
-class AsyncProducer:
+class AsyncProducer(AsyncClosable):
     """Sends messages. The tasks of one loop share it; an async context manager.
 
     Messages to one queue are stored in the order in which the tasks sent them; the messages of a
@@ -403,20 +403,6 @@ class AsyncProducer:
         self._is_closed = True
         await self._hub.drain()
         self._engine.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("pickle a Producer: it holds shared memory; connect in the other process")
 
 
 def _put_now(request: SendRequest, chosen: SendQueue, keep: bool) -> int:

@@ -14,7 +14,7 @@ import itertools
 import logging
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING
 
 from shmq.client.arguments import (
     check_count,
@@ -25,6 +25,7 @@ from shmq.client.arguments import (
 )
 from shmq.client.assignment import Assignment
 from shmq.client.batch import MessageBatch
+from shmq.client.closable import Closable
 from shmq.client.process_queue import ProcessQueue
 from shmq.client.wake_fd import WakeFd
 from shmq.clock import SYSTEM_CLOCK
@@ -36,7 +37,6 @@ from shmq.subscription import ConsumeFromWhere, MessageModel
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from shmq.allocation import Allocation
     from shmq.client.instance import Client
@@ -68,7 +68,7 @@ _TIMED_OUT = core.STATUS["TIMED_OUT"][0]
 _Item = tuple["ProcessQueue", int, core.Message]
 
 
-class Consumer:
+class Consumer(Closable):
     """One member of a group. Iterate over it, or call receive(); a context manager.
 
     A message is settled by `message.process()` at its end, by `message.settle()`, or, unless
@@ -699,20 +699,6 @@ class Consumer:
         # for messages know their consumer and the collector of cycles does not know messages.
         self._ready = deque()
         self._again = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("pickle a Consumer: it holds shared memory; connect in the other process")
 
 
 def _queue_of(item: _Item) -> ProcessQueue:

@@ -15,10 +15,11 @@ import threading
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING
 
 from shmq.client.arguments import check_count, member
 from shmq.client.broker_link import BrokerLink
+from shmq.client.closable import Closable
 from shmq.client.consumer import Consumer
 from shmq.client.deadline import held
 from shmq.client.lite_pull_consumer import (
@@ -50,7 +51,6 @@ from shmq.topic import QUEUE_NUMS_MAX, check_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
     from shmq.allocation import Allocation
     from shmq.client.orderly import OrderlyListener
@@ -106,7 +106,7 @@ def connect(
     return client
 
 
-class Client:
+class Client(Closable):
     """A program's sessions with the brokers of one cluster. A context manager; threads may share
     it.
 
@@ -391,20 +391,6 @@ class Client:
         self._folder.close()
         if self._on_close is not None:
             self._on_close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("pickle a Client: it holds shared memory; connect in the other process")
 
     # ---- what producers and consumers use --------------------------------------------------------
 

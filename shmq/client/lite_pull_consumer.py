@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING
 
 from shmq.client.arguments import (
     check_count,
@@ -22,6 +22,7 @@ from shmq.client.arguments import (
     check_time,
     check_timeout,
 )
+from shmq.client.closable import Closable
 from shmq.client.consumer import Consumer
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
@@ -30,7 +31,6 @@ from shmq.subscription import ConsumeFromWhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from types import TracebackType
 
     from shmq.allocation import Allocation
     from shmq.client.instance import Client
@@ -53,7 +53,7 @@ _LOOK_S = 1.0
 """A poll without any reader to wait on looks so often whether there is one."""
 
 
-class LitePullConsumer:
+class LitePullConsumer(Closable):
     """A group's member that polls. A context manager; closing it commits if auto_commit is on.
 
     Either `subscribe`: the queues of the topics are shared out among the members of the group; or
@@ -467,17 +467,3 @@ class LitePullConsumer:
                 except ShmqError as error:
                     _log.warning("commit group=%s topic=%s: %s", self.group, topic, error)
         self._client.leave(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("pickle a LitePullConsumer: it holds shared memory; connect where it is")

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-import threading
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shmq.client.listener_pool import WAIT_S, ListenerPool
 from shmq.clock import SYSTEM_CLOCK
-from shmq.errors import ClosedError, ConfigError, ForkError, ShmqError
+from shmq.errors import ConfigError, ShmqError
 from shmq.status import ConsumeOrderlyStatus, ConsumeStatus
 from shmq.subscription import MessageModel
 
@@ -45,7 +45,6 @@ SUSPEND_S = 1.0
 """RocketMQ's default of it."""
 _UNLOCKED_S = 0.05
 """Until it is looked again whether a queue is locked."""
-_WAIT_S = 3600.0
 _TURN_MAX = 32
 """Messages of one queue that a thread handles before it looks at the others."""
 
@@ -76,8 +75,8 @@ class _Row:
     """Of which message fail_count is."""
 
 
-class OrderlyPool:
-    """The threads of one topic; as many as are busy at once, and one that waits.
+class OrderlyPool(ListenerPool[_Row]):
+    """The threads of one topic, each of whose queues is worked by one of them at a time.
 
     Args:
         consumer: orderly, and nobody else's.
@@ -96,51 +95,17 @@ class OrderlyPool:
         suspend: float,
         reconsume_max: int,
     ) -> None:
+        super().__init__(consumer, thread_max, name="shmq-orderly")
         locks = consumer.assignment.locks
         assert locks is not None, "an orderly consumer"
         self._locks: QueueLocks = locks
-        self._consumer = consumer
         self._listener = listener
-        self._thread_max = thread_max
         self._suspend = suspend
         is_alone = consumer.assignment.model is MessageModel.BROADCASTING
         self._reconsume_max = -1 if is_alone else reconsume_max
-        self._turn = threading.Lock()
-        """Held by who waits for messages, or fetches them."""
-        self._lock = threading.Lock()
-        """Held for a look at the rows."""
         self._rows: dict[MessageQueue, _Row] = {}
         self._due: deque[_Row] = deque()
-        self._idle_count = 0
-        self._threads: list[threading.Thread] = []
-        self._is_closed = False
-        self._spawn()
-
-    def _spawn(self) -> None:
-        with self._lock:
-            if self._is_closed or self._idle_count or len(self._threads) >= self._thread_max:
-                return
-            self._idle_count += 1
-            thread = threading.Thread(
-                target=self._work, name=f"shmq-orderly-{len(self._threads)}", daemon=True
-            )
-            self._threads.append(thread)
-        thread.start()
-
-    def _work(self) -> None:
-        while not self._is_closed:  # as long as the consumer is open
-            try:
-                row = self._next()
-            except (ClosedError, ForkError):
-                return
-            if row is None:
-                continue
-            with self._lock:
-                self._idle_count -= 1
-            self._spawn()  # somebody waits while this one works
-            self._work_row(row)
-            with self._lock:
-                self._idle_count += 1
+        self.start()
 
     # ---- fetching --------------------------------------------------------------------------------
 
@@ -153,7 +118,7 @@ class OrderlyPool:
             try:
                 with self._lock:
                     is_due = bool(self._due)
-                self._fetch(0.0 if is_due else _WAIT_S)
+                self._fetch(0.0 if is_due else WAIT_S)
             finally:
                 self._turn.release()
         with self._lock:
@@ -184,7 +149,7 @@ class OrderlyPool:
 
     # ---- working ---------------------------------------------------------------------------------
 
-    def _work_row(self, row: _Row) -> None:
+    def _work(self, row: _Row) -> None:
         """Handle messages of a row until it is empty or rests, or others had better have a turn."""
         for _ in range(_TURN_MAX):
             with self._lock:
@@ -243,17 +208,6 @@ class OrderlyPool:
             _log.warning("not sent to the dead letters message=%s: %s", message.message_id, error)
             return False
         return True
-
-    def close(self) -> None:
-        """Begin nothing more, wait for the calls that are on, and leave the group."""
-        with self._lock:
-            self._is_closed = True
-            threads = list(self._threads)
-        self._consumer.stop()  # whoever waits gets up; what is being processed still settles
-        for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join()
-        self._consumer.close()
 
 
 _SETTLED = (None, ConsumeOrderlyStatus.SUCCESS, ConsumeStatus.CONSUME_SUCCESS)

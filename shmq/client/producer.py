@@ -14,9 +14,10 @@ import logging
 import threading
 from concurrent.futures import Future
 from enum import Enum, auto
-from typing import TYPE_CHECKING, NoReturn, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 from shmq.client.arguments import check_bodies, check_one_place, check_timeout
+from shmq.client.closable import Closable
 from shmq.client.deadline import at_most, held, within
 from shmq.client.fault_table import SLOW_NS, LatencyFaultTable
 from shmq.client.loan import Loan, array_properties
@@ -43,7 +44,6 @@ from shmq.topic import AUTO_CREATE_TOPIC, Permission, check_sendable_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from types import TracebackType
 
     from shmq.client.broker_link import BrokerLink
     from shmq.client.instance import Client
@@ -93,7 +93,7 @@ _BATCH_MAX = 512
 _UNIQ_KEY = "UNIQ_KEY"
 
 
-class Producer:
+class Producer(Closable):
     """Sends messages. Threads may share it; a context manager.
 
     Messages to one queue are stored in the order in which they were sent, whichever threads send
@@ -967,20 +967,6 @@ class Producer:
             settlers = list(self._settlers.values())
         for settler in settlers:
             settler.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("pickle a Producer: it holds shared memory; connect in the other process")
 
 
 class Cure(Enum):

@@ -9,7 +9,7 @@ ServiceNotAvailableError while the broker of a queue is away for the first time.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.client.arguments import (
     check_count,
@@ -19,6 +19,7 @@ from shmq.client.arguments import (
     check_time,
     check_timeout,
 )
+from shmq.client.closable import Closable
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
 from shmq.errors import (
@@ -34,8 +35,6 @@ from shmq.subscription import SubscriptionData
 from shmq.topic import check_topic
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from shmq.client.broker_link import BrokerLink
     from shmq.client.instance import Client
 
@@ -60,7 +59,7 @@ class _Place(NamedTuple):
     generation: int
 
 
-class PullConsumer:
+class PullConsumer(Closable):
     """Reads a topic by queue and queue_offset. A context manager.
 
     Example:
@@ -267,17 +266,3 @@ class PullConsumer:
         for _, reader in self._readers.values():
             reader.close()
         self._client.leave(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("pickle a PullConsumer: it holds shared memory; connect where it is used")

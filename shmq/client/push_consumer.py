@@ -10,21 +10,21 @@ listener raises is logged and the message delivered again.
 from __future__ import annotations
 
 import logging
-import threading
-from typing import TYPE_CHECKING, NoReturn, Self, cast
+from typing import TYPE_CHECKING, cast
 
 from shmq.client.arguments import check_count
+from shmq.client.closable import Closable
 from shmq.client.consumer import Consumer
+from shmq.client.listener_pool import WAIT_S, ListenerPool
 from shmq.client.orderly import OrderlyPool, check_orderly
 from shmq.client.process_queue import ProcessQueue
-from shmq.errors import ClosedError, ForkError, ShmqError
+from shmq.errors import ClosedError, ShmqError
 from shmq.status import ConsumeStatus
 from shmq.subscription import MessageModel, check_group
 from shmq.topic import retry_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
     from typing import Any
 
     from shmq.client.instance import Client
@@ -37,12 +37,11 @@ __all__ = ["PushConsumer"]
 
 _log = logging.getLogger("shmq.client")
 
-_WAIT_S = 3600.0
 _TAKE_MAX = 16
 """Messages that a thread takes in one turn where there are more than threads."""
 
 
-class PushConsumer:
+class PushConsumer(Closable):
     """A member of a group. A context manager: leaving it waits for calls that are on.
 
     The listener settles a message by returning None or ConsumeStatus.CONSUME_SUCCESS. If it
@@ -141,73 +140,35 @@ class PushConsumer:
             pool.close()
         self._client.leave(self)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("pickle a PushConsumer: it holds shared memory; connect where it is used")
-
-
-class _Pool:
-    """The threads of one topic; as many as are busy at once, and one that waits."""
+class _Pool(ListenerPool[list["core.Message"]]):
+    """The threads of one topic, whose messages may be worked in any order."""
 
     def __init__(
         self, consumer: Consumer, listener: Listener, thread_max: int, max_reconsume_times: int
     ) -> None:
-        self._consumer = consumer
+        super().__init__(consumer, thread_max, name="shmq-listen")
         self._max_reconsume_times = max_reconsume_times
         self._listener = listener
-        self._thread_max = thread_max
-        self._turn = threading.Lock()
-        self._lock = threading.Lock()
-        self._idle_count = 0
-        self._threads: list[threading.Thread] = []
-        self._is_closed = False
-        self._spawn()
+        self.start()
 
-    def _spawn(self) -> None:
-        with self._lock:
-            if self._is_closed or self._idle_count or len(self._threads) >= self._thread_max:
-                return
-            self._idle_count += 1
-            thread = threading.Thread(
-                target=self._work, name=f"shmq-listen-{len(self._threads)}", daemon=True
-            )
-            self._threads.append(thread)
-        thread.start()
-
-    def _work(self) -> None:
+    def _next(self) -> list[core.Message] | None:
         consumer = self._consumer
-        while not self._is_closed:  # as long as the consumer is open
-            items = []
-            try:
-                with self._turn:
-                    item = consumer.take(_WAIT_S)
-                    if item is None:
-                        continue
-                    items.append(item)
-                    more = min(consumer.ready_count // self._thread_max, _TAKE_MAX - 1)
-                    for _ in range(more):
-                        item = consumer.take(0.0)
-                        if item is not None:
-                            items.append(item)
-            except (ClosedError, ForkError):
-                return
-            with self._lock:
-                self._idle_count -= 1
-            self._spawn()  # somebody waits while this one works
-            for _, _, message in items:
-                self._call(message)
-            with self._lock:
-                self._idle_count += 1
+        with self._turn:
+            item = consumer.take(WAIT_S)
+            if item is None:
+                return None
+            messages = [item[2]]
+            more = min(consumer.ready_count // self._thread_max, _TAKE_MAX - 1)
+            for _ in range(more):
+                item = consumer.take(0.0)
+                if item is not None:
+                    messages.append(item[2])
+            return messages
+
+    def _work(self, messages: list[core.Message]) -> None:
+        for message in messages:
+            self._call(message)
 
     def _call(self, message: core.Message) -> None:
         try:
@@ -232,13 +193,3 @@ class _Pool:
             else:
                 return
         queue.failed(message)
-
-    def close(self) -> None:
-        with self._lock:
-            self._is_closed = True
-            threads = list(self._threads)
-        self._consumer.stop()  # whoever waits gets up; what is being processed still settles
-        for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join()
-        self._consumer.close()

@@ -61,7 +61,7 @@ class Queues:
         self._topic_rows: dict[str, int] = {}
         self._handles: dict[tuple[str, int], QueueHandle] = {}
         self._names: dict[int, tuple[str, int]] = {}
-        self._counts: dict[str, int] = {}
+        self._ids: dict[str, set[int]] = {}
         """Queues of each topic."""
         self._lock = threading.RLock()
         self._load()
@@ -84,7 +84,7 @@ class Queues:
                 key = names[fields["topic_row"]], fields["queue_id"]
                 self._handles[key] = QueueHandle(row, fields["generation"])
                 self._names[row] = key
-                self._counts[key[0]] = self._counts.get(key[0], 0) + 1
+                self._ids.setdefault(key[0], set()).add(key[1])
 
     # ---- making and changing ---------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class Queues:
             handle = QueueHandle(*made)
             self._handles[topic, queue_id] = handle
             self._names[handle.row] = topic, queue_id
-            self._counts[topic] = self._counts.get(topic, 0) + 1
+            self._ids.setdefault(topic, set()).add(queue_id)
             return handle
 
     def set(self, topic: str, queue_id: int, *, flags: int, is_writable: bool = True) -> None:
@@ -162,9 +162,9 @@ class Queues:
             self._appender.delete_queue(handle.row)
             del self._handles[topic, queue_id]
             del self._names[handle.row]
-            self._counts[topic] -= 1
-            if self._counts[topic] == 0:
-                del self._counts[topic]
+            self._ids[topic].remove(queue_id)
+            if not self._ids[topic]:
+                del self._ids[topic]
                 self._appender.delete_topic(self._topic_rows.pop(topic))
 
     def set_min(self, row: int, min_queue_offset: int) -> None:
@@ -201,6 +201,12 @@ class Queues:
                 "create the topic, or refresh the route"
             )
         return handle
+
+    def of(self, topic: str) -> list[tuple[int, QueueHandle]]:
+        """The queues of one topic, (queue_id, handle) in order; none if there is no such topic."""
+        with self._lock:
+            ids = sorted(self._ids.get(topic, ()))
+            return [(queue_id, self._handles[topic, queue_id]) for queue_id in ids]
 
     def name(self, row: int) -> tuple[str, int]:
         """Topic and queue_id of a row.
