@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-__all__ = ["FORMAT_VERSION", "Epoch", "EpochFile", "common_end"]
+__all__ = ["Epoch", "EpochFile", "common_end"]
 
 FILE_NAME = "epochs.json"
 FORMAT_VERSION = 1

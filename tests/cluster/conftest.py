@@ -7,13 +7,14 @@ receives, and `own_cluster` or `pair` if it kills, stops or fills a broker.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 import shmq
 from tests.support.aio_bridge import BridgedClient
+from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster
 from tests.support.dev_shm import SHARED, ours_in_dev_shm
 
@@ -23,8 +24,9 @@ _numbers = itertools.count()
 class SharedCluster:
     """One cluster for the tests of a module, and the next one if a test leaves it broken."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, broker_count: int, settings: Mapping[str, str]) -> None:
         self._folder = folder
+        self._broker_count = broker_count
         self._settings = settings
         self._cluster: Cluster | None = None
 
@@ -34,7 +36,9 @@ class SharedCluster:
             number = next(_numbers)
             folder = self._folder / str(number)
             folder.mkdir()
-            self._cluster = Cluster(folder, f"{SHARED}{number}", **self._settings)
+            self._cluster = Cluster(
+                folder, f"{SHARED}{number}", brokers=self._broker_count, **self._settings
+            )
         return self._cluster
 
     def close(self) -> None:
@@ -49,16 +53,19 @@ class SharedCluster:
 def shared_cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SharedCluster]:
-    """With the module's BROKER_SETTINGS, if it has such."""
-    settings = getattr(request.module, "BROKER_SETTINGS", {})
-    shared = SharedCluster(tmp_path_factory.mktemp("shared"), **settings)
+    """With the module's BROKER_COUNT and BROKER_SETTINGS, if it has such."""
+    shared = SharedCluster(
+        tmp_path_factory.mktemp("shared"),
+        getattr(request.module, "BROKER_COUNT", 1),
+        getattr(request.module, "BROKER_SETTINGS", {}),
+    )
     yield shared
     shared.close()
 
 
 @pytest.fixture
 def cluster(shared_cluster: SharedCluster) -> Cluster:
-    """The module's, of one broker."""
+    """The module's."""
     return shared_cluster.get()
 
 
@@ -67,6 +74,12 @@ def client(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[shmq.Cl
     """Of the module's cluster; with a parameter, such as `both` gives, of another kind."""
     kind = getattr(request, "param", "threads")
     with cluster.connect() if kind == "threads" else BridgedClient(cluster.runtime, kind) as made:
+        yield made
+
+
+@pytest.fixture
+def admin(cluster: Cluster) -> Iterator[shmq.Admin]:
+    with shmq.Admin(cluster.runtime) as made:
         yield made
 
 
@@ -87,6 +100,21 @@ def pair(tmp_path: Path, cluster_name: str) -> Iterator[Cluster]:
     """Two brokers, of the test's own."""
     with Cluster(tmp_path, cluster_name, brokers=2) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def shared_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """One without a NameServer, for tests of a module that leave it as it is."""
+    folder = tmp_path_factory.mktemp("shared-broker")
+    with BrokerProcess(folder, f"{SHARED}{next(_numbers)}") as started:
+        yield started
+
+
+@pytest.fixture
+def broker(tmp_path: Path, cluster_name: str) -> Iterator[BrokerProcess]:
+    """One without a NameServer, of the test's own."""
+    with BrokerProcess(tmp_path, cluster_name) as started:
+        yield started
 
 
 @pytest.fixture

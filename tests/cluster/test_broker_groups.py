@@ -2,7 +2,6 @@
 
 import queue
 import signal
-from pathlib import Path
 
 import orjson
 import pytest
@@ -26,12 +25,6 @@ from tests.support.store_process import wait_until
 
 GROUP = "readers"
 TOPIC = "orders"
-
-
-@pytest.fixture
-def broker(tmp_path: Path, cluster_name: str):
-    with BrokerProcess(tmp_path, cluster_name) as started:
-        yield started
 
 
 @pytest.fixture
@@ -405,9 +398,10 @@ def test_deleted_group_has_no_members_claims_or_offsets(a, b):
 
 
 @pytest.mark.parametrize("nums", [0, -1, 65_536, 2**31 - 1])
-def test_group_whose_retry_topic_nobody_could_make_is_refused(a, nums):
+def test_group_whose_retry_topic_nobody_could_make_is_refused(shared_broker, nums):
     body = {"groupName": "greedy", "retryQueueNums": nums}
-    with pytest.raises(ConfigError, match=f"retryQueueNums = {nums}, wanted 1 to 65535"):
-        a.call(RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, body=body)
-    with pytest.raises(SubscriptionGroupNotExistError):
-        a.call(RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG, {"group": "greedy"})
+    with BrokerClient(shared_broker, "client") as client:
+        with pytest.raises(ConfigError, match=f"retryQueueNums = {nums}, wanted 1 to 65535"):
+            client.call(RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, body=body)
+        with pytest.raises(SubscriptionGroupNotExistError):
+            client.call(RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG, {"group": "greedy"})

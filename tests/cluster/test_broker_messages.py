@@ -1,7 +1,5 @@
 """A broker process and clients of it: messages from end to end, and requests of all kinds."""
 
-from pathlib import Path
-
 import pytest
 
 from shmq.core import core
@@ -20,14 +18,11 @@ from tests.support.broker_process import BrokerClient, BrokerProcess
 from tests.support.store_process import wait_until
 
 
-@pytest.fixture
-def broker(tmp_path: Path, cluster_name: str):
-    with BrokerProcess(tmp_path, cluster_name) as started:
-        yield started
-
-
-def test_message_passes_from_one_client_to_another(broker):
-    with BrokerClient(broker, "producer") as producer, BrokerClient(broker, "consumer") as consumer:
+def test_message_passes_from_one_client_to_another(shared_broker):
+    with (
+        BrokerClient(shared_broker, "producer") as producer,
+        BrokerClient(shared_broker, "consumer") as consumer,
+    ):
         producer.create_topic("orders", 2)
         first, second = producer.send_queues("orders")
         assert producer.send(first, b"one") == 0
@@ -40,8 +35,8 @@ def test_message_passes_from_one_client_to_another(broker):
         assert queues[0].facts["maxOffset"] == queues[0].facts["visibleMax"] == 2
 
 
-def test_send_creates_topic_after_template(broker):
-    with BrokerClient(broker, "producer") as producer:
+def test_send_creates_topic_after_template(shared_broker):
+    with BrokerClient(shared_broker, "producer") as producer:
         assert len(producer.send_queues("made")) == 4
         assert len(producer.send_queues("made-large", defaultTopicQueueNums=100)) == 8
         config = producer.json(RequestCode.GET_TOPIC_CONFIG, {"topic": "made"})
@@ -49,8 +44,8 @@ def test_send_creates_topic_after_template(broker):
 
 
 @pytest.mark.parametrize("topic", ["TBW102", "SCHEDULE_TOPIC_XXXX", "no spaces", "", "x" * 128])
-def test_topic_that_nobody_may_send_to_is_refused(broker, topic):
-    with BrokerClient(broker, "producer") as producer, pytest.raises(IllegalTopicError):
+def test_topic_that_nobody_may_send_to_is_refused(shared_broker, topic):
+    with BrokerClient(shared_broker, "producer") as producer, pytest.raises(IllegalTopicError):
         producer.send_queues(topic)
 
 
@@ -65,8 +60,8 @@ def test_unknown_topic_is_refused_where_topics_are_made_by_hand(tmp_path, cluste
             producer.read_queues("unknown")
 
 
-def test_topic_without_right_to_write_is_refused(broker):
-    with BrokerClient(broker, "producer") as producer:
+def test_topic_without_right_to_write_is_refused(shared_broker):
+    with BrokerClient(shared_broker, "producer") as producer:
         producer.create_topic("closed", 1, perm=4)
         with pytest.raises(PermissionDeniedError, match="perm 4"):
             producer.send_queues("closed")
@@ -75,9 +70,12 @@ def test_topic_without_right_to_write_is_refused(broker):
             producer.read_queues("write-only")
 
 
-def test_session_sends_only_where_it_was_granted(broker):
-    with BrokerClient(broker, "granted") as granted, BrokerClient(broker, "other") as other:
-        where = granted.send_queues("t")[0]
+def test_session_sends_only_where_it_was_granted(shared_broker, topic):
+    with (
+        BrokerClient(shared_broker, "granted") as granted,
+        BrokerClient(shared_broker, "other") as other,
+    ):
+        where = granted.send_queues(topic)[0]
         status, *_ = other.lanes[0].send(where.row, where.generation, b"stolen")
         assert status == core.STATUS["NOT_GRANTED"][0]
         assert granted.send(where, b"mine") == 0
@@ -95,8 +93,8 @@ def test_connection_has_one_session(broker):
             client.call(RequestCode.ATTACH_SESSION, {"clientId": "b"})
 
 
-def test_reader_without_right_to_send_has_no_ring(broker):
-    with BrokerClient(broker, "reader", attach=False) as reader:
+def test_reader_without_right_to_send_has_no_ring(shared_broker):
+    with BrokerClient(shared_broker, "reader", attach=False) as reader:
         reader.attach(isProducer=False)
         assert reader.fields["laneCount"] == 0
         assert set(reader.fds) == {
@@ -104,9 +102,9 @@ def test_reader_without_right_to_send_has_no_ring(broker):
         }  # fmt: skip
 
 
-def test_large_body_travels_through_granted_memory(broker):
+def test_large_body_travels_through_granted_memory(shared_broker):
     body = bytes(range(256)) * 8192
-    with BrokerClient(broker, "large") as client:
+    with BrokerClient(shared_broker, "large") as client:
         where = client.send_queues("large")[0]
         answer = client.call(RequestCode.GRANT_CHUNK, {"sizeBytes": 4 << 20})
         (client.fds["chunk"],) = answer.take_fds()
@@ -117,9 +115,12 @@ def test_large_body_travels_through_granted_memory(broker):
         assert client.bodies(where) == [body]
 
 
-def test_sleeping_consumer_is_woken_by_its_bell(broker):
-    with BrokerClient(broker, "producer") as producer, BrokerClient(broker, "sleeper") as sleeper:
-        where = producer.send_queues("t")[0]
+def test_sleeping_consumer_is_woken_by_its_bell(shared_broker, topic):
+    with (
+        BrokerClient(shared_broker, "producer") as producer,
+        BrokerClient(shared_broker, "sleeper") as sleeper,
+    ):
+        where = producer.send_queues(topic)[0]
         stale = sleeper.json(
             RequestCode.SUBSCRIBE_BELL,
             {"bell": 0},
@@ -168,10 +169,10 @@ NONSENSE = [
 ]  # fmt: skip
 
 
-def test_request_that_makes_no_sense_is_answered_and_harms_nobody(broker):
-    with BrokerClient(broker, "clumsy") as clumsy:
-        where = clumsy.send_queues("t")[0]
-        clumsy.heartbeat(consumers={"g": ["t"]})
+def test_request_that_makes_no_sense_is_answered_and_harms_nobody(shared_broker, topic):
+    with BrokerClient(shared_broker, "clumsy") as clumsy:
+        where = clumsy.send_queues(topic)[0]
+        clumsy.heartbeat(consumers={"g": [topic]})
         for code, fields, body in NONSENSE:
             with pytest.raises(ConfigError):
                 clumsy.call(code, fields, body)

@@ -18,12 +18,6 @@ GROUP = "readers"
 TOPIC = "orders"
 
 
-@pytest.fixture
-def broker(tmp_path: Path, cluster_name: str):
-    with BrokerProcess(tmp_path, cluster_name) as started:
-        yield started
-
-
 def claims_of(claims: dict, group: str = GROUP, topic: str = TOPIC) -> list[dict]:
     return [
         {

@@ -1,7 +1,5 @@
 """Topics of a real broker: made, grown, shrunk, deleted, and found again by a successor."""
 
-from pathlib import Path
-
 import orjson
 import pytest
 
@@ -14,12 +12,6 @@ from tests.support.store_process import wait_until
 GROUP = "readers"
 TOPIC = "orders"
 NOT_WRITABLE = core.STATUS["NOT_WRITABLE"][0]
-
-
-@pytest.fixture
-def broker(tmp_path: Path, cluster_name: str):
-    with BrokerProcess(tmp_path, cluster_name) as started:
-        yield started
 
 
 @pytest.fixture
@@ -68,10 +60,10 @@ def test_topic_is_made_with_what_it_was_given(broker, client):
         ({"attributes": "+shmq.flush.disk.type=SOMETIMES"}, ConfigError),
     ],
 )
-def test_topic_that_makes_no_sense_is_refused(broker, client, fields, error):
-    with pytest.raises(error):
+def test_topic_that_makes_no_sense_is_refused(shared_broker, fields, error):
+    with BrokerClient(shared_broker, "client") as client, pytest.raises(error):
         update(client, **fields)
-    assert TOPIC not in topics_on_disk(broker)["topicConfigTable"]
+    assert TOPIC not in topics_on_disk(shared_broker)["topicConfigTable"]
 
 
 def test_topic_grows_live(client):

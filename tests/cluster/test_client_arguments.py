@@ -17,21 +17,8 @@ from shmq.errors import (
     TopicNotExistError,
 )
 from tests.support.cluster import Cluster
-from tests.support.dev_shm import RUN_TOKEN
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with Cluster(tmp_path_factory.mktemp("arguments"), f"{RUN_TOKEN}-arguments") as made:
-        yield made
-
-
-@pytest.fixture
-def client(cluster: Cluster):
-    with cluster.connect() as made:
-        yield made
 
 
 def senders(producer: shmq.Producer) -> list:

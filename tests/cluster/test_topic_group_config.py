@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import pytest
@@ -13,29 +12,12 @@ from shmq import ConsumeFromWhere, MessageModel
 from shmq.errors import ConfigError, PermissionDeniedError, ServiceNotAvailableError
 from shmq.subscription import SubscriptionGroupConfig
 from shmq.topic import Permission
-from tests.support.cluster import Cluster, wait_for
+from tests.support.cluster import wait_for
 
 pytestmark = pytest.mark.cluster
 
 PATIENCE_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with Cluster(tmp_path_factory.mktemp("cluster"), f"tconf{os.getpid()}", brokers=2) as made:
-        yield made
-
-
-@pytest.fixture
-def client(cluster: Cluster):
-    with cluster.connect() as made:
-        yield made
-
-
-@pytest.fixture
-def admin(cluster: Cluster):
-    with shmq.Admin(cluster.runtime) as made:
-        yield made
+BROKER_COUNT = 2
 
 
 def brokers_sent_to(client: shmq.Client, topic: str, count: int = 40, **options: Any) -> set[str]:
