@@ -562,6 +562,7 @@ class Broker:
             "sendBackToRetry": self.retries.retry_count if self.retries else 0,
             "sendBackToDlq": self.retries.dead_letter_count if self.retries else 0,
             "scheduleMessageDropped": self.schedule.dropped_count if self.schedule else 0,
+            "scheduleMessageExpired": self.schedule.expired_count if self.schedule else 0,
             "namesrvs": ",".join(self._registration.registered_names if self._registration else ()),
             "expiredFilesTotal": self.store.retention.expired_file_count,
             "expiredBytesTotal": self.store.retention.expired_bytes,

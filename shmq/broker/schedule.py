@@ -139,6 +139,8 @@ class ScheduleService:
         """Messages delivered by this broker."""
         self.dropped_count = 0
         """Messages whose topic was deleted while they waited."""
+        self.expired_count = 0
+        """Messages that retention took while they waited: it waits for nobody."""
 
     # ---- life --------------------------------------------------------------------------------
 
@@ -297,7 +299,10 @@ class ScheduleService:
         now_ns = self._clock.boottime_ns()
         has_news = False
         for level, handle in self._handles.items():
-            visible_max = self._store.queues.offsets(handle).visible_max
+            now = self._store.queues.offsets(handle)
+            visible_max = now.visible_max
+            if now.min_queue_offset > self._next[level]:
+                self._skip_expired(level, now.min_queue_offset)
             if visible_max > self._marks.covered(level):
                 # It was there before this moment, so it is not due before this moment's due time.
                 self._marks.cover(level, visible_max, self._clock.boottime_ns())
@@ -305,6 +310,13 @@ class ScheduleService:
         if has_news and not self._marks_due_ns:
             self._marks_due_ns = now_ns + _MARKS_INTERVAL_NS
         return has_news
+
+    def _skip_expired(self, level: int, min_queue_offset: int) -> None:
+        """The log files of messages that still waited are gone. It is not done in silence."""
+        count = min_queue_offset - self._next[level]
+        self.expired_count += count
+        self._next[level] = min_queue_offset
+        _log.warning("expired delayed level=%d messages=%d", level, count)
 
     def _sleep(self) -> None:
         """Until something comes, is due, or is to be written."""

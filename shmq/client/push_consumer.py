@@ -10,6 +10,7 @@ listener raises is logged and the message delivered again.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, cast
 
 from shmq.client.arguments import check_count
@@ -17,7 +18,9 @@ from shmq.client.closable import Closable
 from shmq.client.consumer import Consumer
 from shmq.client.listener_pool import WAIT_S, ListenerPool
 from shmq.client.orderly import OrderlyPool, check_orderly
+from shmq.client.overdue import RETRY_LEVEL, ListenerCalls, OverdueWatch
 from shmq.client.process_queue import ProcessQueue
+from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ClosedError, ShmqError
 from shmq.status import ConsumeStatus
 from shmq.subscription import MessageModel, check_group
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
     from shmq.client.instance import Client
     from shmq.client.orderly import OrderlyListener
+    from shmq.client.overdue import ListenerCall
+    from shmq.clock import Clock
     from shmq.core import core
 
     Listener = Callable[[core.Message], ConsumeStatus | None]
@@ -48,6 +53,10 @@ class PushConsumer(Closable):
     returns RECONSUME_LATER or raises, the message goes back to its broker, into the group's retry
     topic, and comes again to some member, after 10 s and then later each time; after the last time
     it is a dead letter (shmq dlq). In BROADCASTING it is delivered again to this member.
+
+    A listener that takes longer than the group's consumeTimeoutMinute (15) goes on, but its message
+    goes back as if it had failed, and what it returns at last does not count; `overdue_count` and
+    the log say so. So a stuck call costs a thread, and does not hold up its queue.
 
     An orderly one calls its listener with (message, ConsumeOrderlyContext), with one message of a
     queue at a time, in order, whichever member has the queue. What fails is tried again after
@@ -70,8 +79,9 @@ class PushConsumer(Closable):
         max_reconsume_times: int,
         orderly: bool,
         suspend: float,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """By Client.push_consumer()."""
+        """By Client.push_consumer(); `clock` says how long a listener takes."""
         what = f"consume in group {group}"
         check_group(group)
         check_count(what, "threads", threads)
@@ -87,9 +97,16 @@ class PushConsumer(Closable):
         self._max_reconsume_times = max_reconsume_times
         self._is_orderly = orderly
         self._suspend = suspend
+        self._clock = clock
+        self._overdue = OverdueWatch(group)
         self._pools: list[_Pool | OrderlyPool] = []
         self._has_retries = False
         self._is_closed = False
+
+    @property
+    def overdue_count(self) -> int:
+        """Messages that went back because a listener took too long."""
+        return self._overdue.overdue_count
 
     def subscribe(self, topic: str, filter: str | None = None, **options: Any) -> None:
         """Begin to consume a topic; options as for Client.consumer. May be called for several.
@@ -117,9 +134,11 @@ class PushConsumer(Closable):
         self._client.join(consumer)
         if not self._is_orderly:
             listener = cast("Listener", self._listener)
-            self._pools.append(
-                _Pool(consumer, listener, self._thread_max, self._max_reconsume_times)
-            )
+            calls = ListenerCalls(self._clock)
+            pool = _Pool(consumer, listener, self._thread_max, self._max_reconsume_times, calls)
+            self._pools.append(pool)
+            if consumer.assignment.model is MessageModel.CLUSTERING:
+                self._overdue.watch(calls, pool.give_up)
             return
         self._pools.append(
             OrderlyPool(
@@ -136,29 +155,36 @@ class PushConsumer(Closable):
         if self._is_closed or self._client.is_forked:
             return
         self._is_closed = True
+        self._overdue.close()
         for pool in self._pools:
             pool.close()
         self._client.leave(self)
 
 
-class _Pool(ListenerPool[list["core.Message"]]):
+class _Pool(ListenerPool[deque["core.Message"]]):
     """The threads of one topic, whose messages may be worked in any order."""
 
     def __init__(
-        self, consumer: Consumer, listener: Listener, thread_max: int, max_reconsume_times: int
+        self,
+        consumer: Consumer,
+        listener: Listener,
+        thread_max: int,
+        max_reconsume_times: int,
+        calls: ListenerCalls,
     ) -> None:
         super().__init__(consumer, thread_max, name="shmq-listen")
+        self._calls = calls
         self._max_reconsume_times = max_reconsume_times
         self._listener = listener
         self.start()
 
-    def _next(self) -> list[core.Message] | None:
+    def _next(self) -> deque[core.Message] | None:
         consumer = self._consumer
         with self._turn:
             item = consumer.take(WAIT_S)
             if item is None:
                 return None
-            messages = [item[2]]
+            messages = deque((item[2],))
             more = min(consumer.ready_count // self._thread_max, _TAKE_MAX - 1)
             for _ in range(more):
                 item = consumer.take(0.0)
@@ -166,28 +192,50 @@ class _Pool(ListenerPool[list["core.Message"]]):
                     messages.append(item[2])
             return messages
 
-    def _work(self, messages: list[core.Message]) -> None:
-        for message in messages:
-            self._call(message)
+    def _work(self, messages: deque[core.Message]) -> None:
+        while messages:
+            try:
+                message = messages.popleft()
+            except IndexError:  # who gave up the call before has passed on the rest just now
+                return
+            self._call(message, messages)
 
-    def _call(self, message: core.Message) -> None:
+    def _call(self, message: core.Message, rest: deque[core.Message]) -> None:
+        number = self._calls.begin(message, rest)
         try:
             is_done = self._listener(message) != ConsumeStatus.RECONSUME_LATER
         except Exception:  # noqa: BLE001 # a listener may raise anything; the message comes again
             _log.exception("listener of %s: message %s", self._consumer.topic, message.message_id)
             is_done = False
+        if not self._calls.end(number):
+            return  # it took too long, and the message has gone back
         if is_done:
             message.settle()
         else:
             self._failed(message)
 
-    def _failed(self, message: core.Message) -> None:
+    def give_up(self, call: ListenerCall) -> None:
+        """A call takes too long: its message goes back, what waits behind it to other threads."""
+        now_ns = SYSTEM_CLOCK.monotonic_ns()
+        for _ in range(len(call.rest)):
+            try:
+                message = call.rest.popleft()
+            except IndexError:  # the call has ended just now, and its thread has gone on
+                break
+            queue = message.keeper
+            assert isinstance(queue, ProcessQueue)
+            self._consumer.deliver_at(queue, message, now_ns)
+        self._failed(call.message, delay_level=RETRY_LEVEL)
+
+    def _failed(self, message: core.Message, *, delay_level: int = 0) -> None:
         """It is to come again: by way of its broker, or, while that is away, from here."""
         queue = message.keeper
         assert isinstance(queue, ProcessQueue)
         if self._consumer.assignment.model is MessageModel.CLUSTERING and not queue.is_dropped:
             try:
-                self._consumer.send_back(message, max_reconsume_times=self._max_reconsume_times)
+                self._consumer.send_back(
+                    message, delay_level, max_reconsume_times=self._max_reconsume_times
+                )
             except ShmqError as error:
                 _log.warning("not sent back message=%s: %s", message.message_id, error)
             else:

@@ -15,6 +15,7 @@ import pytest
 import shmq
 from shmq.errors import DiskFullError, OutcomeUnknownError
 from shmq.status import PullStatus
+from shmq.topic import SCHEDULE_TOPIC
 from tests.support.cluster import Cluster, wait_for
 from tests.support.mounts import small_file_system
 from tests.unit.store.stores import Writer
@@ -113,6 +114,46 @@ def test_consumer_that_is_behind_goes_on_at_what_is_kept_and_its_loss_is_told(
         result = pull.pull(queue, 0)
         assert result.pull_status is PullStatus.OFFSET_ILLEGAL
         assert result.next_begin_offset == OLD_COUNT
+
+
+def test_delayed_messages_whose_file_goes_before_they_are_due_are_told(
+    tmp_path: Path, cluster_name
+):
+    now_ms = time.time_ns() // 1_000_000
+    writer = Writer(tmp_path / "store-broker-a", file_size=FILE_SIZE)
+    writer.put("orders", 0, b"old", store_timestamp=now_ms - 96 * HOUR_MS)
+    properties = b"REAL_TOPIC\x01orders\x02REAL_QID\x010\x02DELAY\x01%d\x02"
+    for _ in range(OLD_COUNT):
+        store_timestamp = now_ms - 96 * HOUR_MS
+        writer.put(
+            SCHEDULE_TOPIC, 1, bytes(8 << 10), properties=properties % 2,
+            store_timestamp=store_timestamp,
+        )  # fmt: skip
+    writer.roll()
+    for level in (1, 2):
+        writer.put(
+            SCHEDULE_TOPIC, level - 1, b"kept", properties=properties % level,
+            store_timestamp=now_ms,
+        )  # fmt: skip
+    settings = SETTINGS | {"delete_when": "04", "delete_commit_log_files_interval_ms": "0"}
+    if time.localtime().tm_hour == 4:
+        settings["delete_when"] = "16"
+    settings["message_delay_level"] = "1s 10d"
+    with Cluster(tmp_path, cluster_name, **settings) as cluster, cluster.connect() as client:
+        with shmq.Admin(cluster.runtime) as admin:
+            admin.delete_expired_commit_log("broker-a")
+        wait_for(
+            lambda: info(cluster)["scheduleMessageExpired"] == str(OLD_COUNT),
+            "the count of what will never be delivered",
+        )
+        log = cluster.brokers[0].log_path
+        told = re.findall(r"expired delayed level=(\d+) messages=(\d+)", log.read_text())
+        assert {level for level, _ in told} == {"2"}
+        assert sum(int(count) for _, count in told) == OLD_COUNT
+        with client.consumer("orders", "late") as consumer:  # the other level goes on
+            message = consumer.try_next(PATIENCE_S)
+            assert message is not None
+            assert bytes(message) == b"kept"
 
 
 def test_files_go_under_load_and_kill_9_and_nothing_new_is_lost(tmp_path: Path, cluster_name):
