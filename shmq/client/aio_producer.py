@@ -14,14 +14,8 @@ from typing import TYPE_CHECKING
 from shmq.client.aio_line import Lines, Place
 from shmq.client.arguments import check_bodies, check_one_place, check_timeout
 from shmq.client.closable import AsyncClosable
-from shmq.client.producer import (
-    SEND_TIMEOUT_S,
-    STORED,
-    Cure,
-    SendRequest,
-    delayed,
-    left_s,
-)
+from shmq.client.producer import SEND_TIMEOUT_S
+from shmq.client.send_request import STORED, Cure, SendRequest, delayed, left_s
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
 from shmq.errors import (
@@ -37,8 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from shmq.client.aio_client import AsyncClient
-    from shmq.client.producer import Body, Producer
+    from shmq.client.producer import Producer
     from shmq.client.queue_selector import QueueSelector, SendQueue, Target
+    from shmq.client.send_request import Body
 
 __all__ = ["AsyncProducer"]
 

@@ -9,19 +9,26 @@ fate not known in time), and what a broker refuses.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from concurrent.futures import Future
-from enum import Enum, auto
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from shmq.client.arguments import check_bodies, check_one_place, check_timeout
 from shmq.client.closable import Closable
-from shmq.client.deadline import at_most, held, within
+from shmq.client.deadline import held, within
 from shmq.client.fault_table import SLOW_NS, LatencyFaultTable
 from shmq.client.loan import Loan, array_properties
+from shmq.client.queue_finder import QueueFinder
 from shmq.client.queue_selector import SendQueue, Target
+from shmq.client.send_request import (
+    STORED,
+    Cure,
+    SendRequest,
+    delayed,
+    left_s,
+    refusal,
+)
 from shmq.client.settler import Pending, Settler
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
@@ -34,13 +41,11 @@ from shmq.errors import (
     SendTimeoutError,
     ServiceNotAvailableError,
     ShmqError,
-    TopicNotExistError,
-    for_status,
 )
 from shmq.remoting.codes import RequestCode
 from shmq.result import MessageQueue, SendResult
 from shmq.status import SendStatus
-from shmq.topic import AUTO_CREATE_TOPIC, Permission, check_sendable_topic
+from shmq.topic import check_sendable_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,17 +54,10 @@ if TYPE_CHECKING:
     from shmq.client.instance import Client
     from shmq.client.loan import DTypeLike
     from shmq.client.queue_selector import QueueSelector
+    from shmq.client.send_request import Body
     from shmq.remoting.command import Command
 
-    class Buffer(Protocol):
-        """Anything with bytes of its own."""
-
-        def __buffer__(self, flags: int, /) -> memoryview:
-            """The bytes."""
-
-    Body = bytes | bytearray | memoryview | str | Buffer
-
-__all__ = ["Cure", "Producer", "STORED", "SendRequest", "delayed", "left_s"]
+__all__ = ["Producer"]
 
 _log = logging.getLogger("shmq.client")
 _now = SYSTEM_CLOCK.monotonic_ns
@@ -69,28 +67,18 @@ _FULL = core.STATUS["FULL"][0]
 _TOO_LARGE = core.STATUS["TOO_LARGE"][0]
 _TIMED_OUT = core.STATUS["TIMED_OUT"][0]
 _CLOSED = core.STATUS["CLOSED"][0]
-_FLUSH_FAILED = core.STATUS["FLUSH_FAILED"][0]
 _STALE = frozenset(core.STATUS[name][0] for name in ("NO_TOPIC", "NOT_GRANTED", "NOT_WRITABLE"))
 _FLUSH_FAILED = core.STATUS["FLUSH_FAILED"][0]
-_NAMES = {value: name for name, (value, _) in core.STATUS.items()}
-STORED = {
-    _OK: SendStatus.SEND_OK,
-    core.STATUS["FLUSH_DISK_TIMEOUT"][0]: SendStatus.FLUSH_DISK_TIMEOUT,
-    core.STATUS["FLUSH_SLAVE_TIMEOUT"][0]: SendStatus.FLUSH_SLAVE_TIMEOUT,
-    core.STATUS["SLAVE_NOT_AVAILABLE"][0]: SendStatus.SLAVE_NOT_AVAILABLE,
-}
-"""Statuses of messages that are stored."""
 SEND_TIMEOUT_S = 3.0
+"""RocketMQ's sendMsgTimeout."""
 FIRST_CONTACT_S = 1.0
 """A shorter timeout is this long for whom has to ask NameServer and brokers where a topic is."""
-"""RocketMQ's sendMsgTimeout."""
 _STALE_MAX = 5
 """How often the handles of one send may turn out to be stale."""
 _RETRY_S = 0.02
 """Between looks for a broker that nobody knows the session of."""
 _BATCH_MAX = 512
 """Messages of send_many under way at once."""
-_UNIQ_KEY = "UNIQ_KEY"
 
 
 class Producer(Closable):
@@ -106,7 +94,7 @@ class Producer(Closable):
         """Producer group, for heartbeats and transactions."""
         self._client = client
         self._targets: dict[str, Target] = {}
-        self._known: dict[str, list[SendQueue]] = {}
+        self._finder = QueueFinder(client, group)
         self._faults = LatencyFaultTable()
         self._settlers: dict[BrokerLink, Settler] = {}
         self._lock = threading.Lock()
@@ -409,7 +397,7 @@ class Producer(Closable):
                 status, queue_offset = _TIMED_OUT, -1
             stored = STORED.get(status)
             if stored is None:
-                raise _refusal(status, chosen, message_id, timeout)
+                raise refusal(status, chosen, message_id, timeout)
             return SendResult(stored, message_id, chosen.message_queue, queue_offset)
 
         return Loan(open_loan, settle, dtype, shape)
@@ -535,7 +523,7 @@ class Producer(Closable):
             )
         # A session that ended, its memory with it, tells no more than time that is up.
         said = _TIMED_OUT if status == _CLOSED else status
-        raise _refusal(said, chosen, message_id, timeout)
+        raise refusal(said, chosen, message_id, timeout)
 
     def _put(
         self, request: SendRequest, deadline_ns: int, timeout: float, *, keep: bool
@@ -671,10 +659,10 @@ class Producer(Closable):
         for (status, queue_offset, _, _), message_id in zip(settled, ids, strict=False):
             stored = STORED.get(status)
             if stored is None:
-                raise _refusal(status, chosen, message_id, timeout)
+                raise refusal(status, chosen, message_id, timeout)
             results.append(SendResult(stored, message_id, where, queue_offset))
         if len(settled) < count:
-            raise _refusal(_TIMED_OUT, chosen, ids[len(settled)], timeout)
+            raise refusal(_TIMED_OUT, chosen, ids[len(settled)], timeout)
         return results
 
     def _send_lost(
@@ -751,117 +739,9 @@ class Producer(Closable):
             known = self._targets.get(topic)
             if known is not None:
                 return known
-            target = Target(self._find(topic), self._faults)
+            target = Target(self._finder.find(topic), self._faults)
             self._targets[topic] = target
             return target
-
-    def _find(self, topic: str, *, may_create: bool = True) -> list[SendQueue]:
-        """All queues of a topic: what living brokers grant; of others, what was known of them, or
-        what the NameServers were told.
-        """
-        configured: dict[str, int] = {}
-        makes = False
-        wiped: frozenset[str] = frozenset()
-        try:
-            names, wiped = self._routed(topic)
-            configured = self._client.routes.configured(topic)
-        except TopicNotExistError:
-            if not may_create:
-                raise
-            names = set(self._client.routes.brokers())  # they make it, if they make topics
-            makes = True  # one that has a route is not made again where it was deleted
-            with contextlib.suppress(TopicNotExistError):
-                wiped = self._routed(AUTO_CREATE_TOPIC)[1]
-            names -= wiped
-        except ServiceNotAvailableError:
-            if topic not in self._known:
-                raise
-            names = set()
-        known = self._known.get(topic, [])
-        names |= configured.keys() | {queue.message_queue.broker_name for queue in known}
-        queues, refusal = self._ask(topic, names, configured, wiped, makes)
-        if isinstance(refusal, TopicNotExistError) and may_create and not makes and not queues:
-            # Its route is not gone yet, and the topic is: as one that has none.
-            names = set(self._client.routes.brokers())
-            queues, refusal = self._ask(topic, names, {}, wiped, True)
-        if not any(queue.lane is not None for queue in queues):
-            raise refusal or TopicNotExistError(
-                f"send to {topic}: no broker has it",
-                hint=f"create it: Client.create_topic({topic!r})",
-            )
-        self._known[topic] = queues
-        return queues
-
-    def _ask(
-        self,
-        topic: str,
-        names: Iterable[str],
-        configured: Mapping[str, int],
-        wiped: frozenset[str],
-        makes: bool,
-    ) -> tuple[list[SendQueue], ShmqError | None]:
-        """The queues at these brokers, and why one of them has none or cannot be asked."""
-        known = self._known.get(topic, [])
-        queues: list[SendQueue] = []
-        refusal: ShmqError | None = None
-        wanted = sorted(names)
-        for index, name in enumerate(wanted):
-            # One that hangs does not take the time that the others need.
-            share_s = at_most(threading.TIMEOUT_MAX) / (len(wanted) - index)
-            try:
-                with within(share_s):
-                    self._client.greet(name, self.group)
-                    granted = self._granted(topic, name, makes)
-                if name in wiped and not self._keeps_queues(topic, name):
-                    raise PermissionDeniedError(
-                        f"send to {topic}: the write permission of broker {name} was wiped",
-                        hint=f"if it is to take messages again: shmq broker add-write {name}",
-                    )
-                queues += granted
-            except PermissionDeniedError as error:
-                if name not in wiped:
-                    raise
-                refusal = error
-            except ServiceNotAvailableError as error:
-                refusal = error
-                before = [queue for queue in known if queue.message_queue.broker_name == name]
-                queues += before or [
-                    SendQueue(MessageQueue(topic, name, queue_id), None, 0, None, 0, 0)
-                    for queue_id in range(configured.get(name, 0))
-                ]
-            except TopicNotExistError as error:
-                refusal = error  # deleted there
-        return queues, refusal
-
-    def _keeps_queues(self, topic: str, broker_name: str) -> bool:
-        """Whether a broker without write permission keeps its place among a topic's queues: an
-        order topic's keys do not move, and a store that failed says so itself.
-        """
-        link = self._client.link(broker_name)
-        return link.is_order(topic) or link.store_status == _FLUSH_FAILED
-
-    def _routed(self, topic: str) -> tuple[set[str], frozenset[str]]:
-        """Brokers that have write queues of a topic, and those of them that an administrator has
-        wiped the write permission of.
-        """
-        route = self._client.routes.route(topic, is_fresh=True)
-        datas = [data for data in route.queue_datas if data.write_queue_nums]
-        wiped = frozenset(d.broker_name for d in datas if Permission.WRITE not in d.perm)
-        return {data.broker_name for data in datas}, wiped
-
-    def _granted(self, topic: str, broker_name: str, makes: bool) -> list[SendQueue]:
-        link = self._client.link(broker_name)
-        generation, lanes = link.generation, link.lanes
-        return [
-            SendQueue(
-                MessageQueue(topic, broker_name, queue_id),
-                link,
-                generation,
-                lanes[queue_id % len(lanes)],
-                *handle,
-            )
-            for queue_id, handle in link.grant_send(topic, is_auto_create=makes)
-        ]
 
     def _forget(self, topic: str, target: Target) -> None:
         with self._lock:
@@ -938,7 +818,7 @@ class Producer(Closable):
             if self._is_closed:
                 return
             try:
-                queues = self._find(topic, may_create=False)
+                queues = self._finder.find(topic, may_create=False)
             except PermissionDeniedError:
                 self._forget(topic, target)  # and the next send says why
                 continue
@@ -967,127 +847,3 @@ class Producer(Closable):
             settlers = list(self._settlers.values())
         for settler in settlers:
             settler.close()
-
-
-class Cure(Enum):
-    """What makes another attempt at a send worth it."""
-
-    NONE = auto()
-    """Nothing is needed."""
-    CHUNK = auto()
-    """Chunk memory, for a body that is larger than the ring takes."""
-    SESSION = auto()
-    """The next session with its broker."""
-
-
-class SendRequest:
-    """One message that could not be sent at once, and what was tried."""
-
-    __slots__ = (
-        "body",
-        "chunk_brokers",
-        "flag",
-        "key",
-        "keys",
-        "message_id",
-        "properties",
-        "queue",
-        "stale_count",
-        "tag",
-        "topic",
-    )
-
-    def __init__(
-        self,
-        topic: str,
-        body: Body | core.Message,
-        tag: str | None,
-        keys: str | Iterable[str] | None,
-        properties: Mapping[str, str] | None,
-        flag: int,
-        key: str | None,
-        queue: QueueSelector | None,
-    ) -> None:
-        self.topic = topic
-        self.body = body
-        self.tag = tag
-        self.keys = keys if keys is None or isinstance(keys, str) else tuple(keys)
-        self.properties = properties
-        self.flag = flag
-        self.key = key
-        self.queue = queue
-        self.message_id: str | None = None
-        self.stale_count = 0
-        self.chunk_brokers: frozenset[str] = frozenset()
-
-    @property
-    def is_free(self) -> bool:
-        """Whether it may go to any queue."""
-        return self.key is None and self.queue is None
-
-    @property
-    def own_id(self) -> str:
-        """The UNIQ_KEY that the program gave; empty where the lane makes one."""
-        given = self.body if isinstance(self.body, core.Message) else self
-        return (given.properties or {}).get(_UNIQ_KEY, "")
-
-    def put(self, lane: core.Lane, queue: SendQueue, timeout: float, keep: bool) -> int:
-        """As Lane.put; under the id that it was sent with before, if it was."""
-        body, properties = self.body, self.properties
-        if isinstance(body, core.Message):
-            if self.message_id is None and self.properties is None:
-                return lane.put(queue.row, queue.generation, body, timeout=timeout, keep=keep)
-            self._take_apart(body)
-            body, properties = self.body, self.properties
-        if self.message_id is not None:
-            properties = {**(properties or {}), _UNIQ_KEY: self.message_id}
-        return lane.put(
-            queue.row,
-            queue.generation,
-            body,
-            self.tag,
-            self.keys,
-            properties,
-            self.flag,
-            True,
-            timeout,
-            keep,
-        )
-
-    def _take_apart(self, message: core.Message) -> None:
-        """A Message takes no other id and no delay: it is sent as its parts."""
-        own = dict(message.properties) | dict(self.properties or {})
-        for name in (_UNIQ_KEY, "TAGS", "KEYS"):
-            own.pop(name, None)
-        self.tag, self.keys, self.flag = message.tag, message.keys, message.flag
-        self.properties, self.body = own, message.body_bytes
-
-
-def delayed(properties: Mapping[str, str] | None, delay_level: int) -> dict[str, str]:
-    """Properties that have the broker deliver the message later."""
-    if delay_level < 0:
-        raise ValueError(f"delay_level {delay_level}: want 0 (at once), 1 or more")
-    return {**(properties or {}), "DELAY": str(delay_level)}
-
-
-def left_s(deadline_ns: int) -> float:
-    """Seconds until a monotonic time; 0 behind it."""
-    return max(0.0, (deadline_ns - _now()) / 1e9)
-
-
-def _refusal(status: int, chosen: SendQueue, message_id: str | None, timeout: float) -> ShmqError:
-    """What to raise for a status that is no success."""
-    queue = chosen.message_queue
-    what = f"send to {queue.topic} queue {queue.queue_id} of {queue.broker_name}"
-    if status == _TIMED_OUT:
-        if not message_id:
-            return SendTimeoutError(
-                f"{what}: no room in the ring for {timeout} s; nothing was sent"
-            )
-        return OutcomeUnknownError(
-            f"{what}: message {message_id} was sent, and its broker has not said in {timeout} s "
-            f"what became of it{'' if chosen.link is None else chosen.link.store_problem()}"
-        )
-    name = _NAMES.get(status, str(status))
-    raised = for_status(name) or ShmqError
-    return raised(f"{what}: {core.STATUS[name][1] if name in core.STATUS else name}")
