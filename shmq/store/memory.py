@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shmq.core import core
-from shmq.core.fields import read_ints
+from shmq.core.fields import field_place, read_ints, struct_size
 from shmq.errors import LayoutVersionError, ShmError
 from shmq.shm import manifest as manifests
 from shmq.shm import reaper, segment
@@ -41,6 +41,7 @@ TOPIC_ROW_SIZE = core.LAYOUT["topic_row"][0]
 _GROW_ROWS = 1024
 """Rows added at a time: 128 KiB of queue rows, 384 KiB of topic rows at most."""
 _FIRST_ROWS = 64
+_FLUSH_PLACE = 3 * core.LINE
 _GROW_BLOCKS = 256
 """ConsumeQueue blocks added at a time: 1 MiB."""
 
@@ -85,6 +86,7 @@ class StoreMemory:
         self._segments: dict[ObjectKind, segment.Segment] = {}
         self._hot: dict[int, HotSegment] = {}
         self._next_hot = 0
+        self._master_epoch = 0
         self._lock = threading.Lock()
         self.control: core.Mapping
         self.topics: core.Mapping
@@ -173,17 +175,11 @@ class StoreMemory:
         """Recovery has filled the new memory: from now on a successor adopts it. Killed before, it
         leaves memory without a magic, and its successor starts from the files again.
         """
-        self._write_heads(master_epoch)
+        self.take(master_epoch=master_epoch)
 
     @classmethod
-    def adopt(
-        cls,
-        manifest: Manifest,
-        path: Path,
-        mark: InUseMark,
-        config: StoreConfig,
-        *,
-        master_epoch: int = 0,
+    def attach(
+        cls, manifest: Manifest, path: Path, mark: InUseMark, config: StoreConfig
     ) -> StoreMemory:
         """Attach to what a dead predecessor left, after checking that it is whole.
 
@@ -221,11 +217,47 @@ class StoreMemory:
             for entry in manifest.objects:
                 if entry.name.kind is ObjectKind.HOT:
                     memory._attach_hot(entry.name.n, entry.size_bytes)
-            memory._write_heads(master_epoch)
         except BaseException:
             memory.close()
             raise
         return memory
+
+    def take(self, *, master_epoch: int) -> None:
+        """Say in the heads whose it is now: ours, under this mastership."""
+        self._master_epoch = master_epoch
+        for kind, mapping in (
+            (ObjectKind.TOPICS, self.topics),
+            (ObjectKind.ARENA, self.arena),
+            (ObjectKind.CONTROL, self.control),
+        ):
+            self.write_head(mapping, kind, 0)
+
+    @property
+    def master_epoch(self) -> int:
+        """Of the mastership under which it was written last."""
+        return self.control.load64(field_place("segment_header", "master_epoch"))
+
+    @property
+    def files_owner(self) -> int | None:
+        """broker_id of the member whose files its flushed_position speaks of; None: a take-over
+        was begun and not ended.
+        """
+        owner = self.control.load64(_FLUSH_PLACE + field_place("flush_positions", "files_owner"))
+        return owner - 1 if owner else None
+
+    def hot_files(self) -> list[tuple[int, HotSegment]]:
+        """The files that a predecessor had in memory, oldest first: where they begin, and their
+        segments.
+        """
+        fields = read_ints(self.control, "control_config", struct_size("segment_header"))
+        found = []
+        for index in range(fields["hot_slot_count"]):
+            place = fields["hot_slots_place"] + index * struct_size("hot_slot")
+            slot = read_ints(self.control, "hot_slot", place)
+            hot = self._hot.get(slot["object_number"])
+            if slot["state"] in (core.HOT_READY, core.HOT_LIVE) and hot is not None:
+                found.append((slot["file_position"], hot))
+        return sorted(found, key=lambda item: item[0])
 
     def _map(self, config: StoreConfig, sessions: int, block_max: int) -> None:
         control, topics, arena = (
@@ -244,17 +276,7 @@ class StoreMemory:
             arena.fileno(), arena.size_bytes, writable=True, reserve=block_max * core.BLOCK_SIZE
         )
 
-    def _write_heads(self, master_epoch: int) -> None:
-        for kind, mapping in (
-            (ObjectKind.TOPICS, self.topics),
-            (ObjectKind.ARENA, self.arena),
-            (ObjectKind.CONTROL, self.control),
-        ):
-            self.write_head(mapping, kind, 0, master_epoch)
-
-    def write_head(
-        self, mapping: core.Mapping, kind: ObjectKind, number: int, master_epoch: int = 0
-    ) -> None:
+    def write_head(self, mapping: core.Mapping, kind: ObjectKind, number: int) -> None:
         """Write the segment head of an object of this store, the magic last."""
         magic, core_kind = _HEADS[kind]
         owner = Incarnation.current()
@@ -266,7 +288,7 @@ class StoreMemory:
             owner_pid=owner.pid,
             owner_uid=self.manifest.uid,
             owner_start_time=owner.start_time,
-            master_epoch=master_epoch,
+            master_epoch=self._master_epoch,
             number=number,
         )
 

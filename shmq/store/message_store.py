@@ -42,8 +42,10 @@ from shmq.shm.incarnation import boot_id
 from shmq.status import FlushDiskType
 from shmq.store import boot_files, positions
 from shmq.store.append import AppendService
+from shmq.store.consume_queue_files import QueueKey
 from shmq.store.derive import DeriveService
 from shmq.store.durable_file import disk_error, make_folder, write_fully
+from shmq.store.epochs import EpochFile
 from shmq.store.expire import LogExpiry
 from shmq.store.flush import FlushService
 from shmq.store.frame_reader import FrameReader
@@ -61,19 +63,20 @@ from shmq.store.retention import Retention
 from shmq.store.services import StoreService
 from shmq.store.sessions import Sessions
 from shmq.store.store_lock import StoreLock
+from shmq.store.succession import check_frames, check_prefix
 from shmq.topic import SCHEDULE_TOPIC
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from shmq.config import StoreConfig
     from shmq.errors import FlushFailedError
     from shmq.shm.budget import HotLogPlan
     from shmq.shm.manifest import Manifest
+    from shmq.shm.mastership import Mastership
     from shmq.store.consume_queue_files import ConsumeQueueFiles
     from shmq.store.expire import ExpiredFile
-    from shmq.store.memory import HotSegment
     from shmq.store.scan import Damage
 
 __all__ = ["LogPositions", "MessageStore"]
@@ -129,12 +132,17 @@ class MessageStore:
         clock: Clock = SYSTEM_CLOCK,
         on_session_ended: Callable[[int, str], None] | None = None,
         on_expired: Callable[[ExpiredFile], None] | None = None,
+        mastership: Mastership | None = None,
+        master_epoch: int | None = None,
     ) -> None:
         """Nothing happens yet.
 
         Args:
             config: of the store.
             clock: time; the core's own clocks are the kernel's.
+            mastership: held, of a member of a replica set: `open` goes on with the memory of the
+                one that was master last, and says in its record where memory is now.
+            master_epoch: of this mastership, from a Controller; None: counted on from the last.
             on_session_ended: called with (session, reason) from a service thread when a client
                 broke a rule or did not answer; its session is closed already.
             on_expired: called with each file that retention took, in its thread; must not wait.
@@ -143,6 +151,8 @@ class MessageStore:
         self._clock = clock
         self._on_session_ended = on_session_ended or (lambda _session, _reason: None)
         self._on_expired = on_expired or (lambda _expired: None)
+        self._mastership = mastership
+        self._given_epoch = master_epoch
         self._undo = contextlib.ExitStack()
         self._failure: FlushFailedError | None = None
         self._positions_due_ns = 0
@@ -150,6 +160,12 @@ class MessageStore:
         """What removes old files; from `open` on."""
         self.is_adopted = False
         """Whether `open` found the memory of a predecessor."""
+        self.is_inherited = False
+        """Whether that was the memory of another member of the replica set."""
+        self.master_epoch = 0
+        """Of the mastership under which it is written; 0: of none, as in a store on its own."""
+        self.epochs: EpochFile
+        """Which part of the log was written under which mastership; from `open` on."""
         self.recovered: RecoveredLog | None = None
         """What `open` found in the files; None after adoption."""
 
@@ -173,11 +189,17 @@ class MessageStore:
             _make_private(self._runtime_path)
             self._manifest_path = manifests.manifest_path(config.store_path)
             self._positions_path = positions.positions_path(config.store_path)
-            known = self._load_positions()
+            self.epochs = EpochFile.load(config.store_path)
             manifest = manifests.load(self._manifest_path)
             made = contextlib.ExitStack()
-            if manifest is None or not self._try_adopt(manifest, known, undo):
+            if not self._try_inherit(manifest, undo) and (
+                manifest is None or not self._try_adopt(manifest, undo)
+            ):
                 made = self._recover(self._load_positions(), undo)
+            if self._mastership is not None:
+                self.epochs = self.epochs.begin(
+                    self.master_epoch, self.positions.committed_position
+                )
             boot_files.make_abort(config.store_path)
             boot_files.write_broker_conf(config, file_size_bytes=self.file_size_bytes)
             self._save_positions(is_clean=False)
@@ -193,10 +215,65 @@ class MessageStore:
             _log.warning("positions lost: %s", error)
             return None
 
+    def _try_inherit(self, own: Manifest | None, undo: contextlib.ExitStack) -> bool:
+        """Adopt the memory of the member that was master last, if that was another one; False:
+        there is none, or it is not for our files, which is said: it is left alone.
+        """
+        record = self._mastership.record if self._mastership is not None else None
+        if (
+            record is None
+            or not record.is_of_this_boot
+            or record.manifest_path == self._manifest_path.absolute()
+        ):
+            return False
+        manifest = manifests.load(record.manifest_path)
+        if manifest is None or manifest.boot_id != boot_id():
+            return False
+        if own is not None and own.generation != manifest.generation:
+            self._settle(own)
+        if not self._try_adopt(manifest, undo, is_inherited=True):
+            return False
+        self.is_inherited = True
+        # Ours alone from here on; where it cannot be removed, its store finds that it counts for
+        # nothing: files_owner says so.
+        with contextlib.suppress(OSError):
+            record.manifest_path.unlink(missing_ok=True)
+        _log.warning(
+            "went on with the memory of broker %s:%d path=%s master_epoch=%d",
+            record.broker_name,
+            record.broker_id,
+            record.manifest_path,
+            self.master_epoch,
+        )
+        return True
+
+    def _settle(self, own: Manifest) -> None:
+        """Write what our own memory holds to our files, and remove it: a slave's, that died."""
+        if own.boot_id != boot_id():
+            return
+        with (
+            contextlib.ExitStack() as held,
+            InUseMark.take(self._runtime_path, own.store, timeout_ms=_MARK_TIMEOUT_MS) as mark,
+        ):
+            try:
+                memory = StoreMemory.attach(own, self._manifest_path, mark, self.config)
+            except ShmError as error:
+                _log.warning("own memory cannot be used, its files alone count: %s", error)
+                return
+            held.callback(memory.close)
+            if memory.files_owner == self.config.broker_id:
+                self._salvage(memory)
+        self._discard(own)
+
     def _try_adopt(
-        self, manifest: Manifest, known: positions.Positions | None, undo: contextlib.ExitStack
+        self, manifest: Manifest, undo: contextlib.ExitStack, *, is_inherited: bool = False
     ) -> bool:
         """Adopt the predecessor's memory if it is all there; False: recover from files.
+
+        Args:
+            manifest: what lists it; `is_inherited`: another member's list.
+            undo: what releases it.
+            is_inherited: see `_try_inherit`.
 
         Raises:
             LayoutVersionError, LimitError, OwnerError: it is there, and not for this process as it
@@ -215,17 +292,31 @@ class MessageStore:
                 InUseMark.take(self._runtime_path, manifest.store, timeout_ms=_MARK_TIMEOUT_MS)
             )
             try:
-                memory = StoreMemory.adopt(manifest, self._manifest_path, mark, self.config)
+                memory = StoreMemory.attach(manifest, self._manifest_path, mark, self.config)
             except (LayoutVersionError, LimitError, OwnerError):
                 raise  # it may be whole, and hold what no file has: somebody else can adopt it
             except ShmError as error:
                 _log.warning("memory cannot be adopted, recovering from files: %s", error)
                 mine.close()
-                self._discard(manifest)
+                if not is_inherited:
+                    self._discard(manifest)
                 return False
             mine.callback(memory.close)
+            recovered = None
+            is_ours = not is_inherited and memory.files_owner == self.config.broker_id
+            if not is_ours:
+                recovered = self._prefix_of(memory)
+                if recovered is None:
+                    if not is_inherited:
+                        self._manifest_path.unlink()  # the list alone: the memory is another's
+                    return False
+            epoch = self._next_epoch(memory.master_epoch, is_ours=is_ours)
+            if is_inherited:
+                manifests.save(manifest, self._manifest_path)
+            self._declare(epoch)
+            memory.take(master_epoch=epoch)
             try:
-                self._adopt_log(memory, known, mine)
+                self._adopt_log(memory, mine, recovered)
             except StoreCorruptError as error:
                 _log.error("memory is damaged, its log goes to the files as it is: %s", error)
                 self._salvage(memory)
@@ -236,6 +327,48 @@ class MessageStore:
             self.is_adopted = True
             undo.push(mine.pop_all())
             return True
+
+    def _prefix_of(self, memory: StoreMemory) -> RecoveredLog | None:
+        """Our files, where the log goes on in memory that another member flushed last; None: it
+        does not, or this store is not to be master.
+        """
+        if self._mastership is None:
+            _log.info("memory of another member's: it is left to that one")
+            return None
+        size = memory.manifest.file_size_bytes
+        files = LogFiles(self.config.store_path, size)
+        files.make_folders()
+        recovered = recover_files(
+            self.config.store_path, size, delay_levels_ms=self.config.delay_levels_ms
+        )
+        recovered.consume_queues.close()
+        try:
+            check_prefix(memory, files, end_position=recovered.end_position)
+        except (ShmError, StoreCorruptError) as error:
+            _log.error("memory of the dead master is left alone, our log goes on: %s", error)
+            return None
+        return recovered
+
+    def _next_epoch(self, memory_epoch: int, *, is_ours: bool) -> int:
+        """Of this mastership: the last one goes on where we were master and have that memory."""
+        if self._mastership is None:
+            return memory_epoch
+        if self._given_epoch is not None:
+            return self._given_epoch
+        record = self._mastership.record
+        last = max(record.master_epoch if record else 0, self.epochs.last_epoch, memory_epoch)
+        return max(last if is_ours else last + 1, 1)
+
+    def _declare(self, master_epoch: int) -> None:
+        """The memory that our list names is ours."""
+        self.master_epoch = master_epoch
+        if self._mastership is not None:
+            self._mastership.declare(
+                broker_name=self.config.broker_name,
+                broker_id=self.config.broker_id,
+                master_epoch=master_epoch,
+                manifest_path=self._manifest_path,
+            )
 
     def _discard(self, manifest: Manifest) -> None:
         """Remove the objects of a store generation that will not be used again."""
@@ -248,8 +381,9 @@ class MessageStore:
             mark.remove()
 
     def _adopt_log(
-        self, memory: StoreMemory, known: positions.Positions | None, undo: contextlib.ExitStack
+        self, memory: StoreMemory, undo: contextlib.ExitStack, prefix: RecoveredLog | None
     ) -> None:
+        """Take over memory; `prefix`: our files, where another member's files were flushed to."""
         fields = read_ints(memory.control, "control_config", struct_size("segment_header"))
         self.file_size_bytes = fields["file_size_bytes"]
         segment_count = fields["hot_slot_count"]
@@ -260,32 +394,38 @@ class MessageStore:
         )
         self._wire(memory, undo, segment_count, fields["session_slot_count"])
         used = set()
-        for file_position, hot in self._hot_files(memory):
+        for file_position, hot in memory.hot_files():
             self._appender.adopt_hot(file_position, hot.mapping)
-            self._hot_log.adopt(file_position, hot, self._files.open(file_position, readonly=False))
+            if prefix is None:
+                fd = self._files.open(file_position, readonly=False)
+            else:
+                fd = self._files.make_ready(file_position, zero_written=False)
+            self._hot_log.adopt(file_position, hot, fd)
             used.add(hot.number)
         for number in set(memory.hot_numbers()) - used:
             memory.drop_hot(number)
+        if prefix is not None:
+            self._appender.take_files(self.config.broker_id + 1, prefix.end_position)
         status = self._appender.adopt()
         if status != _OK:
             raise StoreCorruptError(f"adopt {memory.store}: the last turn does not hold ({status})")
         now = self.positions
-        self._check_frames(memory, now.flushed_position, now.committed_position)
+        check_frames(memory, now.flushed_position, now.committed_position)
         complete_end = now.flushed_position - now.flushed_position % self.file_size_bytes
         self._hot_log.set_complete(complete_end)
-        self._derive_from(
-            open_consume_queues(
-                self._files,
-                end_position=complete_end,
-                record_crc_position=log_trust(
-                    self._files, self._files.files(), known, is_foreign=False
-                ).record_crc_position,
-                on_damage=self._quarantine,
-            ),
-            undo,
-            is_foreign=False,
+        trust = log_trust(
+            self._files, self._files.files(), self._load_positions(), is_foreign=False
         )
+        derived = open_consume_queues(
+            self._files,
+            end_position=complete_end,
+            record_crc_position=trust.record_crc_position,
+            on_damage=self._quarantine,
+        )
+        self._derive_from(derived, undo, is_foreign=False)
         self.queues = Queues(self._appender, memory)
+        if prefix is not None:
+            self._take_min(prefix)
         lost = self.sessions.find_lost()
         memory.sweep(lost)
         _log.info(
@@ -296,6 +436,14 @@ class MessageStore:
             len(self.queues),
             len(lost),
         )
+
+    def _take_min(self, prefix: RecoveredLog) -> None:
+        """What is kept of the log and its queues is what our files have, not the dead master's."""
+        self._appender.set_min_position(prefix.min_position)
+        for topic, queue_id, handle in self.queues:
+            cold = prefix.cold_queues.get(QueueKey(topic, queue_id))
+            hot_min = self.queues.hot_min(handle)
+            self.queues.set_min(handle.row, hot_min if cold is None else cold.min_queue_offset)
 
     def _quarantine(self, damages: Sequence[Damage]) -> None:
         """Enter damage of complete files in the quarantine list: readers skip it, nothing is lost
@@ -310,48 +458,12 @@ class MessageStore:
                 "damage position=%d size=%d reason=%s", hole.position, hole.size, hole.reason
             )
 
-    def _hot_files(self, memory: StoreMemory) -> Iterator[tuple[int, HotSegment]]:
-        """The files that a predecessor had in memory: where they begin, and their segments."""
-        fields = read_ints(memory.control, "control_config", struct_size("segment_header"))
-        for index in range(fields["hot_slot_count"]):
-            place = fields["hot_slots_place"] + index * struct_size("hot_slot")
-            slot = read_ints(memory.control, "hot_slot", place)
-            hot = memory.hot(slot["object_number"])
-            if slot["state"] in (core.HOT_READY, core.HOT_LIVE) and hot is not None:
-                yield slot["file_position"], hot
-
-    def _check_frames(self, memory: StoreMemory, begin: int, end: int) -> None:
-        """Return if every frame of the log in memory from `begin` to `end` holds.
-
-        Raises:
-            StoreCorruptError: one does not.
-        """
-        size = self.file_size_bytes
-        for file_position, hot in self._hot_files(memory):
-            first, last = max(begin, file_position), min(end, file_position + size)
-            while first < last:
-                first, status, reason, _ = core.scan(
-                    hot.mapping,
-                    position=file_position,
-                    begin=first,
-                    end=last,
-                    file_end=file_position + size,
-                    topics={},
-                    demands=core.CHECK_RECORD_CRC,
-                )
-                if status == _BLANK:
-                    break
-                if status != _OK:
-                    raise StoreCorruptError(
-                        f"adopt {memory.store}: the frame at {first} in memory does not hold: "
-                        f"{core.MESSAGE_REASONS[reason][1]}"
-                    )
-
     def _salvage(self, memory: StoreMemory) -> None:
-        """Write what a damaged memory holds of the log to the files, as it is: recovery then finds
-        the good frames, and enters the others in the quarantine list.
+        """Write what memory holds of the log to its files, as it is: recovery then finds the good
+        frames, and enters the others in the quarantine list.
         """
-        size = self.file_size_bytes
+        size = memory.manifest.file_size_bytes
+        files = LogFiles(self.config.store_path, size)
         flushed, committed = (
             memory.control.load64(place + field_place(struct, name))
             for place, struct, name in (
@@ -359,11 +471,11 @@ class MessageStore:
                 (_APPEND_PLACE, "append_positions", "committed_position"),
             )
         )
-        for file_position, hot in self._hot_files(memory):
+        for file_position, hot in memory.hot_files():
             first, last = max(flushed, file_position), min(committed, file_position + size)
             if first >= last:
                 continue
-            fd = self._files.open(file_position, readonly=False)
+            fd = files.open(file_position, readonly=False)
             try:
                 with memoryview(hot.mapping) as view:
                     place = first - file_position
@@ -426,7 +538,9 @@ class MessageStore:
             )
             self.queues.set_min(handle.row, low)
         self._load_last_file(memory, recovered)
-        memory.declare_whole()
+        epoch = self._next_epoch(0, is_ours=False)
+        memory.declare_whole(master_epoch=epoch)
+        self._declare(epoch)
         _log.info(
             "recovered path=%s min_position=%d end_position=%d holes=%d queues=%d",
             config.store_path,
@@ -611,6 +725,7 @@ class MessageStore:
         # Before offsets are reserved: a reserved entry says where the log ended then, and one that
         # said less would be taken for cold, with all those before it.
         self._appender.begin_at(end, recovered.store_timestamp)
+        self._appender.take_files(self.config.broker_id + 1, end)
         for (topic, queue_id), queue_end in recovered.queue_ends.items():
             handle = self.queues.add(
                 topic,

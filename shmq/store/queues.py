@@ -238,6 +238,11 @@ class Queues:
             *(load(base + field_place("queue_row", name)) for name in QueueOffsets._fields)
         )
 
+    def hot_min(self, handle: QueueHandle) -> int:
+        """First queue_offset whose entry is in memory."""
+        place = self._rows_place + handle.row * struct_size("queue_row")
+        return self._memory.control.load64(place + field_place("queue_row", "hot_min_queue_offset"))
+
     def state(self, handle: QueueHandle) -> tuple[bool, int]:
         """(whether it takes messages, its core.ROW_* flags)."""
         fields = self._row(handle.row)

@@ -47,12 +47,19 @@ class Mortal(NamedTuple):
 class Load(contextlib.ExitStack):
     """The store, its clients, and their deaths."""
 
-    def __init__(self, zygote: Zygote, config: StoreConfig, rng: random.Random) -> None:
+    def __init__(
+        self,
+        zygote: Zygote,
+        config: StoreConfig,
+        rng: random.Random,
+        *,
+        is_member: bool = False,
+    ) -> None:
         super().__init__()
         self._zygote = zygote
         self.config = config
         self._rng = rng
-        self.store = ForkedStore(zygote, config)
+        self.store = ForkedStore(zygote, config, is_member=is_member)
         self.callback(lambda: (self.store.abandon(), wipe(config)))
         self.queues = [
             self.store.add_queue("load", 0, level=FlushDiskType.ASYNC_FLUSH),
@@ -100,9 +107,13 @@ class Load(contextlib.ExitStack):
 
     def kill_store(self, *, and_mortal: bool) -> None:
         self.store.kill()
+        self.succeed(self.store.config, and_mortal=and_mortal)
+
+    def succeed(self, config: StoreConfig, *, and_mortal: bool = False) -> None:
+        """Go on with a successor, of the same folder or another member's."""
         if and_mortal:
             self.kill_mortal()
-        self.store = self.store.restart()
+        self.store = self.store.restart(config)
         assert self.store.is_adopted
         assert self.store.lost == sorted(worker.offer.session for worker in self.workers)
         for worker in self.survivors if and_mortal else self.workers:

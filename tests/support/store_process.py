@@ -21,7 +21,7 @@ import sys
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -29,12 +29,17 @@ from shmq.config import StoreConfig
 from shmq.core import core
 from shmq.errors import ShmqError, for_name
 from shmq.shm.incarnation import Incarnation
+from shmq.shm.mastership import Mastership
 from shmq.status import FlushDiskType
 from shmq.store.message_store import MessageStore
 from shmq.store.queues import QueueHandle
 
+if TYPE_CHECKING:
+    from types import FrameType
+
 ROOT = Path(__file__).parents[2]
 ANSWER_TIMEOUT_S = 60.0
+_MASTERSHIP_TIMEOUT_MS = 10_000
 PACKET_SIZE = 256 * 1024
 FD_MAX = 16
 COLD_ENTRIES_MAX = 1024
@@ -48,14 +53,28 @@ def serve(sock: socket.socket) -> None:
     """Open the store that the first request describes, and answer requests until one says stop."""
     request, _ = receive_packet(sock)
     config = StoreConfig(**_config_from_json(request["config"]))
-    store = MessageStore(config, on_session_ended=lambda *ended: _ended.append(ended))
     try:
-        store.open()
+        mastership = None
+        if request["is_member"]:
+            assert config.runtime_path is not None
+            mastership = Mastership.take(config.runtime_path, timeout_ms=_MASTERSHIP_TIMEOUT_MS)
+        store = MessageStore(
+            config, on_session_ended=lambda *ended: _ended.append(ended), mastership=mastership
+        )
+        with Steps(request["dies_at"]) as steps:
+            store.open()
         store.start()
     except ShmqError as error:
         send_packet(sock, _failure(error), {})
         return
-    send_packet(sock, {"ok": {"is_adopted": store.is_adopted, "lost": store.sessions.lost}}, {})
+    opened = {
+        "is_adopted": store.is_adopted,
+        "is_inherited": store.is_inherited,
+        "master_epoch": store.master_epoch,
+        "step_count": steps.count,
+        "lost": store.sessions.lost,
+    }
+    send_packet(sock, {"ok": opened}, {})
     keep_memory = False
     try:
         while True:
@@ -84,8 +103,37 @@ def serve(sock: socket.socket) -> None:
         except ShmqError as error:
             send_packet(sock, _failure(error), {})
         else:
+            if mastership is not None:
+                mastership.release()
             with contextlib.suppress(OSError):
                 send_packet(sock, {"ok": None}, {})
+
+
+_STEPPED = ("store/message_store.py", "shm/mastership.py", "shm/manifest.py", "store/epochs.py")
+"""Where the lines are that say whose a store and its memory are."""
+
+
+class Steps:
+    """Counts the lines of those files that this thread runs, and dies (SIGKILL) at one of them."""
+
+    def __init__(self, dies_at: int | None) -> None:
+        self.count = 0
+        self._dies_at = dies_at
+
+    def __enter__(self) -> Steps:
+        if self._dies_at is not None:
+            sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
+        if event == "line":
+            self.count += 1
+            if self.count == self._dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self._trace if frame.f_code.co_filename.endswith(_STEPPED) else None
 
 
 def _failure(error: ShmqError) -> dict[str, object]:
@@ -300,6 +348,8 @@ class StoreProcess:
         wrapper: tuple[str, ...] = (),
         environ: dict[str, str] | None = None,
         opens: bool = True,
+        is_member: bool = False,
+        dies_at: int | None = None,
     ) -> None:
         """Start it and wait until it serves.
 
@@ -308,11 +358,15 @@ class StoreProcess:
             wrapper: a command that runs it (strace, ...).
             environ: added to the environment.
             opens: False leaves `begin_open` and `await_open` to the caller.
+            is_member: of a replica set whose folder is runtime_path: it becomes its master.
+            dies_at: the step of its opening at which it kills itself (Steps); 0: it counts them.
 
         Raises:
             ShmqError: what the store raised while it opened.
         """
         self.config = config
+        self.is_member = is_member
+        self._dies_at = dies_at
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sock.settimeout(ANSWER_TIMEOUT_S)
         self._lock = threading.Lock()
@@ -337,7 +391,12 @@ class StoreProcess:
 
     def begin_open(self) -> None:
         """Let it open the store: the process has waited for this."""
-        send_packet(self._sock, {"config": _config_to_json(self.config)}, {})
+        request = {
+            "config": _config_to_json(self.config),
+            "is_member": self.is_member,
+            "dies_at": self._dies_at,
+        }
+        send_packet(self._sock, request, {})
 
     def await_open(self) -> None:
         """Wait until it serves; errors as in __init__."""
@@ -348,6 +407,9 @@ class StoreProcess:
             self.process.wait()
             raise
         self.is_adopted: bool = answer["is_adopted"]
+        self.is_inherited: bool = answer["is_inherited"]
+        self.master_epoch: int = answer["master_epoch"]
+        self.step_count: int = answer["step_count"]
         self.lost: list[int] = answer["lost"]
 
     @property

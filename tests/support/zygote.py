@@ -148,16 +148,18 @@ class Zygote:
 class ForkedStore(StoreProcess):
     """A store process that comes from a zygote."""
 
-    def __init__(self, zygote: Zygote, config: StoreConfig, *, opens: bool = True) -> None:
+    def __init__(self, zygote: Zygote, config: StoreConfig, **options: Any) -> None:
         self._zygote = zygote
-        super().__init__(config, opens=opens)
+        super().__init__(config, **options)
 
     def _spawn(self, fd: int, *_: object) -> subprocess.Popen[bytes]:
         return self._zygote.fork("store", fd)  # type: ignore[return-value] # as Popen shows it
 
-    def restart(self, **options: Any) -> ForkedStore:
+    def restart(self, config: StoreConfig | None = None, **options: Any) -> ForkedStore:
+        """Its successor, for the same folder or another member's."""
         self._sock.close()
-        return ForkedStore(self._zygote, self.config, **options)
+        options.setdefault("is_member", self.is_member)
+        return ForkedStore(self._zygote, config or self.config, **options)
 
 
 if __name__ == "__main__":

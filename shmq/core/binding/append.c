@@ -552,6 +552,32 @@ static PyObject *appender_begin_at(struct shmq_appender *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* take_files(owner, flushed_position): the log is flushed to other files from now on, which hold it up to
+ * flushed_position. A death in here leaves them nobody's: the successor looks at its files first. */
+static PyObject *appender_take_files(struct shmq_appender *self, PyObject *args)
+{
+    unsigned long long owner;
+    unsigned long long position;
+    if (!PyArg_ParseTuple(args, "KK:take_files", &owner, &position) || appender_open(self, "take_files") < 0) {
+        return NULL;
+    }
+    struct shmq_append *append = &self->append;
+    struct shmq_flush_positions *positions = &append->control->flush;
+    Py_BEGIN_ALLOW_THREADS
+    role_take(self);
+    shmq_store_release(&positions->files_owner, 0); /* release: pairs with the acquire of a successor */
+    shmq_fence_full(); /* nobody's before it says anything else: a death in between is seen as such */
+    append->flushed_seen = position;
+    /* release: pairs with the acquire of readers; no flusher runs yet */
+    shmq_store_release(&positions->flushed_position, position);
+    shmq_store_release(&positions->written_position, position); /* release: as above */
+    /* release: pairs with the acquire of a successor: the positions are this owner's */
+    shmq_store_release(&positions->files_owner, owner);
+    role_give(self);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 /* ---- rows -------------------------------------------------------------------------------------------------- */
 
 static PyObject *appender_add_topic(struct shmq_appender *self, PyObject *argument)
@@ -1340,6 +1366,8 @@ static PyMethodDef appender_methods[] = {
            "queue_id, queue_offset, reason)."),
     METHOD("begin_at", appender_begin_at, METH_VARARGS,
            "begin_at(position, store_timestamp): appends go on here; everything below is flushed."),
+    METHOD("take_files", appender_take_files, METH_VARARGS,
+           "take_files(owner, flushed_position): the files are this owner's, and hold the log up to there."),
     METHOD("add_topic", appender_add_topic, METH_O, "add_topic(name: bytes) -> topic row."),
     METHOD("delete_topic", appender_delete_topic, METH_O, "delete_topic(topic_row): the row is free."),
     METHOD("add_queue", appender_add_queue, METH_VARARGS,

@@ -134,7 +134,8 @@ enum shmq_segment_kind {
     F(16, shmq_word64, flush_count, 1, "fdatasync calls that returned")                            \
     F(24, shmq_word64, flush_ns, 1, "nanoseconds spent in them")                                   \
     F(32, shmq_word64, flush_ns_last, 1, "nanoseconds of the last one")                            \
-    F(40, uint64_t, reserved, 11, "zero")
+    F(40, shmq_word64, files_owner, 1, "broker_id + 1 of the member whose files these are; 0: nobody's yet") \
+    F(48, uint64_t, reserved, 10, "zero")
 
 #define SHMQ_REPLICA_POSITIONS_FIELDS(F)                                                           \
     F(0, shmq_word64, confirmed_position, 1, "least position of the SyncStateSet (confirm_offset)") \

@@ -1,0 +1,201 @@
+"""Which memory a member may go on with: its master's, if its own log is a prefix of that log."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shmq.config import StoreConfig
+from shmq.core import core
+from shmq.shm import manifest as manifests
+from shmq.shm.mastership import Mastership, load_record
+from shmq.store.message_store import MessageStore
+from tests.support.store_process import StoreClient, StoreProcess
+
+FILE_SIZE = 256 * 1024
+SHM = Path("/dev/shm")
+OK = core.STATUS["OK"][0]
+
+
+@pytest.fixture
+def config(tmp_path: Path, cluster_name: str) -> Iterator[StoreConfig]:
+    yield StoreConfig(
+        store_path=tmp_path / "member-0",
+        runtime_path=tmp_path / "run",
+        cluster_name=cluster_name,
+        commit_log_file_size_bytes=FILE_SIZE,
+        hot_segment_count=4,
+        max_message_size_bytes=64 * 1024,
+        flush_interval_ms=60_000,  # what comes behind the copy is in memory alone
+    )
+    for path in SHM.glob(f"shmq.{cluster_name}.*"):
+        path.unlink()
+
+
+def _send(config: StoreConfig, bodies: list[bytes]) -> StoreProcess:
+    """A master of this folder that has stored these."""
+    process = StoreProcess(config, is_member=True)
+    handle = process.add_queue("orders")
+    with StoreClient(process) as client:
+        client.grant(handle)
+        for body in bodies:
+            assert client.lanes[0].send(*handle, body)[0] == OK
+    return process
+
+
+@pytest.fixture
+def other(config: StoreConfig) -> StoreConfig:
+    """A member with a copy of one message; its master, with two, was killed."""
+    _send(config, [b"one"]).stop()
+    path = config.store_path.with_name("member-1")
+    shutil.copytree(config.store_path, path, ignore=shutil.ignore_patterns("lock"))
+    _send(config, [b"two"]).abandon()
+    return replace(config, store_path=path, broker_id=1)
+
+
+class Members:
+    """Members of the set in this process, each master once it was opened."""
+
+    def __init__(self) -> None:
+        self._open: list[tuple[MessageStore, Mastership]] = []
+
+    def open(self, config: StoreConfig) -> MessageStore:
+        assert config.runtime_path is not None
+        mastership = Mastership.take(config.runtime_path, timeout_ms=10_000)
+        store = MessageStore(config, mastership=mastership)
+        store.open()
+        store.start()
+        self._open.append((store, mastership))
+        return store
+
+    def stop(self) -> None:
+        """All that are open, and they are master no more."""
+        while self._open:
+            store, mastership = self._open.pop()
+            store.stop()
+            mastership.release()
+
+
+@pytest.fixture
+def members() -> Iterator[Members]:
+    made = Members()
+    yield made
+    made.stop()
+
+
+def _count(store: MessageStore) -> int:
+    return store.queues.offsets(store.queues.find("orders", 0)).visible_max
+
+
+def test_member_goes_on_with_what_only_its_masters_memory_had(
+    config: StoreConfig,
+    other: StoreConfig,
+    members: Members,
+) -> None:
+    store = members.open(other)
+    assert store.is_inherited
+    assert store.master_epoch == 3
+    assert _count(store) == 2
+    assert store.epochs.last_epoch == 3
+    assert not manifests.manifest_path(config.store_path).exists()
+    assert manifests.manifest_path(other.store_path).exists()
+    assert config.runtime_path is not None
+    record = load_record(config.runtime_path)
+    assert record is not None
+    assert record.manifest_path == manifests.manifest_path(other.store_path)
+    members.stop()
+    assert not list(SHM.glob(f"shmq.{config.cluster_name}.*"))
+
+
+def _flip(config: StoreConfig) -> None:
+    """Flip a bit of the last byte that is in memory, and in no file."""
+    for path in SHM.glob(f"shmq.{config.cluster_name}.*.hot.*"):
+        data = bytearray(path.read_bytes())
+        place = data.rfind(b"two")
+        if place >= 0:
+            data[place] ^= 1
+            path.write_bytes(data)
+
+
+def test_damaged_memory_is_left_alone_and_said(
+    config: StoreConfig,
+    other: StoreConfig,
+    members: Members,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _flip(config)
+    with caplog.at_level(logging.ERROR):
+        store = members.open(other)
+    assert "memory of the dead master is left alone" in caplog.text
+    assert not store.is_adopted
+    assert _count(store) == 1
+    assert manifests.manifest_path(config.store_path).exists()
+    members.stop()
+    manifest = manifests.load(manifests.manifest_path(config.store_path))
+    assert manifest is not None
+    assert all((SHM / entry.name.file_name).exists() for entry in manifest.objects)
+
+
+def test_member_with_another_history_leaves_the_memory_alone(
+    config: StoreConfig,
+    other: StoreConfig,
+    members: Members,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.rmtree(other.store_path)
+    alone = replace(other, runtime_path=other.store_path.with_name("run-alone"))
+    _send(alone, [b"eno"]).stop()
+    with caplog.at_level(logging.ERROR):
+        store = members.open(other)
+    assert "are other ones in our files: the logs are not one" in caplog.text
+    assert not store.is_adopted
+
+
+def test_member_that_lacks_more_than_memory_has_leaves_it_alone(
+    config: StoreConfig,
+    other: StoreConfig,
+    members: Members,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bodies = [os.urandom(60_000) for _ in range(30)]
+    _send(replace(config, flush_interval_ms=1), bodies).abandon()
+    with caplog.at_level(logging.ERROR):
+        store = members.open(other)
+    assert "what is missing is in the files of the dead master" in caplog.text
+    assert not store.is_adopted
+
+
+def test_own_memory_of_a_dead_slave_goes_to_its_files_first(
+    config: StoreConfig,
+    other: StoreConfig,
+    members: Members,
+) -> None:
+    """A member that died with messages in memory alone, and is master all the same."""
+    slave = MessageStore(other)
+    slave.open()
+    slave.stop(keep_memory=True)
+    own = manifests.load(manifests.manifest_path(other.store_path))
+    assert own is not None
+    store = members.open(other)
+    assert store.is_inherited
+    assert not list(SHM.glob(f"{own.store}.*"))
+
+
+def test_store_that_is_not_master_uses_no_memory_of_another_member(
+    config: StoreConfig,
+    other: StoreConfig,
+    members: Members,
+) -> None:
+    theirs = manifests.manifest_path(config.store_path)
+    shutil.copy(theirs, manifests.manifest_path(other.store_path))  # died while it took over
+    with MessageStore(other) as slave:
+        assert not slave.is_adopted
+        assert theirs.exists()
+    store = members.open(config)
+    assert store.is_adopted
+    assert not store.is_inherited
+    assert _count(store) == 2
