@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     _Member = TypeVar("_Member", bound=StrEnum)
 
 __all__ = [
+    "RETRIES_MAX",
     "TIMEOUT_S_MAX",
     "check_bodies",
     "check_count",
@@ -26,11 +27,14 @@ __all__ = [
     "check_message_queue",
     "check_one_place",
     "check_queue_offset",
+    "check_retries",
     "check_time",
     "check_timeout",
     "member",
 ]
 
+RETRIES_MAX = (1 << 31) - 1
+"""RocketMQ's Integer.MAX_VALUE, which is its word for never."""
 TIMEOUT_S_MAX = 1e9
 """Seconds that a call may wait at most: the core's limit, some thirty years."""
 
@@ -82,6 +86,22 @@ def check_count(what: str, name: str, count: int, *, most: int | None = None) ->
         raise TypeError(f"{what}: {name} {count!r}: wanted a whole number, {wanted}")
     if count < 1 or (most is not None and count > most):
         raise ConfigError(f"{what}: {name} {count}: wanted {wanted}")
+
+
+def check_retries(what: str, max_reconsume_times: object) -> None:
+    """Refuse what is no number of failures; -1: as the group is configured.
+
+    Raises:
+        TypeError: no int.
+        ConfigError: out of range.
+    """
+    wanted = f"-1 to {RETRIES_MAX}"
+    if isinstance(max_reconsume_times, bool) or not isinstance(max_reconsume_times, int):
+        raise TypeError(
+            f"{what}: max_reconsume_times {max_reconsume_times!r}: wanted a whole number, {wanted}"
+        )
+    if not -1 <= max_reconsume_times <= RETRIES_MAX:
+        raise ConfigError(f"{what}: max_reconsume_times {max_reconsume_times}: wanted {wanted}")
 
 
 def check_one_place(what: str, key: object, queue: object) -> None:

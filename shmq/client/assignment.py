@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,7 +35,7 @@ from shmq.subscription import ConsumeFromWhere, MessageModel, SubscriptionData, 
 from shmq.topic import Permission, check_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from shmq.allocation import Allocation
     from shmq.client.broker_link import BrokerLink
@@ -105,7 +106,6 @@ class Assignment:
             self._from_where = ConsumeFromWhere.CONSUME_FROM_TIMESTAMP
             self._from_ms = int(from_time * 1000)
         self._strategy = strategy
-        self._store = None if offset_file is None else LocalOffsetStore(Path(offset_file))
         self._chosen = queues
         self.is_shared = queues is None
         """Whether the queues are shared out in the group, of which this is a member then."""
@@ -128,8 +128,7 @@ class Assignment:
         """Held for whole rounds, with requests in them; never by who takes notices."""
         self._lock = threading.Lock()
         """Held for a look at the tables."""
-        self._saving = threading.Lock()
-        """Held while the offset file is written."""
+        self._store = None if offset_file is None else LocalOffsetStore(Path(offset_file), topic)
 
     def __str__(self) -> str:
         return f"group={self.group} topic={self.topic}"
@@ -194,7 +193,7 @@ class Assignment:
         away = self._greet({queue.broker_name for queue in queues})
         members, is_new = self._ask_members({queue.broker_name for queue in queues} - away)
         if self._chosen is None:
-            mine = set(self._strategy(queues, members, self._client.client_id))
+            mine = self._share(queues, members)
         else:
             mine = set(self._chosen)
             self._check_chosen(queues)
@@ -216,6 +215,18 @@ class Assignment:
         self.is_complete = has_all and failure is None and not away
         if failure is not None:
             raise failure
+
+    def _share(self, queues: list[MessageQueue], members: list[str]) -> set[MessageQueue]:
+        """What the strategy says is ours; one of the program's own may say anything."""
+        given = self._strategy(queues, members, self._client.client_id)
+        if isinstance(given, Iterable):
+            mine = set(given)
+            if mine <= set(queues):
+                return mine
+        raise ConfigError(
+            f"consume {self.topic}: the allocation gave {given!r}, wanted a list of those "
+            f"{len(queues)} queues that are this member's"
+        )
 
     def _check_chosen(self, queues: list[MessageQueue]) -> None:
         """A queue that was assigned by hand and is none may be made later; who asks is told."""
@@ -486,11 +497,10 @@ class Assignment:
         """
         if self._store is None:
             return
-        with self._saving:
-            try:
-                self._store.save({q.message_queue: q.settled_offset for q in self.queues})
-            except OSError as error:
-                _log.warning("save offsets %s: %s", self, error)
+        try:
+            self._store.save({q.message_queue: q.settled_offset for q in self.queues})
+        except OSError as error:
+            _log.warning("save offsets %s: %s", self, error)
 
     def close(self) -> None:
         """Give up everything."""
@@ -499,6 +509,8 @@ class Assignment:
                 return
             self._is_closed = True
             self.save()
+            if self._store is not None:
+                self._store.close()
             self._release(list(self.queues))
             self._unlock_rest()
             for _, reader in self._readers.values():

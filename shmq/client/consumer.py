@@ -20,6 +20,7 @@ from shmq.client.arguments import (
     check_count,
     check_message_queue,
     check_queue_offset,
+    check_retries,
     check_time,
     check_timeout,
 )
@@ -271,12 +272,14 @@ class Consumer(Closable):
             The topic it is in now.
 
         Raises:
-            TypeError: no consumer handed the message out.
+            TypeError: no consumer handed the message out, or no number.
+            ConfigError: a number that is out of range.
             ServiceNotAvailableError and others: it stays unsettled; it may have been put there.
         """
         queue = message.keeper
         if not isinstance(queue, ProcessQueue):
             raise TypeError(f"send back {message!r}: no consumer of a group handed it out")
+        check_retries("send back", max_reconsume_times)
         topic = queue.link.send_back(
             group or self.group,
             queue.message_queue,

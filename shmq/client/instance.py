@@ -229,6 +229,7 @@ class Client(Closable):
         max_reconsume_times: int = -1,
         orderly: bool = False,
         suspend: float = SUSPEND_S,
+        allocation: Allocation = "average",
     ) -> PushConsumer:
         """A member of a group that has its messages handed to a function, in several threads.
 
@@ -244,11 +245,12 @@ class Client(Closable):
                 members of a group.
             suspend: orderly: seconds until a message that failed comes again, 0.01 to 30; those
                 behind it in its queue wait.
+            allocation: as for `consumer`, of all its topics; `subscribe` may say otherwise.
 
         Raises:
             IllegalGroupError: the group's name.
-            ConfigError: no thread, or suspend out of range.
-            TypeError: a listener that cannot be called so.
+            ConfigError: no thread, or a number out of range, or no such allocation.
+            TypeError: a listener that cannot be called so; no number.
         """
         self.check("make a push consumer")
         made = PushConsumer(
@@ -259,6 +261,7 @@ class Client(Closable):
             max_reconsume_times=max_reconsume_times,
             orderly=orderly,
             suspend=suspend,
+            allocation=allocation,
         )
         with self._lock:
             self._closing[made] = None
@@ -486,7 +489,11 @@ class Client(Closable):
             ShmqError: a broker refused for good.
         """
         assignment = consumer.assignment
-        self._membership.add(assignment)
+        try:
+            self._membership.add(assignment)
+        except ShmqError:
+            assignment.close()  # its offset file is free for others
+            raise
         with self._lock:
             self._closing[consumer] = None
         if assignment.keeps_offsets:

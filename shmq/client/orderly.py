@@ -34,7 +34,14 @@ if TYPE_CHECKING:
         [core.Message, "ConsumeOrderlyContext"], ConsumeOrderlyStatus | ConsumeStatus | None
     ]
 
-__all__ = ["ConsumeOrderlyContext", "OrderlyPool", "check_orderly"]
+__all__ = [
+    "ConsumeOrderlyContext",
+    "OrderlyPool",
+    "SETTLED",
+    "check_orderly",
+    "check_suspend",
+    "complain",
+]
 
 _log = logging.getLogger("shmq.client")
 
@@ -191,8 +198,10 @@ class OrderlyPool(ListenerPool[_Row]):
         except Exception:  # noqa: BLE001 # a listener may raise anything; the message comes again
             _log.exception("listener of %s: message %s", self._consumer.topic, message.message_id)
         else:
-            if answer in _SETTLED:
+            if answer in SETTLED:
                 return None
+            if answer not in _FAILED:
+                complain(self._consumer.topic, message, answer)
         row.fail_count += 1
         if 0 <= self._reconsume_max < row.fail_count and self._give_up(queue, message):
             return None
@@ -210,20 +219,42 @@ class OrderlyPool(ListenerPool[_Row]):
         return True
 
 
-_SETTLED = (None, ConsumeOrderlyStatus.SUCCESS, ConsumeStatus.CONSUME_SUCCESS)
+SETTLED = (None, ConsumeOrderlyStatus.SUCCESS, ConsumeStatus.CONSUME_SUCCESS)
+"""What a listener, orderly or not, may answer when a message is done with."""
+_FAILED = (ConsumeOrderlyStatus.SUSPEND_CURRENT_QUEUE_A_MOMENT, ConsumeStatus.RECONSUME_LATER)
 
 
-def check_orderly(what: str, listener: Callable[..., object], suspend: float) -> None:
-    """Return if these can be used.
+def complain(topic: str, message: core.Message, answer: object) -> None:
+    """A listener answered what says neither that the message is done with nor that it failed."""
+    _log.error(
+        "listener of %s: message %s: answered %r, wanted None or a ConsumeStatus; taken for failed",
+        topic,
+        message.message_id,
+        answer,
+    )
+
+
+def check_suspend(what: str, suspend: float) -> None:
+    """Return if this can be used.
 
     Raises:
-        ConfigError: suspend is out of range.
-        TypeError: suspend is no number, or the listener does not take (message, context).
+        ConfigError: it is out of range.
+        TypeError: it is no number.
     """
+    if not hasattr(suspend, "__float__"):
+        raise TypeError(f"{what}: suspend {suspend!r}: wanted seconds as a number")
     if not SUSPEND_LEAST_S <= suspend <= SUSPEND_MOST_S:
         raise ConfigError(
             f"{what}: suspend {suspend!r}, wanted {SUSPEND_LEAST_S} to {SUSPEND_MOST_S:g} seconds"
         )
+
+
+def check_orderly(what: str, listener: Callable[..., object]) -> None:
+    """Return if this can be used.
+
+    Raises:
+        TypeError: it does not take (message, context).
+    """
     try:
         inspect.signature(listener).bind(None, None)
     except ValueError:

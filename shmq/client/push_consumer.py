@@ -13,23 +13,26 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
-from shmq.client.arguments import check_count
+from shmq.allocation import strategy_of
+from shmq.client.arguments import check_count, check_retries, member
 from shmq.client.closable import Closable
 from shmq.client.consumer import Consumer
 from shmq.client.listener_pool import WAIT_S, ListenerPool
-from shmq.client.orderly import OrderlyPool, check_orderly
+from shmq.client.orderly import SETTLED, OrderlyPool, check_orderly, check_suspend, complain
 from shmq.client.overdue import RETRY_LEVEL, ListenerCalls, OverdueWatch
 from shmq.client.process_queue import ProcessQueue
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ClosedError, ShmqError
 from shmq.status import ConsumeStatus
-from shmq.subscription import MessageModel, check_group
+from shmq.subscription import ConsumeFromWhere, MessageModel, check_group
 from shmq.topic import retry_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from typing import Any
 
+    from shmq.allocation import Allocation
     from shmq.client.instance import Client
     from shmq.client.orderly import OrderlyListener
     from shmq.client.overdue import ListenerCall
@@ -52,7 +55,8 @@ class PushConsumer(Closable):
     The listener settles a message by returning None or ConsumeStatus.CONSUME_SUCCESS. If it
     returns RECONSUME_LATER or raises, the message goes back to its broker, into the group's retry
     topic, and comes again to some member, after 10 s and then later each time; after the last time
-    it is a dead letter (shmq dlq). In BROADCASTING it is delivered again to this member.
+    it is a dead letter (shmq dlq); any other answer is logged, and taken for a failure, too. In
+    BROADCASTING it is delivered again to this member.
 
     A listener that takes longer than the group's consumeTimeoutMinute (15) goes on, but its message
     goes back as if it had failed, and what it returns at last does not count; `overdue_count` and
@@ -79,16 +83,20 @@ class PushConsumer(Closable):
         max_reconsume_times: int,
         orderly: bool,
         suspend: float,
+        allocation: Allocation,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """By Client.push_consumer(); `clock` says how long a listener takes."""
         what = f"consume in group {group}"
         check_group(group)
         check_count(what, "threads", threads)
+        check_retries(what, max_reconsume_times)
+        strategy_of(allocation, what=what)
         if not callable(listener):
             raise TypeError(f"{what}: listener {listener!r}: wanted a function of a message")
+        check_suspend(what, suspend)
         if orderly:
-            check_orderly(what, listener, suspend)
+            check_orderly(what, listener)
         self.group = group
         """The group."""
         self._client = client
@@ -97,6 +105,7 @@ class PushConsumer(Closable):
         self._max_reconsume_times = max_reconsume_times
         self._is_orderly = orderly
         self._suspend = suspend
+        self._allocation = allocation
         self._clock = clock
         self._overdue = OverdueWatch(group)
         self._pools: list[_Pool | OrderlyPool] = []
@@ -108,19 +117,38 @@ class PushConsumer(Closable):
         """Messages that went back because a listener took too long."""
         return self._overdue.overdue_count
 
-    def subscribe(self, topic: str, filter: str | None = None, **options: Any) -> None:
-        """Begin to consume a topic; options as for Client.consumer. May be called for several.
+    def subscribe(
+        self,
+        topic: str,
+        filter: str | None = None,
+        *,
+        from_where: ConsumeFromWhere = ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET,
+        from_time: float | None = None,
+        allocation: Allocation | None = None,
+        model: MessageModel = MessageModel.CLUSTERING,
+        offset_file: str | Path | None = None,
+    ) -> None:
+        """Begin to consume a topic; arguments as for Client.consumer, allocation as this consumer
+        was given it. May be called for several.
 
         Raises:
             What Client.consumer raises.
         """
         if self._is_closed:
             raise ClosedError(f"subscribe to {topic}: this push consumer is closed")
-        self._consume(topic, filter=filter, **options)
-        model = options.get("model", MessageModel.CLUSTERING)
+        model = member(f"consume {topic}", "model", MessageModel, model)
+        self._consume(
+            topic,
+            filter=filter,
+            from_where=from_where,
+            from_time=from_time,
+            allocation=self._allocation if allocation is None else allocation,
+            model=model,
+            offset_file=offset_file,
+        )
         if model is MessageModel.CLUSTERING and not self._has_retries:
             self._has_retries = True
-            self._consume(retry_topic(self.group))
+            self._consume(retry_topic(self.group), allocation=_shared(self._allocation))
 
     def _consume(self, topic: str, **options: Any) -> None:
         consumer = Consumer(
@@ -159,6 +187,13 @@ class PushConsumer(Closable):
         for pool in self._pools:
             pool.close()
         self._client.leave(self)
+
+
+def _shared(allocation: Allocation) -> Allocation:
+    """How the queues of the retry topic are shared out: a list or a function of the program's may
+    know nothing of them, and what nobody has nobody consumes.
+    """
+    return allocation if isinstance(allocation, str) else "average"
 
 
 class _Pool(ListenerPool[deque["core.Message"]]):
@@ -203,10 +238,14 @@ class _Pool(ListenerPool[deque["core.Message"]]):
     def _call(self, message: core.Message, rest: deque[core.Message]) -> None:
         number = self._calls.begin(message, rest)
         try:
-            is_done = self._listener(message) != ConsumeStatus.RECONSUME_LATER
+            answer = self._listener(message)
+            is_done = answer in SETTLED
         except Exception:  # noqa: BLE001 # a listener may raise anything; the message comes again
             _log.exception("listener of %s: message %s", self._consumer.topic, message.message_id)
             is_done = False
+        else:
+            if not is_done and answer != ConsumeStatus.RECONSUME_LATER:
+                complain(self._consumer.topic, message, answer)
         if not self._calls.end(number):
             return  # it took too long, and the message has gone back
         if is_done:

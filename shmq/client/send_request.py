@@ -141,6 +141,8 @@ class SendRequest:
 
 def delayed(properties: Mapping[str, str] | None, delay_level: int) -> dict[str, str]:
     """Properties that have the broker deliver the message later."""
+    if isinstance(delay_level, bool) or not isinstance(delay_level, int):
+        raise TypeError(f"delay_level {delay_level!r}: want a whole number, 0 (at once) or more")
     if delay_level < 0:
         raise ValueError(f"delay_level {delay_level}: want 0 (at once), 1 or more")
     return {**(properties or {}), "DELAY": str(delay_level)}

@@ -16,7 +16,7 @@ from shmq.errors import (
     SubscriptionError,
     TopicNotExistError,
 )
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -46,6 +46,9 @@ def test_sends_refuse_what_makes_no_sense(client):
                 send(queue=queue)
         with pytest.raises(TypeError, match="key and queue"):
             send(key="k", queue="least-loaded")
+        for delay_level in ("1", 1.5, True):
+            with pytest.raises(TypeError, match="delay_level .* want a whole number"):
+                send(delay_level=delay_level)
     for bodies in ("text", b"bytes"):
         with pytest.raises(TypeError, match=r"give \[body\]"):
             producer.send_many("t", bodies)
@@ -98,6 +101,15 @@ def test_consumers_refuse_what_makes_no_sense(client):
         client.push_consumer("g", 5)
     with pytest.raises(TypeError, match="threads '4'"):
         client.push_consumer("g", print, threads="4")
+    for options, error, said in (
+        ({"max_reconsume_times": "3"}, TypeError, "'3': wanted a whole number, -1 to"),
+        ({"max_reconsume_times": -2}, ConfigError, "-2: wanted -1 to 2147483647"),
+        ({"suspend": -1}, ConfigError, "suspend -1, wanted 0.01 to 30"),
+        ({"suspend": "1"}, TypeError, "suspend '1': wanted seconds"),
+        ({"allocation": "mine"}, ConfigError, "allocation 'mine', wanted"),
+    ):
+        with pytest.raises(error, match=said):
+            client.push_consumer("g", print, **options)
     client.producer().send("t", b"x")
     with client.consumer("t", "g") as consumer:
         queue = consumer.assigned[0]
@@ -113,6 +125,54 @@ def test_consumers_refuse_what_makes_no_sense(client):
             consumer.seek(queue, 0, time=0.0)
         with pytest.raises(TypeError, match="give the time itself"):
             consumer.seek(queue, where=shmq.ConsumeFromWhere.CONSUME_FROM_TIMESTAMP)
+
+
+def test_allocation_that_gives_what_are_no_queues_is_told(client):
+    client.create_topic("dealt", queues=2)
+    for answer in (None, 3, [1], [shmq.MessageQueue("dealt", "broker-a", 2)]):
+        with pytest.raises(ConfigError, match="the allocation gave .* wanted a list of those 2"):
+            client.consumer("dealt", "g-dealt", allocation=lambda _q, _m, _i, a=answer: a)
+    push = client.push_consumer("g-dealt", print, allocation=lambda queues, _m, _i: queues[1:])
+    with push, shmq.Admin(client.namesrv) as admin:
+        push.subscribe("dealt")
+        owners = {(r.topic, r.queue_id): bool(r.client_id) for r in admin.lag("g-dealt")}
+    assert owners == {("dealt", 0): False, ("dealt", 1): True, ("%RETRY%g-dealt", 0): True}
+
+
+def test_message_model_may_be_given_as_text(client):
+    client.create_topic("modelled", queues=1)
+    with (
+        client.push_consumer("g-modelled", print) as push,
+        shmq.Admin(client.namesrv) as admin,
+    ):
+        push.subscribe("modelled", model="CLUSTERING")
+        assert {row.topic for row in admin.lag("g-modelled")} == {"modelled", "%RETRY%g-modelled"}
+
+
+def test_listener_that_answers_what_nobody_knows_has_not_settled(client, caplog):
+    client.create_topic("answered", queues=1)
+    client.producer().send("answered", b"x")
+    push = client.push_consumer("g-answered", lambda _message: False, max_reconsume_times=0)
+    with push, client.consumer("%DLQ%g-answered", "g-letters") as letters:
+        push.subscribe("answered")
+        assert bytes(letters.try_next(30.0)) == b"x"
+    assert "answered False, wanted None or a ConsumeStatus" in caplog.text
+
+
+def test_broadcasting_topics_of_one_program_share_an_offset_file(client, tmp_path):
+    options = {"model": "BROADCASTING", "offset_file": tmp_path / "offsets.json"}
+    seen: list[str] = []
+    for _ in range(2):
+        for topic in ("shared-1", "shared-2"):
+            client.producer().send(topic, topic)
+        before = len(seen)
+        with client.push_consumer("g-shared", lambda m: seen.append(str(m.topic))) as push:
+            for topic in ("shared-1", "shared-2"):
+                push.subscribe(topic, **options)
+            with pytest.raises(ConfigError, match="keep offsets of shared-1 in .*another consumer"):
+                client.consumer("shared-1", "g-other", **options)
+            wait_for(lambda before=before: len(seen) == before + 2, "both messages, once")
+    assert sorted(seen) == ["shared-1", "shared-1", "shared-2", "shared-2"]
 
 
 def test_pull_consumer_of_no_topic_is_refused(client):
