@@ -89,7 +89,7 @@ def test_killed_member_is_gone_at_once(broker, a):
 def test_silent_client_is_ended_when_its_time_is_over(tmp_path, cluster_name):
     with (
         BrokerProcess(
-            tmp_path, cluster_name, client_expiry_ms="2000", client_scan_interval_ms="100"
+            tmp_path, cluster_name, client_expiry_ms="4000", client_scan_interval_ms="100"
         ) as broker,
         ClientProcess(broker, "stopped") as stopped,
         BrokerClient(broker, "speaker") as speaker,
@@ -103,7 +103,7 @@ def test_silent_client_is_ended_when_its_time_is_over(tmp_path, cluster_name):
             return speaker.members(GROUP) == ["speaker"]
 
         wait_until(only_speaker)
-        assert "no heartbeat for 2000 ms" in broker.log
+        assert "no heartbeat for 4000 ms" in broker.log
 
 
 def test_client_id_belongs_to_one_process(broker, a):
@@ -168,7 +168,7 @@ def test_unknown_group_is_refused_where_groups_are_made_by_hand(tmp_path, cluste
 
 def test_connections_of_a_group_are_listed(a):
     nobody = a.client.invoke(
-        Command(RequestCode.GET_CONSUMER_CONNECTION_LIST, {"consumerGroup": GROUP}), timeout_s=5.0
+        Command(RequestCode.GET_CONSUMER_CONNECTION_LIST, {"consumerGroup": GROUP}), timeout_s=60.0
     )
     assert nobody.code == ResponseCode.CONSUMER_NOT_ONLINE
     a.heartbeat(consumers={GROUP: [TOPIC]}, producerDataSet=[{"groupName": "writers"}])
@@ -323,7 +323,7 @@ def _store_time(client: BrokerClient, where, queue_offset: int) -> int:
 def test_offset_is_set_and_asked_for(a, b):
     fill(a, 10)
     fields = {"consumerGroup": GROUP, "topic": TOPIC, "queueId": 1}
-    unknown = a.client.invoke(Command(RequestCode.QUERY_CONSUMER_OFFSET, fields), timeout_s=5.0)
+    unknown = a.client.invoke(Command(RequestCode.QUERY_CONSUMER_OFFSET, fields), timeout_s=60.0)
     assert unknown.code == ResponseCode.QUERY_NOT_FOUND
     a.call(RequestCode.UPDATE_CONSUMER_OFFSET, {**fields, "commitOffset": 10})  # makes the group
     assert a.consumer_offset(GROUP, TOPIC, 1) == 10

@@ -198,6 +198,6 @@ def test_entries_that_left_memory_are_read_from_files(broker):
         assert [m.queue_offset for m in messages] == list(range(10))
         in_memory = client.client.invoke(
             Command(RequestCode.READ_ENTRIES, {"topic": "cold", "queueId": 0, "queueOffset": 1799}),
-            timeout_s=5.0,
+            timeout_s=60.0,
         )
         assert in_memory.code == ResponseCode.PULL_RETRY_IMMEDIATELY

@@ -119,7 +119,7 @@ def test_no_body_of_producers_and_groups_crosses_a_socket(tmp_path: Path, cluste
         pid = cluster.brokers[0].pid
         with traced(strace, trace, pid):
             flow(producer, consumer, 20_000)
-            client.heartbeat()  # a request, to see that the trace sees
+            client.create_topic("seen", queues=1)  # a request, to see that the trace sees
     check_trace(trace)
 
 

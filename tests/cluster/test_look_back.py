@@ -191,19 +191,19 @@ def test_message_larger_than_an_answer_comes_in_pieces(
             folder,
             broker_socket_name(result.message_queue.broker_name, 0),
             role="test",
-            timeout_s=5.0,
+            timeout_s=60.0,
         ) as connection,
     ):
         at = admin.get_message(result.message_id).physical_offset
         fields = {"offset": at, "begin": 0}
-        answer = connection.call(Command(RequestCode.VIEW_MESSAGE_BY_ID, fields), timeout_s=5.0)
+        answer = connection.call(Command(RequestCode.VIEW_MESSAGE_BY_ID, fields), timeout_s=60.0)
         assert len(answer.body) <= 512 << 10
         fields = {"offset": at + 100}
-        answer = connection.invoke(Command(RequestCode.VIEW_MESSAGE_BY_ID, fields), timeout_s=5.0)
+        answer = connection.invoke(Command(RequestCode.VIEW_MESSAGE_BY_ID, fields), timeout_s=60.0)
         assert answer.code == ResponseCode.QUERY_NOT_FOUND
         for wrong in ({"offset": -1}, {"offset": at, "size": 1 << 30}, {"offset": "x"}, {}):
             command = Command(RequestCode.VIEW_MESSAGE_BY_ID, wrong)
-            answer = connection.invoke(command, timeout_s=5.0)
+            answer = connection.invoke(command, timeout_s=60.0)
             assert answer.code == ResponseCode.INVALID_PARAMETER
         for wrong in (
             {"topic": "large", "maxNum": 5000},
@@ -211,7 +211,7 @@ def test_message_larger_than_an_answer_comes_in_pieces(
             {"topic": "large", "queueId": -2},
         ):
             command = Command(RequestCode.QUERY_MESSAGE, wrong)
-            answer = connection.invoke(command, timeout_s=5.0)
+            answer = connection.invoke(command, timeout_s=60.0)
             assert answer.code == ResponseCode.INVALID_PARAMETER
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cluster
 
 CLUSTER = """
 [namesrv]
-broker_hung_timeout_ms = 2000
+broker_hung_timeout_ms = 5000
 probe_interval_ms = 50
 [cluster]
 restart_delay_ms = 10

@@ -76,7 +76,7 @@ def test_failed_message_comes_again_later_each_time_as_the_one_it_was(
             for body in (b"raises", b"later")
         }
         wait_for(
-            lambda: all(len(calls) == 4 for calls in seen.calls.values()) and len(seen.calls) == 2
+            lambda: len(seen.calls) == 2 and all(len(calls) == 4 for calls in seen.calls.values())
         )
         for body, calls in seen.calls.items():
             assert [topic for _, topic, _, _ in calls] == ["t"] * 4

@@ -366,6 +366,8 @@ class StoreMachine(ReportedMachine):
             assert frozen.end() == 0
         with contextlib.suppress(ShmError):
             self.store.call("close_session", session=frozen.offer.session)
+        # If a successor waits for it to be resumed: nobody will.
+        self.store.call("forget_lost", session=frozen.offer.session)
 
     # ---- queues ----------------------------------------------------------------------------------
 

@@ -56,13 +56,13 @@ class RunningBroker:
 
     def connect(self, **options: Any) -> Client:
         with RuntimeFolder.open(self.runtime_path) as folder:
-            return Client(folder, self.socket_name, role="test", timeout_s=5.0, **options)
+            return Client(folder, self.socket_name, role="test", timeout_s=60.0, **options)
 
     def status(self) -> dict[str, Any]:
         client = self.connect()
         try:
             command = Command(RequestCode.GET_BROKER_STATUS)
-            return dict(client.call(command, timeout_s=5.0).ext_fields)
+            return dict(client.call(command, timeout_s=60.0).ext_fields)
         finally:
             client.close()
 

@@ -51,7 +51,7 @@ def connection():
     if "connection" not in kept:
         with RuntimeFolder.open(runtime) as folder:
             kept["connection"] = Connection(
-                folder, broker_socket_name("broker-a", 0), role="test", timeout_s=5.0
+                folder, broker_socket_name("broker-a", 0), role="test", timeout_s=60.0
             )
     return kept["connection"]
 
@@ -101,7 +101,7 @@ def pull_heads(topic, queue_offset):
 
 def ask_namesrv(code, fields):
     with RuntimeFolder.open(runtime) as folder:
-        asked = Connection(folder, namesrv_socket_name("ns0"), role="test", timeout_s=5.0)
+        asked = Connection(folder, namesrv_socket_name("ns0"), role="test", timeout_s=60.0)
     try:
         asked.call(Command(RequestCode[code], fields, b'{"table": {}}'), timeout_s=10.0)
     finally:
