@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).with_name("micro")))
+sys.path.insert(0, str(Path(__file__).with_name("e2e")))
 sys.path.insert(0, str(Path(__file__).with_suffix("")))
 
 from looking import row_looking

@@ -2,8 +2,8 @@
 
     bin/bench scale [--quick] [--json] [--rows topics,clients,...] [--out FILE]
 
-Each figure is taken at several sizes, so that what grows faster than the size shows. How each is
-taken: bench/README.md; the rows are in bench/scale/.
+Each figure is taken at several sizes, so that what grows faster than the size shows; with --out the
+JSON has the fits, too. How each is taken: bench/README.md; the rows are in bench/scale/.
 """
 
 import os
@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).with_name("micro")))
 sys.path.insert(0, str(Path(__file__).with_name("e2e")))
 sys.path.insert(0, str(Path(__file__).with_suffix("")))
 
+from consumers import row_consumers
+from fits import fits
 from members import row_clients, row_groups
 from reporting import run
 from topics import row_beside, row_topics
@@ -23,9 +25,10 @@ ROWS = {
     "beside": row_beside,
     "clients": row_clients,
     "groups": row_groups,
+    "consumers": row_consumers,
 }
 
 if __name__ == "__main__":
     # An installed package has its bytecode; without it every start compiles all of shmq anew.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    sys.exit(run("scale", __doc__.split("\n")[0], ROWS))
+    sys.exit(run("scale", __doc__.split("\n")[0], ROWS, derive=lambda got: {"fits": fits(got)}))

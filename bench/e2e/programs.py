@@ -97,3 +97,13 @@ def descendants() -> set[int]:
         wave = {pid for pid, parent in parents.items() if parent in wave}
         found |= wave
     return found
+
+
+def cpu_ns(pids: set[int]) -> int:
+    """Processor time that the living threads of these processes have used."""
+    total = 0
+    for pid in pids:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as file:
+                total += int(file.read().split()[0])
+    return total

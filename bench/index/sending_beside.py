@@ -1,9 +1,12 @@
 """Sending while an index is built behind it, and without one."""
 
 import argparse
+import os
+import statistics
 import time
 
 from measuring import Figure, Foreign, cluster, figure, queue_of
+from programs import cpu_ns, descendants
 
 import shmq
 
@@ -18,20 +21,36 @@ def row_sending(options: argparse.Namespace) -> dict[str, Figure]:
     """
     count = MESSAGES // (10 if options.quick else 1)
     taken: dict[bool, list[float]] = {True: [], False: []}
+    used: dict[bool, list[float]] = {True: [], False: []}
     shares = []
     for _ in range(options.runs):
         for has_index in (True, False):
             with cluster(message_index_enable=str(has_index).lower()) as client:
                 foreign = Foreign()
+                ours = {os.getpid(), *descendants()}
+                before = cpu_ns(ours)
                 taken[has_index].append(_send(client, count))
+                used[has_index].append((cpu_ns(ours) - before) / count)
                 shares.append(foreign.share())
-    more = {"foreign_cpu_max": round(max(shares), 2)}
+    more = {
+        "foreign_cpu_max": round(max(shares), 2),
+        "foreign_cpu_median": round(statistics.median(shares), 2),
+    }
     ratios = [a / b for a, b in zip(taken[True], taken[False], strict=True)]
+    costs = [a / b for a, b in zip(used[True], used[False], strict=True)]
+    best = min(taken[True]) / min(taken[False])
     bound = "producer, append thread, flusher and derived files on the cores there are"
     return {
         "send 100B with an index": figure(taken[True], "ns/message", bound, **more),
         "send 100B without an index": figure(taken[False], "ns/message", bound, **more),
         "send with / without an index": figure(ratios, "x", "the same", **more),
+        "send with / without an index, best runs": figure([best], "x", "the same", **more),
+        "processor time while sending, with an index": figure(
+            used[True], "ns/message", "all threads of all processes", **more
+        ),
+        "processor time while sending, with / without": figure(
+            costs, "x", "what the index takes from the sends", **more
+        ),
     }
 
 

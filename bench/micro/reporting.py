@@ -11,8 +11,21 @@ from measuring import Figure, machine
 Row = Callable[[argparse.Namespace], dict[str, Figure]]
 
 
-def run(verb: str, description: str, rows: Mapping[str, Row]) -> int:
-    """Measure the rows that are asked for."""
+def run(
+    verb: str,
+    description: str,
+    rows: Mapping[str, Row],
+    *,
+    derive: Callable[[dict[str, Figure]], dict[str, Any]] = lambda _figures: {},
+) -> int:
+    """Measure the rows that are asked for.
+
+    Args:
+        verb: of bin/bench.
+        description: of it.
+        rows: by name.
+        derive: what else the JSON has, made of all its figures.
+    """
     parser = argparse.ArgumentParser(prog=f"bin/bench {verb}", description=description)
     parser.add_argument("--quick", action="store_true", help="a tenth of the messages")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -33,6 +46,7 @@ def run(verb: str, description: str, rows: Mapping[str, Row]) -> int:
         for label, figure in rows[name](options).items():
             result["figures"][label] = figure
             _show(label, figure)
+        result |= derive(result["figures"])
         if options.out:
             options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if options.json:

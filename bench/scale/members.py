@@ -9,7 +9,7 @@ import time
 from crowd import crowd
 from daemons import memory_mib, pids_of
 from measuring import Figure, cluster, figure
-from programs import descendants
+from programs import cpu_ns, descendants
 
 import shmq
 from shmq.config import AUTO
@@ -55,9 +55,9 @@ def row_clients(options: argparse.Namespace) -> dict[str, Figure]:
                         "Python objects of a connection and a session",
                     )
                 everybody = descendants()
-                begin, used = time.perf_counter(), _cpu_ns(everybody)
+                begin, used = time.perf_counter(), cpu_ns(everybody)
                 time.sleep(QUIET_S / 5 if options.quick else QUIET_S)
-                share = (_cpu_ns(everybody) - used) / 1e7 / (time.perf_counter() - begin)
+                share = (cpu_ns(everybody) - used) / 1e7 / (time.perf_counter() - begin)
                 figures[f"{label}, idle, all processes"] = figure(
                     [share], "% of a core", "heartbeats and safety timeouts of each client"
                 )
@@ -114,12 +114,3 @@ def _until_divided(admin: shmq.Admin, group: str, member_count: int) -> None:
                 f"group {group}: {len(set(owners))} of {member_count} members have queues"
             )
         time.sleep(LOOK_S)
-
-
-def _cpu_ns(pids: set[int]) -> int:
-    total = 0
-    for pid in pids:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as file:
-                total += int(file.read().split()[0])
-    return total
