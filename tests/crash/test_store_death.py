@@ -15,6 +15,7 @@ import itertools
 import logging
 import shutil
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,8 +55,12 @@ DEATHS_OF_A_STORE = 300
 """Then a new one: a start looks at every file of the log."""
 QUIET_STRIDE = 20
 SYS_RECVMSG = 47
-SLEEPING = ("232", "281")
-"""System calls that the append thread sleeps in: epoll_wait, epoll_pwait."""
+SYS_EPOLL_WAITS = ("232", "281")
+SYS_FUTEX = "202"
+FUTEX_WAIT = "0x0"
+"""Between processes, as the core waits; Python's locks are private to theirs."""
+SETTLE_INTERVAL_NS = 10_000_000
+"""SHMQ_SETTLE_INTERVAL_NS of turn.h."""
 
 
 @pytest.fixture
@@ -120,31 +125,89 @@ TURNS: dict[str, tuple[Callable[[Scene], None], int]] = {
 }
 
 
-def hold_append_thread(stepper: Stepper, store: ForkedStore) -> None:
-    """The append thread stands still where it sleeps for want of work: each turn begins there."""
-    tid = store.call("threads")[0]["shmq-append"]
-    place = Path(f"/proc/{store.pid}/task/{tid}/syscall")
-    wait_until(lambda: place.read_text(encoding="ascii").split()[0] in SLEEPING)
-    stepper.seize(tid)
-    stepper.interrupt()
+class TurnStepper(contextlib.ExitStack):
+    """Holds the append thread of one store after another where it sleeps for want of work: each
+    turn begins there. With it two threads stand that would now and then come into a turn, the more
+    often the slower it is stepped: the flusher, whose flush may end in its midst, and the keeper,
+    who asks for the role once a second.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stepper = self.enter_context(Stepper())
+        self._keeper = self.enter_context(Stepper())
+        self._flusher = self.enter_context(Stepper())
+        self._is_flusher_held = False
+
+    def hold(self, scene: Scene) -> None:
+        """All of them, when there is nothing to do; so long that the next turn looks for answers
+        that waited too long, which it does every so many milliseconds.
+        """
+        wait_until(lambda: scene.flushed() == scene.log_end())
+        threads = scene.store.call("threads")[0]
+        hold_asleep(self._keeper, scene.store.pid, threads["shmq-keeper"], is_waiting)
+        hold_asleep(self._flusher, scene.store.pid, threads["shmq-flush"], is_waiting)
+        hold_asleep(self.stepper, scene.store.pid, threads["shmq-append"], is_polling)
+        self._is_flusher_held = True
+        due_ns = time.monotonic_ns() + SETTLE_INTERVAL_NS
+        wait_until(lambda: time.monotonic_ns() >= due_ns)
+
+    def flush(self, scene: Scene) -> None:
+        """Behind the end of a turn: the flusher goes on, and what settles levels can follow."""
+        self._flusher.go()
+        self._is_flusher_held = False
+        wait_until(lambda: scene.flushed() == scene.log_end())
+
+    def kill(self) -> None:
+        """SIGKILL to the store's process."""
+        self.stepper.kill()
+        self._keeper.kill()
+        if self._is_flusher_held:
+            self._flusher.kill()
 
 
-def await_flushed(scene: Scene) -> None:
-    """Until the flusher is done: what the turn did is followed by what settles levels."""
-    wait_until(lambda: scene.flushed() == scene.log_end())
+def hold_asleep(
+    stepper: Stepper, pid: int, tid: int, is_asleep: Callable[[list[str]], bool]
+) -> None:
+    """Hold a thread in the system call that it sleeps in, when it comes there."""
+    place = Path(f"/proc/{pid}/task/{tid}/syscall")
+
+    def try_hold() -> bool:
+        if not is_asleep(place.read_text(encoding="ascii").split()):
+            return False
+        stepper.seize(tid)
+        stepper.interrupt()
+        if is_asleep(place.read_text(encoding="ascii").split()):
+            return True
+        stepper.go()  # it woke up meanwhile
+        return False
+
+    wait_until(try_hold)
 
 
-def learn_turn(stepper: Stepper, scene: Scene, before: Callable[[Scene], None]) -> list[list[int]]:
+def is_polling(call: list[str]) -> bool:
+    """Whether this is where the append thread sleeps; the number and the arguments of a call."""
+    return call[0] in SYS_EPOLL_WAITS
+
+
+def is_waiting(call: list[str]) -> bool:
+    """Whether this is a wait of the core, not one for a lock of Python."""
+    return call[0] == SYS_FUTEX and call[2] == FUTEX_WAIT
+
+
+def learn_turn(
+    turns: TurnStepper, scene: Scene, before: Callable[[Scene], None]
+) -> list[list[int]]:
     """The ways of turns that die at their ends, so that others can be leapt through."""
 
     def learn() -> list[int]:
         before(scene)
-        hold_append_thread(stepper, scene.store)
+        turns.hold(scene)
         put_some(scene)
-        way = stepper.learn()
-        await_flushed(scene)
-        way += stepper.learn()
-        stepper.kill()
+        way = turns.stepper.learn()
+        turns.flush(scene)
+        way += turns.stepper.learn()
+        turns.kill()
         scene.succeed()
         scene.judge()
         return way
@@ -165,9 +228,9 @@ def scenes(zygote: Zygote, config: StoreConfig) -> Generator[Scene]:
 class Dying:
     """Leaves successors something to redo: the store dies at some instruction of a turn."""
 
-    def __init__(self, stepper: Stepper, scene: Scene) -> None:
-        self._stepper = stepper
-        self.turn_length = min(map(len, learn_turn(stepper, scene, before_a_turn)))
+    def __init__(self, turns: TurnStepper, scene: Scene) -> None:
+        self._turns = turns
+        self.turn_length = min(map(len, learn_turn(turns, scene, before_a_turn)))
         # A prime number of instructions on each time: all over the turn, in the end at each of it.
         self._spread = (number * 1709 % self.turn_length for number in itertools.count())
 
@@ -176,15 +239,15 @@ class Dying:
         there (else it went astray and died somewhere behind), and whether the turn was committed.
         """
         before_a_turn(scene)
-        hold_append_thread(self._stepper, scene.store)
+        self._turns.hold(scene)
         turn_number = scene.turn_number()
         put_some(scene)
         at = next(self._spread) if at is None else at
         is_there = False
         with contextlib.suppress(AstrayError):
-            go_through(self._stepper.leap, at, lambda: await_flushed(scene))
+            go_through(self._turns.stepper.leap, at, lambda: self._turns.flush(scene))
             is_there = True
-        self._stepper.kill()
+        self._turns.kill()
         scene.store.process.wait()
         scene.look()
         return is_there, scene.turn_number() != turn_number
@@ -212,19 +275,19 @@ def test_store_killed_at_any_instruction_of_a_turn_loses_doubles_and_tears_nothi
     before: Callable[[Scene], None],
     stride: int,
 ) -> None:
-    with Stepper() as stepper, contextlib.closing(scenes(zygote, config)) as following:
+    with TurnStepper() as turns, contextlib.closing(scenes(zygote, config)) as following:
         stride = scaled(stride, 1)
-        ways = learn_turn(stepper, next(following), before)
-        points = Points(stepper, ways, itertools.count(0, stride), is_every=stride == 1)
+        ways = learn_turn(turns, next(following), before)
+        points = Points(turns.stepper, ways, itertools.count(0, stride), is_every=stride == 1)
         for scene in following:
             if points.is_over:
                 scene.finish()
                 break
             before(scene)
-            hold_append_thread(stepper, scene.store)
+            turns.hold(scene)
             put_some(scene)
-            points.reach(functools.partial(await_flushed, scene))
-            stepper.kill()
+            points.reach(functools.partial(turns.flush, scene))
+            turns.kill()
             scene.succeed()
             scene.judge()
     assert points.count > 10
@@ -247,8 +310,8 @@ def test_successor_killed_at_any_instruction_of_adopting_leaves_the_next_one_eve
     """Its predecessor dies right behind the commit of a turn, so that all of it is to be redone; in
     a full run also right before it.
     """
-    with Stepper() as stepper, contextlib.closing(scenes(zygote, config)) as following:
-        dying = Dying(stepper, next(following))
+    with TurnStepper() as turns, contextlib.closing(scenes(zygote, config)) as following:
+        dying = Dying(turns, next(following))
         commit = dying.find_commit(following)
         for death in (commit, commit - 1)[: scaled(1, 2)]:
 
@@ -352,8 +415,8 @@ def chosen(length: int, changes: list[int] | None, count: int) -> Iterable[int]:
 def test_successor_killed_at_any_instruction_of_a_resumption_leaves_the_next_one_everything(
     zygote: Zygote, config: StoreConfig
 ) -> None:
-    with Stepper() as stepper, contextlib.closing(scenes(zygote, config)) as following:
-        dying = Dying(stepper, next(following))
+    with TurnStepper() as turns, contextlib.closing(scenes(zygote, config)) as following:
+        dying = Dying(turns, next(following))
 
         def hold(scene: Scene, stepper: Stepper) -> Held:
             return resuming(dying, scene, stepper)
@@ -388,8 +451,8 @@ def resume_in_vain(scene: Scene) -> None:
 def test_successor_killed_at_any_system_call_of_its_start_leaves_the_next_one_everything(
     zygote: Zygote, config: StoreConfig
 ) -> None:
-    with Stepper() as stepper, contextlib.closing(scenes(zygote, config)) as following:
-        dying = Dying(stepper, next(following))
+    with TurnStepper() as turns, contextlib.closing(scenes(zygote, config)) as following:
+        dying = Dying(turns, next(following))
         for call_number, scene in zip(itertools.count(0, scaled(20, 1)), following, strict=False):
             dying.die(scene)
             scene.store = scene.store.restart(opens=False)
