@@ -172,6 +172,8 @@ class StoreConfig:
         5_000, rocketmq=("syncFlushTimeout",), least=1, most=3_600_000
     )
     """Milliseconds after which a SYNC_FLUSH send completes as FLUSH_DISK_TIMEOUT. RocketMQ's."""
+    slave_timeout_ms: int = _setting(3_000, rocketmq=("slaveTimeout",), least=1, most=3_600_000)
+    """Milliseconds after which a SYNC_MASTER send completes as FLUSH_SLAVE_TIMEOUT. RocketMQ's."""
 
     message_index_enable: bool = _setting(True, rocketmq=("messageIndexEnable",))
     """Whether messages can be looked up by key and id. The index is built behind the log, of what

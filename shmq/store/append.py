@@ -52,6 +52,7 @@ class AppendService:
         derive_failure: Callable[[], ShmqError | None],
         check_room: Callable[[], None],
         on_session_ended: Callable[[], None],
+        on_replica_need: Callable[[], None],
         on_tick: Callable[[], None],
     ) -> None:
         self._appender = appender
@@ -61,6 +62,7 @@ class AppendService:
         self._derive_failure = derive_failure
         self._check_room = check_room
         self._on_session_ended = on_session_ended
+        self._on_replica_need = on_replica_need
         self._on_tick = on_tick
         self._refused = 0
         self._thread = threading.Thread(target=appender.run, name="shmq-append", daemon=True)
@@ -90,6 +92,7 @@ class AppendService:
             try:
                 if events & core.EVENT_ARENA:
                     self._make_blocks()
+                self._on_replica_need()  # each time: what failed is tried again
                 if not self._prepare_ahead():
                     timeout_s = _RETRY_S
                     if (failure := self._derive_failure()) is not None:

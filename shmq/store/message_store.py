@@ -39,6 +39,7 @@ from shmq.shm.budget import (
 )
 from shmq.shm.in_use import InUseMark
 from shmq.shm.incarnation import boot_id
+from shmq.shm.names import ObjectKind
 from shmq.status import FlushDiskType
 from shmq.store import boot_files, positions
 from shmq.store.append import AppendService
@@ -59,6 +60,8 @@ from shmq.store.message_lookup import MessageLookup
 from shmq.store.quarantine import Hole, Quarantine
 from shmq.store.queues import Queues
 from shmq.store.recovery import RecoveredLog, log_trust, open_consume_queues, recover_files
+from shmq.store.replica import LogBegin, MasterLog, ReplicaService, begin_log
+from shmq.store.replica_set import ReplicaSet
 from shmq.store.retention import Retention
 from shmq.store.services import StoreService
 from shmq.store.sessions import Sessions
@@ -134,6 +137,8 @@ class MessageStore:
         on_expired: Callable[[ExpiredFile], None] | None = None,
         mastership: Mastership | None = None,
         master_epoch: int | None = None,
+        is_slave: bool = False,
+        begin: LogBegin | None = None,
     ) -> None:
         """Nothing happens yet.
 
@@ -146,8 +151,12 @@ class MessageStore:
             on_session_ended: called with (session, reason) from a service thread when a client
                 broke a rule or did not answer; its session is closed already.
             on_expired: called with each file that retention took, in its thread; must not wait.
+            is_slave: it takes no message, it copies a master's log (`follow`).
+            begin: where the log of a slave begins if it has none.
         """
         self.config = config
+        self._is_slave = is_slave
+        self._begin = begin
         self._clock = clock
         self._on_session_ended = on_session_ended or (lambda _session, _reason: None)
         self._on_expired = on_expired or (lambda _expired: None)
@@ -156,6 +165,10 @@ class MessageStore:
         self._undo = contextlib.ExitStack()
         self._failure: FlushFailedError | None = None
         self._positions_due_ns = 0
+        self._record_crc_position: int | None = None
+        self.queues: Queues
+        self.replica: ReplicaService
+        """What copies a master's log, where this is a slave."""
         self.retention: Retention
         """What removes old files; from `open` on."""
         self.is_adopted = False
@@ -423,7 +436,7 @@ class MessageStore:
             on_damage=self._quarantine,
         )
         self._derive_from(derived, undo, is_foreign=False)
-        self.queues = Queues(self._appender, memory)
+        self._open_queues(memory)
         if prefix is not None:
             self._take_min(prefix)
         lost = self.sessions.find_lost()
@@ -444,6 +457,16 @@ class MessageStore:
             cold = prefix.cold_queues.get(QueueKey(topic, queue_id))
             hot_min = self.queues.hot_min(handle)
             self.queues.set_min(handle.row, hot_min if cold is None else cold.min_queue_offset)
+
+    def _open_queues(self, memory: StoreMemory) -> None:
+        self.queues = Queues(self._appender, memory)
+        self.replica = ReplicaService(
+            self._appender,
+            self.queues,
+            file_size_bytes=self.file_size_bytes,
+            row_flags=self.row_flags,
+            grow_arena=lambda: self._appender.grow_arena(memory.grow_arena()),
+        )
 
     def _quarantine(self, damages: Sequence[Damage]) -> None:
         """Enter damage of complete files in the quarantine list: readers skip it, nothing is lost
@@ -504,8 +527,13 @@ class MessageStore:
         self.file_size_bytes = plan.file_size_bytes
         files = LogFiles(config.store_path, plan.file_size_bytes)
         files.make_folders()
+        if self._begin is not None and not files.files():
+            begin_log(files, self._positions_path, self._begin)
         recovered = recover_files(
-            config.store_path, plan.file_size_bytes, delay_levels_ms=config.delay_levels_ms
+            config.store_path,
+            plan.file_size_bytes,
+            delay_levels_ms=config.delay_levels_ms,
+            is_slave=self._is_slave,
         )
         self.recovered = recovered
         manifest = StoreMemory.new_manifest(config, plan.file_size_bytes, os.geteuid())
@@ -527,7 +555,7 @@ class MessageStore:
         self._wire(memory, undo, plan.segment_count, plan.session_count)
         self._appender.grow_arena(memory.arena.size_bytes // core.BLOCK_SIZE)
         self._derive_from(recovered.consume_queues, undo, is_foreign=recovered.is_foreign)
-        self.queues = Queues(self._appender, memory)
+        self._open_queues(memory)
         for (topic, queue_id), (low, high) in recovered.cold_queues.items():
             handle = self.queues.add(
                 topic,
@@ -555,6 +583,8 @@ class MessageStore:
         config = self.config
         file_size = config.commit_log_file_size_bytes
         existing = known.file_size_bytes if known else find_file_size(config.store_path)
+        if existing is None and self._begin is not None:
+            existing = self._begin.file_size_bytes
         if existing and file_size and existing != file_size:
             raise ShmError(
                 f"open {config.store_path}: its files have {existing} bytes, "
@@ -592,10 +622,13 @@ class MessageStore:
             memory.topics,
             memory.arena,
             flush_timeout=config.sync_flush_timeout_ms / 1000,
+            replica_timeout=config.slave_timeout_ms / 1000,
             delay_ms=config.delay_levels_ms,
             policy=_POLICIES[config.waiting_policy],
         )
         undo.callback(self._appender.close)
+        self._appender.set_slave(self._is_slave)
+        self.replica_set = ReplicaSet(self._appender)
         self.channel = LogChannel(
             self._files, file_size_bytes=self.file_size_bytes, on_drop=self._end_session
         )
@@ -637,6 +670,7 @@ class MessageStore:
             derive_failure=lambda: self._derive.failure,
             check_room=lambda: self.retention.check_room(),
             on_session_ended=self._end_sessions,
+            on_replica_need=lambda: self.replica.serve(),
             on_tick=self._tick,
         )
         self._flush = FlushService(
@@ -793,8 +827,10 @@ class MessageStore:
                 is therefore left for a successor.
         """
         self.retention.stop()
+        self.replica.unfollow()
         self._append.stop()
         self._flush.stop()
+        self.replica_set.close()
         self._derive.stop()
         if self._index is not None:
             self._index.stop()
@@ -824,6 +860,24 @@ class MessageStore:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    # ---- replication -----------------------------------------------------------------------------
+
+    def follow(self, master: MasterLog) -> None:
+        """Copy this master's log from now on; see ReplicaService.follow."""
+        self._record_crc_position = master.record_crc_position
+        self.replica.follow(master)
+
+    def open_control(self) -> int:
+        """A read-only fd of the control segment, for a slave or a master; the caller closes it."""
+        return self._memory.open_readonly(ObjectKind.CONTROL)
+
+    @property
+    def log_begin(self) -> LogBegin:
+        """Where the log of a slave of this store begins."""
+        return LogBegin(
+            self.file_size_bytes, self.positions.min_position, self._saved.record_crc_position
+        )
 
     # ---- facts -----------------------------------------------------------------------------------
 
@@ -985,7 +1039,10 @@ class MessageStore:
             )
         if self.recovered is not None:  # it moves on where RocketMQ had the store in between
             known = replace(known, record_crc_position=self.recovered.record_crc_position)
+        if self._record_crc_position is not None:
+            known = replace(known, record_crc_position=self._record_crc_position)
         if last is not None and replace(known, sequence=0) == replace(last, sequence=0):
+            self._saved = last
             return
         self._saved = positions.save(self._positions_path, known, durable=True)
 

@@ -117,6 +117,7 @@ def recover_files(
     *,
     delay_levels_ms: Sequence[int] = DELAY_LEVELS_MS,
     clock: Clock = SYSTEM_CLOCK,
+    is_slave: bool = False,
 ) -> RecoveredLog:
     """Scan the log, set its tail aside, and bring the derived files up to it.
 
@@ -127,20 +128,27 @@ def recover_files(
         file_size_bytes: size of the CommitLog files.
         delay_levels_ms: messageDelayLevel, for the tags code of scheduled messages.
         clock: for the time at which holes were found.
+        is_slave: what comes is copied: records that RocketMQ wrote may come yet.
 
     Raises:
         StoreCorruptError: files are missing, or something there cannot be a log file.
         DiskFullError, StoreError: it cannot be read, or the tail not be kept aside.
     """
     recovery = _Recovery(
-        LogFiles(store_path, file_size_bytes), tuple(delay_levels_ms), clock.wall_ms()
+        LogFiles(store_path, file_size_bytes),
+        tuple(delay_levels_ms),
+        clock.wall_ms(),
+        is_slave=is_slave,
     )
     return recovery.run()
 
 
 class _Recovery:
-    def __init__(self, files: LogFiles, delay_levels_ms: tuple[int, ...], now_ms: int) -> None:
+    def __init__(
+        self, files: LogFiles, delay_levels_ms: tuple[int, ...], now_ms: int, *, is_slave: bool
+    ) -> None:
         self._files = files
+        self._is_slave = is_slave
         self._store_path = files.store_path
         self._delay_levels_ms = delay_levels_ms
         self._now_ms = now_ms
@@ -176,7 +184,7 @@ class _Recovery:
         floors = consume_queue_files.load_floors(queues.floors_path)
         self._ends.update(floors)
         end_position = self._walk(logs, queues, trusted_end, record_crc_position)
-        if record_crc_position > end_position:
+        if record_crc_position > end_position and not self._is_slave:
             # What is written from now on carries the property: whoever derives it must ask for it.
             record_crc_position = end_position
             queues.close()

@@ -33,6 +33,7 @@ from shmq.shm.mastership import Mastership
 from shmq.status import FlushDiskType
 from shmq.store.message_store import MessageStore
 from shmq.store.queues import QueueHandle
+from shmq.store.replica import LogBegin, MasterLog
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -58,8 +59,13 @@ def serve(sock: socket.socket) -> None:
         if request["is_member"]:
             assert config.runtime_path is not None
             mastership = Mastership.take(config.runtime_path, timeout_ms=_MASTERSHIP_TIMEOUT_MS)
+        begin = request["begin"]
         store = MessageStore(
-            config, on_session_ended=lambda *ended: _ended.append(ended), mastership=mastership
+            config,
+            on_session_ended=lambda *ended: _ended.append(ended),
+            mastership=mastership,
+            is_slave=begin is not None,
+            begin=LogBegin(*begin) if begin else None,
         )
         with Steps(request["dies_at"]) as steps:
             store.open()
@@ -248,6 +254,43 @@ def _check(store: MessageStore, _fds: dict[str, int]) -> tuple[Any, Any]:
     return None, {}
 
 
+def _open_control(store: MessageStore, _fds: dict[str, int]) -> tuple[Any, Any]:
+    return list(store.log_begin), {"control": store.open_control()}
+
+
+def _add_replica(store: MessageStore, fds: dict[str, int]) -> tuple[Any, Any]:
+    return store.replica_set.add(fds["control"], fds["socket"]), {}
+
+
+def _set_in_sync(
+    store: MessageStore, _fds: dict[str, int], index: int, is_in_sync: bool
+) -> tuple[Any, Any]:
+    return store.replica_set.set_in_sync(index, is_in_sync), {}
+
+
+def _confirm(
+    store: MessageStore, _fds: dict[str, int], needed: int, by_flushed: bool
+) -> tuple[Any, Any]:
+    store.replica_set.confirm(True, needed=needed, by_flushed=by_flushed)
+    return None, {}
+
+
+def _remove_replica(store: MessageStore, _fds: dict[str, int], index: int) -> tuple[Any, Any]:
+    store.replica_set.remove(index)
+    return None, {}
+
+
+def _follow(store: MessageStore, fds: dict[str, int], record_crc_position: int) -> tuple[Any, Any]:
+    names = ("control", "log", "event", "socket")
+    store.follow(MasterLog(*(fds.pop(name) for name in names), record_crc_position))
+    return None, {}
+
+
+def _unfollow(store: MessageStore, _fds: dict[str, int]) -> tuple[Any, Any]:
+    store.replica.unfollow()
+    return None, {}
+
+
 _ended: list[tuple[int, str]] = []
 """(session, reason) of the sessions that the store itself has ended."""
 
@@ -266,6 +309,7 @@ def _facts(store: MessageStore, _fds: dict[str, int]) -> tuple[Any, Any]:
         "failure": str(store.failure) if store.failure else None,
         "state": store.appender_state(),
         "unanswered_bytes": store.channel.unanswered_bytes(),
+        "replica": [store.replica.state, store.replica.problem],
     }, {}
 
 
@@ -285,6 +329,13 @@ _OPERATIONS = {
     "read_cold": _read_cold,
     "threads": _threads,
     "check": _check,
+    "open_control": _open_control,
+    "add_replica": _add_replica,
+    "set_in_sync": _set_in_sync,
+    "confirm": _confirm,
+    "remove_replica": _remove_replica,
+    "follow": _follow,
+    "unfollow": _unfollow,
     "facts": _facts,
 }
 
@@ -350,11 +401,13 @@ class StoreProcess:
         opens: bool = True,
         is_member: bool = False,
         dies_at: int | None = None,
+        begin: LogBegin | None = None,
     ) -> None:
         """Start it and wait until it serves.
 
         Args:
             config: of the store; store_path and runtime_path are set.
+            begin: it is a slave's, whose log begins there if it has none.
             wrapper: a command that runs it (strace, ...).
             environ: added to the environment.
             opens: False leaves `begin_open` and `await_open` to the caller.
@@ -367,6 +420,7 @@ class StoreProcess:
         self.config = config
         self.is_member = is_member
         self._dies_at = dies_at
+        self._begin = begin
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sock.settimeout(ANSWER_TIMEOUT_S)
         self._lock = threading.Lock()
@@ -395,6 +449,7 @@ class StoreProcess:
             "config": _config_to_json(self.config),
             "is_member": self.is_member,
             "dies_at": self._dies_at,
+            "begin": self._begin and list(self._begin),
         }
         send_packet(self._sock, request, {})
 
@@ -511,7 +566,7 @@ class StoreProcess:
     def restart(self, **options: Any) -> StoreProcess:
         """A successor on the same store, after a death."""
         self._sock.close()
-        return StoreProcess(self.config, **options)
+        return StoreProcess(self.config, begin=self._begin, **options)
 
     def __enter__(self) -> StoreProcess:
         return self

@@ -159,6 +159,7 @@ class ForkedStore(StoreProcess):
         """Its successor, for the same folder or another member's."""
         self._sock.close()
         options.setdefault("is_member", self.is_member)
+        options.setdefault("begin", self._begin)
         return ForkedStore(self._zygote, config or self.config, **options)
 
 

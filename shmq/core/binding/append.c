@@ -17,13 +17,13 @@ enum memory_kind { MEMORY_INGRESS, MEMORY_COMPLETION, MEMORY_CONSUMER, MEMORY_CH
 /* ---- the role ---------------------------------------------------------------------------------------- */
 
 /* Call without the GIL. */
-static void role_take(struct shmq_appender *self)
+void shmq_role_take(struct shmq_appender *self)
 {
     atomic_fetch_add_explicit(&self->wanted, 1, memory_order_acq_rel); /* pairs with the look in appender_run */
     pthread_mutex_lock(&self->role);
 }
 
-static void role_give(struct shmq_appender *self)
+void shmq_role_give(struct shmq_appender *self)
 {
     pthread_mutex_unlock(&self->role);
     atomic_fetch_sub_explicit(&self->wanted, 1, memory_order_acq_rel); /* pairs with the wait in role_yield */
@@ -55,7 +55,7 @@ void shmq_appender_nudge(struct shmq_appender *self)
     }
 }
 
-static void raise_event(struct shmq_appender *self, uint32_t bits)
+void shmq_appender_raise_event(struct shmq_appender *self, uint32_t bits)
 {
     /* release: pairs with the acquire exchange in appender_wait_events */
     uint32_t before = atomic_fetch_or_explicit(&self->events, bits, memory_order_acq_rel);
@@ -74,11 +74,11 @@ static void after_turn(struct shmq_appender *self)
     uint64_t ready_end = shmq_load_relaxed(&append->log.ready_end); /* relaxed: written under the role */
     if (ready_end - append->log.log_end <= append->log.file_size_bytes && self->hot_asked != ready_end) {
         self->hot_asked = ready_end;
-        raise_event(self, SHMQ_EVENT_HOT);
+        shmq_appender_raise_event(self, SHMQ_EVENT_HOT);
     }
     if (append->arena.free_count < self->arena_low && !self->arena_asked) {
         self->arena_asked = 1;
-        raise_event(self, SHMQ_EVENT_ARENA);
+        shmq_appender_raise_event(self, SHMQ_EVENT_ARENA);
     }
     uint32_t sync_wanted = append->pending_row_count != 0 || append->pending_ring_count != 0;
     if (shmq_load_relaxed32(&self->sync_wanted) != sync_wanted) { /* relaxed: own word */
@@ -94,6 +94,24 @@ static void after_turn(struct shmq_appender *self)
         shmq_store_release32(&self->flusher_bell, shmq_load_relaxed32(&self->flusher_bell) + 1);
         shmq_futex_wake(&self->flusher_bell);
     }
+}
+
+/* The last looks before it sleeps: 1 if it may, its epoch is odd then. */
+static int appender_may_sleep(struct shmq_appender *self)
+{
+    struct shmq_append *append = &self->append;
+    if (self->is_slave) {
+        return shmq_replica_sleep(append, self->is_following ? &self->source : NULL);
+    }
+    shmq_replica_set_want(append, &self->replicas);
+    if (!shmq_append_sleep(append)) {
+        return 0;
+    }
+    if (shmq_replica_set_ready(append, &self->replicas)) {
+        shmq_sleep_end(&append->control->sleep.append_sleeps);
+        return 0;
+    }
+    return 1;
 }
 
 /* Runs turns until stop. Without the GIL. */
@@ -113,19 +131,27 @@ static void appender_loop(struct shmq_appender *self)
         }
         uint64_t now_ns = shmq_clock_ns(CLOCK_MONOTONIC);
         uint64_t wall_ms = shmq_clock_ns(CLOCK_REALTIME) / 1000000u;
-        uint32_t taken = shmq_turn_run(append, wall_ms, now_ns);
+        uint32_t taken =
+            self->is_slave ? shmq_appender_copy(self, now_ns) : shmq_turn_run(append, wall_ms, now_ns);
+        int confirmed = self->is_slave ? 0 : shmq_replica_set_confirm(append, &self->replicas);
         int settled = shmq_turn_settle(append, now_ns);
+        if (self->replicas.limit != 0 && (taken != 0 || confirmed != 0)) {
+            if (taken == 0) {
+                shmq_fence_full(); /* pairs with the fence in a slave's shmq_replica_sleep */
+            }
+            shmq_replica_set_tell(&self->replicas, taken != 0);
+        }
         if (append->blocked != blocked_seen) {
             blocked_seen = append->blocked;
             if (blocked_seen == (uint32_t)-SHMQ_LOG_FULL) {
-                raise_event(self, SHMQ_EVENT_HOT);
+                shmq_appender_raise_event(self, SHMQ_EVENT_HOT);
             } else if (blocked_seen == (uint32_t)-SHMQ_ARENA_FULL) {
-                raise_event(self, SHMQ_EVENT_ARENA);
+                shmq_appender_raise_event(self, SHMQ_EVENT_ARENA);
             }
         }
         if (shmq_load_relaxed(&append->control->counters.sessions_ended) != ended_seen) { /* relaxed: own */
             ended_seen = shmq_load_relaxed(&append->control->counters.sessions_ended);    /* relaxed: own */
-            raise_event(self, SHMQ_EVENT_SESSION);
+            shmq_appender_raise_event(self, SHMQ_EVENT_SESSION);
         }
         if (taken != 0 || settled != 0) {
             after_turn(self);
@@ -135,7 +161,7 @@ static void appender_loop(struct shmq_appender *self)
         if (shmq_ladder_climb(&ladder)) {
             continue;
         }
-        if (self->policy == SHMQ_WAIT_BUSY_SPIN || !shmq_append_sleep(append)) {
+        if (self->policy == SHMQ_WAIT_BUSY_SPIN || !appender_may_sleep(self)) {
             ladder.step = 0;
             continue;
         }
@@ -145,12 +171,13 @@ static void appender_loop(struct shmq_appender *self)
         (void)epoll_wait(self->epoll_fd, events, EPOLL_BATCH, timeout_ms);
         pthread_mutex_lock(&self->role);
         shmq_append_wake(append);
+        shmq_appender_take_pokes(self);
         ladder.step = 0;
     }
     pthread_mutex_unlock(&self->role);
 }
 
-static int appender_open(struct shmq_appender *self, const char *what)
+int shmq_appender_open(struct shmq_appender *self, const char *what)
 {
     if (self->closed) {
         PyErr_Format(PyExc_ValueError, "%s: the Appender is closed", what);
@@ -162,7 +189,7 @@ static int appender_open(struct shmq_appender *self, const char *what)
 static PyObject *appender_run(struct shmq_appender *self, PyObject *ignored)
 {
     (void)ignored;
-    if (appender_open(self, "run turns") < 0) {
+    if (shmq_appender_open(self, "run turns") < 0) {
         return NULL;
     }
     uint32_t idle = 0;
@@ -188,7 +215,7 @@ static PyObject *appender_stop(struct shmq_appender *self, PyObject *ignored)
 static PyObject *appender_stop_events(struct shmq_appender *self, PyObject *ignored)
 {
     (void)ignored;
-    raise_event(self, SHMQ_EVENT_STOP);
+    shmq_appender_raise_event(self, SHMQ_EVENT_STOP);
     Py_RETURN_NONE;
 }
 
@@ -319,6 +346,7 @@ static PyObject *appender_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     }
     self->epoll_fd = -1;
     self->wake_fd = -1;
+    self->source_socket = -1;
     self->fork_count = shmq_fork_count;
     pthread_mutex_init(&self->role, NULL);
     self->control = Py_NewRef(control_object);
@@ -410,6 +438,7 @@ static void appender_release(struct shmq_appender *self)
     struct shmq_append *append = &self->append;
     uint32_t sessions = append->control == NULL || self->closed ? 0 : append->control->config.session_slot_count;
     self->closed = 1;
+    shmq_appender_release_replicas(self);
     for (uint32_t i = 0; i < sessions && self->event_fds != NULL; ++i) {
         if (self->event_fds[i] >= 0) {
             (void)close(self->event_fds[i]);
@@ -476,12 +505,12 @@ static PyObject *appender_close(struct shmq_appender *self, PyObject *ignored)
 static PyObject *appender_adopt(struct shmq_appender *self, PyObject *ignored)
 {
     (void)ignored;
-    if (appender_open(self, "adopt") < 0) {
+    if (shmq_appender_open(self, "adopt") < 0) {
         return NULL;
     }
     int status;
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     uint8_t *marks = PyMem_RawCalloc(self->append.arena.block_count + 1, 1);
     status = marks == NULL ? SHMQ_FULL : shmq_arena_rebuild(&self->append, marks);
     PyMem_RawFree(marks);
@@ -491,7 +520,7 @@ static PyObject *appender_adopt(struct shmq_appender *self, PyObject *ignored)
     /* release: pairs with the acquire of clients that ask why they wait; what held the predecessor up is not known
      * to hold us up */
     shmq_store_release32(&self->append.control->append.store_status, 0);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     return PyLong_FromLong(status);
 }
@@ -503,15 +532,15 @@ static PyObject *appender_replay(struct shmq_appender *self, PyObject *args)
     unsigned int demands;
     unsigned long long frames_max;
     if (!PyArg_ParseTuple(args, "KKIK:replay", &position, &limit, &demands, &frames_max) ||
-        appender_open(self, "replay") < 0) {
+        shmq_appender_open(self, "replay") < 0) {
         return NULL;
     }
     struct shmq_replay replay = {.position = position, .limit = limit, .frames_max = frames_max};
     int status;
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     status = shmq_log_replay(&self->append, demands, &replay);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     PyObject *topic = Py_NewRef(Py_None);
     if (status == SHMQ_NO_TOPIC) {
@@ -530,12 +559,12 @@ static PyObject *appender_begin_at(struct shmq_appender *self, PyObject *args)
     unsigned long long position;
     unsigned long long timestamp;
     if (!PyArg_ParseTuple(args, "KK:begin_at", &position, &timestamp) ||
-        appender_open(self, "begin_at") < 0) {
+        shmq_appender_open(self, "begin_at") < 0) {
         return NULL;
     }
     struct shmq_append *append = &self->append;
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     append->log.log_end = position;
     if (timestamp > append->store_timestamp) {
         append->store_timestamp = timestamp;
@@ -547,7 +576,7 @@ static PyObject *appender_begin_at(struct shmq_appender *self, PyObject *args)
     shmq_store_release(&append->control->append.committed_position, position); /* release: as above */
     /* relaxed: a hint for tools */
     shmq_store_relaxed(&append->control->append.store_timestamp, append->store_timestamp);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -558,13 +587,13 @@ static PyObject *appender_take_files(struct shmq_appender *self, PyObject *args)
 {
     unsigned long long owner;
     unsigned long long position;
-    if (!PyArg_ParseTuple(args, "KK:take_files", &owner, &position) || appender_open(self, "take_files") < 0) {
+    if (!PyArg_ParseTuple(args, "KK:take_files", &owner, &position) || shmq_appender_open(self, "take_files") < 0) {
         return NULL;
     }
     struct shmq_append *append = &self->append;
     struct shmq_flush_positions *positions = &append->control->flush;
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     shmq_store_release(&positions->files_owner, 0); /* release: pairs with the acquire of a successor */
     shmq_fence_full(); /* nobody's before it says anything else: a death in between is seen as such */
     append->flushed_seen = position;
@@ -573,7 +602,7 @@ static PyObject *appender_take_files(struct shmq_appender *self, PyObject *args)
     shmq_store_release(&positions->written_position, position); /* release: as above */
     /* release: pairs with the acquire of a successor: the positions are this owner's */
     shmq_store_release(&positions->files_owner, owner);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -584,14 +613,14 @@ static PyObject *appender_add_topic(struct shmq_appender *self, PyObject *argume
 {
     char *topic;
     Py_ssize_t size;
-    if (PyBytes_AsStringAndSize(argument, &topic, &size) < 0 || appender_open(self, "add_topic") < 0) {
+    if (PyBytes_AsStringAndSize(argument, &topic, &size) < 0 || shmq_appender_open(self, "add_topic") < 0) {
         return NULL;
     }
     uint32_t row = 0;
     int status;
     struct shmq_mapping *topics = (struct shmq_mapping *)self->topics;
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     uint64_t count = shmq_load_relaxed32(&self->append.control->append.topic_row_count); /* relaxed: own */
     if (SHMQ_TOPIC_ROWS_PLACE + (count + 1) * sizeof(struct shmq_topic_row) > topics->size_bytes) {
         status = SHMQ_FULL;
@@ -601,7 +630,7 @@ static PyObject *appender_add_topic(struct shmq_appender *self, PyObject *argume
                                                                               : (uint32_t)size,
                                        &row);
     }
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     if (status != SHMQ_OK) {
         return shmq_raise_status(shmq_module_of_type(Py_TYPE(self)), status, "add topic row for %R", argument);
@@ -612,18 +641,18 @@ static PyObject *appender_add_topic(struct shmq_appender *self, PyObject *argume
 static PyObject *appender_delete_topic(struct shmq_appender *self, PyObject *argument)
 {
     unsigned long row = PyLong_AsUnsignedLong(argument);
-    if ((row == (unsigned long)-1 && PyErr_Occurred()) || appender_open(self, "delete_topic") < 0) {
+    if ((row == (unsigned long)-1 && PyErr_Occurred()) || shmq_appender_open(self, "delete_topic") < 0) {
         return NULL;
     }
     int status = SHMQ_OK;
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     if (row >= shmq_load_relaxed32(&self->append.control->append.topic_row_count)) { /* relaxed: own */
         status = SHMQ_NO_TOPIC;
     } else {
         shmq_append_delete_topic(&self->append, self->topics_base, (uint32_t)row);
     }
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     if (status != SHMQ_OK) {
         return shmq_raise_status(shmq_module_of_type(Py_TYPE(self)), status, "delete topic row %lu", row);
@@ -638,7 +667,7 @@ static PyObject *appender_add_queue(struct shmq_appender *self, PyObject *args)
     unsigned int flags;
     unsigned long long first;
     if (!PyArg_ParseTuple(args, "IIIK:add_queue", &topic_row, &queue_id, &flags, &first) ||
-        appender_open(self, "add_queue") < 0) {
+        shmq_appender_open(self, "add_queue") < 0) {
         return NULL;
     }
     uint32_t row = 0;
@@ -646,7 +675,7 @@ static PyObject *appender_add_queue(struct shmq_appender *self, PyObject *args)
     int status;
     struct shmq_mapping *control = (struct shmq_mapping *)self->control;
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     uint64_t count = shmq_load_relaxed32(&self->append.control->append.queue_row_count); /* relaxed: own */
     if (topic_row >= shmq_load_relaxed32(&self->append.control->append.topic_row_count)) { /* relaxed: own */
         status = SHMQ_NO_TOPIC;
@@ -656,7 +685,7 @@ static PyObject *appender_add_queue(struct shmq_appender *self, PyObject *args)
     } else {
         status = shmq_append_add_row(&self->append, topic_row, queue_id, flags, first, &row, &generation);
     }
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     if (status != SHMQ_OK) {
         return shmq_raise_status(shmq_module_of_type(Py_TYPE(self)), status,
@@ -668,7 +697,7 @@ static PyObject *appender_add_queue(struct shmq_appender *self, PyObject *args)
 /* Parses a live row index. */
 static int appender_row(struct shmq_appender *self, unsigned long row, const char *what)
 {
-    if (appender_open(self, what) < 0) {
+    if (shmq_appender_open(self, what) < 0) {
         return -1;
     }
     if (row >= shmq_load_relaxed32(&self->append.control->append.queue_row_count)) { /* relaxed: a bound */
@@ -693,9 +722,9 @@ static PyObject *appender_set_queue(struct shmq_appender *self, PyObject *args)
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     shmq_append_set_row(&self->append, row, state, flags);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -707,9 +736,9 @@ static PyObject *appender_delete_queue(struct shmq_appender *self, PyObject *arg
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     shmq_append_delete_row(&self->append, (uint32_t)row);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -724,9 +753,9 @@ static PyObject *appender_reserve(struct shmq_appender *self, PyObject *args)
     }
     int status;
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     status = shmq_append_reserve(&self->append, row, max);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     return PyLong_FromLong(status);
 }
@@ -740,11 +769,11 @@ static PyObject *appender_set_min(struct shmq_appender *self, PyObject *args)
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     struct shmq_queue_row *queue = shmq_control_queue_row(self->append.control, row);
     /* release: pairs with the acquire of whoever asks for the minimum */
     shmq_store_release(&queue->min_queue_offset, min);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -753,14 +782,14 @@ static PyObject *appender_set_min_position(struct shmq_appender *self, PyObject 
 {
     unsigned long long position = PyLong_AsUnsignedLongLong(argument);
     if ((position == (unsigned long long)-1 && PyErr_Occurred()) ||
-        appender_open(self, "set_min_position") < 0) {
+        shmq_appender_open(self, "set_min_position") < 0) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     /* release: pairs with the acquire of readers that look for old files */
     shmq_store_release(&self->append.control->append.min_position, position);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -769,11 +798,11 @@ static PyObject *appender_set_min_position(struct shmq_appender *self, PyObject 
 static PyObject *appender_set_status(struct shmq_appender *self, PyObject *argument)
 {
     unsigned long status = PyLong_AsUnsignedLong(argument);
-    if ((status == (unsigned long)-1 && PyErr_Occurred()) || appender_open(self, "set_status") < 0) {
+    if ((status == (unsigned long)-1 && PyErr_Occurred()) || shmq_appender_open(self, "set_status") < 0) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     struct shmq_append *append = &self->append;
     if (append->blocked != (uint32_t)-SHMQ_FLUSH_FAILED) { /* for good, whatever else comes and goes */
         /* release: pairs with the acquire of clients that ask why they wait */
@@ -788,7 +817,7 @@ static PyObject *appender_set_status(struct shmq_appender *self, PyObject *argum
             }
         }
     }
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -798,7 +827,7 @@ static PyObject *appender_set_status(struct shmq_appender *self, PyObject *argum
 static PyObject *appender_grow_arena(struct shmq_appender *self, PyObject *argument)
 {
     unsigned long count = PyLong_AsUnsignedLong(argument);
-    if ((count == (unsigned long)-1 && PyErr_Occurred()) || appender_open(self, "grow_arena") < 0) {
+    if ((count == (unsigned long)-1 && PyErr_Occurred()) || shmq_appender_open(self, "grow_arena") < 0) {
         return NULL;
     }
     struct shmq_mapping *mapping = (struct shmq_mapping *)self->arena;
@@ -809,7 +838,7 @@ static PyObject *appender_grow_arena(struct shmq_appender *self, PyObject *argum
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     struct shmq_arena *arena = &self->append.arena;
     uint32_t before = arena->block_count == 0 ? 1 : arena->block_count; /* block 0 is the segment's head */
     for (uint32_t number = (uint32_t)count; number-- > before;) {
@@ -824,7 +853,7 @@ static PyObject *appender_grow_arena(struct shmq_appender *self, PyObject *argum
     if (self->append.blocked == (uint32_t)-SHMQ_ARENA_FULL) {
         self->append.blocked = 0;
     }
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -836,12 +865,12 @@ static PyObject *appender_trim(struct shmq_appender *self, PyObject *args)
     unsigned int count;
     unsigned long long min_position;
     if (!PyArg_ParseTuple(args, "IIK:trim", &first, &count, &min_position) ||
-        appender_open(self, "trim") < 0) {
+        shmq_appender_open(self, "trim") < 0) {
         return NULL;
     }
     unsigned long freed = 0;
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     uint32_t rows = shmq_load_relaxed32(&self->append.control->append.queue_row_count); /* relaxed: own */
     for (uint32_t i = first; i < rows && i - first < count; ++i) {
         struct shmq_queue_row *queue = shmq_control_queue_row(self->append.control, i);
@@ -858,7 +887,7 @@ static PyObject *appender_trim(struct shmq_appender *self, PyObject *args)
             self->append.blocked = 0;
         }
     }
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     return PyLong_FromUnsignedLong(freed);
 }
@@ -870,16 +899,16 @@ static PyObject *appender_ready(struct shmq_appender *self, PyObject *args)
     unsigned long long number;
     struct shmq_mapping *mapping;
     if (!PyArg_ParseTuple(args, "KOK:ready", &file_position, &object, &number) ||
-        appender_open(self, "ready") < 0 ||
+        shmq_appender_open(self, "ready") < 0 ||
         shmq_mapping_get(shmq_module_of_type(Py_TYPE(self)), object, self->append.log.file_size_bytes,
                          "ready", &mapping) < 0) {
         return NULL;
     }
     uint32_t slot = shmq_commit_log_slot(&self->append.log, file_position);
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     shmq_append_ready(&self->append, file_position, mapping->base, number);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     PyObject *before = self->hot[slot];
     self->hot[slot] = Py_NewRef(object);
@@ -894,21 +923,21 @@ static PyObject *appender_adopt_hot(struct shmq_appender *self, PyObject *args)
     PyObject *object;
     struct shmq_mapping *mapping;
     if (!PyArg_ParseTuple(args, "KO:adopt_hot", &file_position, &object) ||
-        appender_open(self, "adopt_hot") < 0 ||
+        shmq_appender_open(self, "adopt_hot") < 0 ||
         shmq_mapping_get(shmq_module_of_type(Py_TYPE(self)), object, self->append.log.file_size_bytes,
                          "adopt_hot", &mapping) < 0) {
         return NULL;
     }
     uint32_t slot = shmq_commit_log_slot(&self->append.log, file_position);
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     self->append.log.bases[slot] = mapping->base;
     self->append.log.file_positions[slot] = file_position;
     uint64_t end = file_position + self->append.log.file_size_bytes;
     if (end > shmq_load_relaxed(&self->append.log.ready_end)) { /* relaxed: own word */
         shmq_store_release(&self->append.log.ready_end, end);   /* release: pairs with shmq_commit_log_claim */
     }
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     PyObject *before = self->hot[slot];
     self->hot[slot] = Py_NewRef(object);
@@ -919,13 +948,13 @@ static PyObject *appender_adopt_hot(struct shmq_appender *self, PyObject *args)
 static PyObject *appender_retire(struct shmq_appender *self, PyObject *argument)
 {
     unsigned long long file_position = PyLong_AsUnsignedLongLong(argument);
-    if ((file_position == (unsigned long long)-1 && PyErr_Occurred()) || appender_open(self, "retire") < 0) {
+    if ((file_position == (unsigned long long)-1 && PyErr_Occurred()) || shmq_appender_open(self, "retire") < 0) {
         return NULL;
     }
     int status = SHMQ_OK;
     uint32_t slot = shmq_commit_log_slot(&self->append.log, file_position);
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     /* relaxed: the flusher's word only grows */
     if (self->append.log.file_positions[slot] != file_position || self->append.log.bases[slot] == NULL ||
         file_position + self->append.log.file_size_bytes >
@@ -935,7 +964,7 @@ static PyObject *appender_retire(struct shmq_appender *self, PyObject *argument)
         shmq_append_retire(&self->append, file_position);
         self->append.log.bases[slot] = NULL;
     }
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     if (status != SHMQ_OK) {
         return shmq_raise_status(shmq_module_of_type(Py_TYPE(self)), status,
@@ -952,7 +981,7 @@ static PyObject *appender_retire(struct shmq_appender *self, PyObject *argument)
 
 static int appender_session(struct shmq_appender *self, unsigned int session, const char *what)
 {
-    if (appender_open(self, what) < 0) {
+    if (shmq_appender_open(self, what) < 0) {
         return -1;
     }
     if (session >= self->append.control->config.session_slot_count) {
@@ -1046,7 +1075,7 @@ static PyObject *appender_attach(struct shmq_appender *self, PyObject *args, PyO
     }
     int status = SHMQ_OK;
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     uint32_t state = shmq_load_relaxed32(&slot->state); /* relaxed: own word */
     if (self->memories[session * MEMORY_KINDS + MEMORY_COMPLETION] != NULL ||
         (fresh ? state != SHMQ_SESSION_FREE : state != SHMQ_SESSION_LIVE && state != SHMQ_SESSION_LOST)) {
@@ -1069,7 +1098,7 @@ static PyObject *appender_attach(struct shmq_appender *self, PyObject *args, PyO
         };
         shmq_append_attach(&self->append, session, &memory);
     }
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     if (status != SHMQ_OK) {
         if (kept_fd >= 0) {
@@ -1099,7 +1128,7 @@ static PyObject *appender_set_chunk(struct shmq_appender *self, PyObject *args)
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     struct shmq_session_slot *slot = shmq_control_session_slot(self->append.control, session);
     slot->chunk_inode = inode;
     slot->chunk_size_bytes = mapping->size_bytes;
@@ -1108,7 +1137,7 @@ static PyObject *appender_set_chunk(struct shmq_appender *self, PyObject *args)
         ring->chunk = mapping->base + SHMQ_CHUNK_DATA_PLACE;
         ring->chunk_size = mapping->size_bytes - SHMQ_CHUNK_DATA_PLACE;
     }
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     Py_XSETREF(self->memories[session * MEMORY_KINDS + MEMORY_CHUNK], Py_NewRef(object));
     Py_RETURN_NONE;
@@ -1132,9 +1161,9 @@ static PyObject *appender_set_socket(struct shmq_appender *self, PyObject *args)
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     shmq_append_set_socket(&self->append, session, (uint32_t)kept_fd + 1);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     if (self->sockets[session] >= 0) {
         (void)close(self->sockets[session]);
@@ -1176,14 +1205,14 @@ static PyObject *appender_set_grant(struct shmq_appender *self, PyObject *args)
         rows = wanted;
     }
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     if (allowed) {
         bitmap[row / 64] |= UINT64_C(1) << (row % 64);
     } else {
         bitmap[row / 64] &= ~(UINT64_C(1) << (row % 64));
     }
     shmq_append_grant(&self->append, session, bitmap, rows);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     if (bitmap != old) {
         self->grants[session] = bitmap;
@@ -1202,9 +1231,9 @@ static PyObject *appender_drained(struct shmq_appender *self, PyObject *argument
     }
     int drained;
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     drained = shmq_append_drained(&self->append, (uint32_t)session);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(drained);
 }
@@ -1217,7 +1246,7 @@ static PyObject *appender_detach(struct shmq_appender *self, PyObject *argument)
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     uint32_t rows = shmq_load_relaxed32(&self->append.control->append.queue_row_count); /* relaxed: own */
     for (uint32_t bell = (uint32_t)session * SHMQ_CONSUMER_BELL_MAX;
          bell < ((uint32_t)session + 1) * SHMQ_CONSUMER_BELL_MAX; ++bell) {
@@ -1229,7 +1258,7 @@ static PyObject *appender_detach(struct shmq_appender *self, PyObject *argument)
         }
     }
     shmq_append_detach(&self->append, (uint32_t)session);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     if (self->event_fds[session] >= 0) {
         (void)epoll_ctl(self->epoll_fd, EPOLL_CTL_DEL, self->event_fds[session], NULL);
@@ -1262,11 +1291,11 @@ static PyObject *appender_free_session(struct shmq_appender *self, PyObject *arg
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     /* release: pairs with the acquire of whoever lists sessions */
     shmq_store_release32(&shmq_control_session_slot(self->append.control, (uint32_t)session)->state,
                          SHMQ_SESSION_FREE);
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -1287,7 +1316,7 @@ static PyObject *appender_subscribe(struct shmq_appender *self, PyObject *args)
     uint32_t index = session * SHMQ_CONSUMER_BELL_MAX + bell;
     int status = SHMQ_OK;
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     uint32_t node = shmq_append_unsubscribe(&self->append, row, index); /* twice is once */
     if (node == 0 && self->subscription_free_count > 0) {
         node = self->subscription_free[--self->subscription_free_count];
@@ -1300,7 +1329,7 @@ static PyObject *appender_subscribe(struct shmq_appender *self, PyObject *args)
     } else {
         shmq_append_subscribe(&self->append, row, index, node);
     }
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     if (status != SHMQ_OK) {
         return shmq_raise_status(shmq_module_of_type(Py_TYPE(self)), status, "subscribe session %u to row %u",
@@ -1319,12 +1348,12 @@ static PyObject *appender_unsubscribe(struct shmq_appender *self, PyObject *args
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     uint32_t node = shmq_append_unsubscribe(&self->append, row, session * SHMQ_CONSUMER_BELL_MAX + bell);
     if (node != 0) {
         self->subscription_free[self->subscription_free_count++] = node;
     }
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -1332,7 +1361,7 @@ static PyObject *appender_unsubscribe(struct shmq_appender *self, PyObject *args
 static PyObject *appender_state(struct shmq_appender *self, PyObject *ignored)
 {
     (void)ignored;
-    if (appender_open(self, "state") < 0) {
+    if (shmq_appender_open(self, "state") < 0) {
         return NULL;
     }
     uint32_t blocked;
@@ -1340,12 +1369,12 @@ static PyObject *appender_state(struct shmq_appender *self, PyObject *ignored)
     uint64_t log_end;
     uint64_t ready_end;
     Py_BEGIN_ALLOW_THREADS
-    role_take(self);
+    shmq_role_take(self);
     blocked = self->append.blocked;
     free_count = self->append.arena.free_count;
     log_end = self->append.log.log_end;
     ready_end = shmq_load_relaxed(&self->append.log.ready_end); /* relaxed: under the role */
-    role_give(self);
+    shmq_role_give(self);
     Py_END_ALLOW_THREADS
     return Py_BuildValue("{sIsIsKsK}", "blocked", blocked, "arena_free_blocks", free_count, "log_end",
                          (unsigned long long)log_end, "ready_end", (unsigned long long)ready_end);
@@ -1395,6 +1424,21 @@ static PyMethodDef appender_methods[] = {
            "set_socket(session, fd): a stream socket that gets a byte with each bell of the session that is rung."),
     METHOD("subscribe", appender_subscribe, METH_VARARGS, "subscribe(session, bell, row)."),
     METHOD("unsubscribe", appender_unsubscribe, METH_VARARGS, "unsubscribe(session, bell, row)."),
+    METHOD("set_slave", shmq_appender_set_slave, METH_O,
+           "set_slave(is_slave): a slave takes no message; what it has it copies from its master."),
+    METHOD("follow", shmq_appender_follow, METH_VARARGS | METH_KEYWORDS,
+           "follow(control: Mapping, log_map: LogMap, *, event_fd, socket_fd, record_crc_position): copy from there."),
+    METHOD("unfollow", shmq_appender_unfollow, METH_NOARGS, "unfollow(): lets go of the master."),
+    METHOD("replica_need", shmq_appender_replica_need, METH_NOARGS,
+           "replica_need() -> (need, position, topic, queue_id, queue_offset, reason): what replica turns wait for."),
+    METHOD("replica_go_on", shmq_appender_replica_go_on, METH_NOARGS, "replica_go_on(): it is there, or try again."),
+    METHOD("add_replica", shmq_appender_add_replica, METH_VARARGS,
+           "add_replica(control: Mapping, socket_fd) -> index: a slave, not in sync yet."),
+    METHOD("remove_replica", shmq_appender_remove_replica, METH_O, "remove_replica(index): nobody waits for it."),
+    METHOD("set_replica", shmq_appender_set_replica, METH_VARARGS,
+           "set_replica(index, is_in_sync) -> bool: it has all that is confirmed."),
+    METHOD("confirm", shmq_appender_confirm, METH_VARARGS | METH_KEYWORDS,
+           "confirm(is_confirming, *, needed=0, by_flushed=False): what confirmed_position follows."),
     METHOD("state", appender_state, METH_NOARGS, "state() -> dict of what only the append role knows."),
 #undef METHOD
     {NULL, NULL, 0, NULL},
@@ -1432,7 +1476,13 @@ int shmq_add_append(PyObject *module)
         PyModule_AddIntConstant(module, "EVENT_HOT", SHMQ_EVENT_HOT) < 0 ||
         PyModule_AddIntConstant(module, "EVENT_ARENA", SHMQ_EVENT_ARENA) < 0 ||
         PyModule_AddIntConstant(module, "EVENT_SESSION", SHMQ_EVENT_SESSION) < 0 ||
-        PyModule_AddIntConstant(module, "EVENT_STOP", SHMQ_EVENT_STOP) < 0) {
+        PyModule_AddIntConstant(module, "EVENT_STOP", SHMQ_EVENT_STOP) < 0 ||
+        PyModule_AddIntConstant(module, "EVENT_REPLICA", SHMQ_EVENT_REPLICA) < 0 ||
+        PyModule_AddIntConstant(module, "REPLICA_MAX", SHMQ_REPLICA_MAX) < 0 ||
+        PyModule_AddIntConstant(module, "NEED_FILE", SHMQ_REPLICA_NEED_FILE) < 0 ||
+        PyModule_AddIntConstant(module, "NEED_QUEUE", SHMQ_REPLICA_NEED_QUEUE) < 0 ||
+        PyModule_AddIntConstant(module, "NEED_REPAIR", SHMQ_REPLICA_NEED_REPAIR) < 0 ||
+        PyModule_AddIntConstant(module, "NEED_MASTER", SHMQ_REPLICA_NEED_MASTER) < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, append_functions);

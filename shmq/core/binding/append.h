@@ -3,6 +3,9 @@
 #define SHMQ_BINDING_APPEND_H
 
 #include "binding.h"
+#include "log_map.h"
+
+#include "shmq/replica.h"
 
 #include <pthread.h>
 
@@ -11,6 +14,7 @@
 #define SHMQ_EVENT_ARENA 0x2u   /* grow the ConsumeQueue arena, or trim it */
 #define SHMQ_EVENT_SESSION 0x4u /* a session broke a rule and was ended */
 #define SHMQ_EVENT_STOP 0x8u    /* somebody called stop_events */
+#define SHMQ_EVENT_REPLICA 0x10u /* a replica turn needs something: replica_need says what */
 
 enum shmq_flusher_state {
     SHMQ_FLUSHER_AWAKE = 0,
@@ -52,7 +56,49 @@ struct shmq_appender {
     uint64_t hot_asked;      /* ready_end for which SHMQ_EVENT_HOT was raised */
     int arena_asked;
     int closed;
+    uint32_t is_slave;     /* takes no message: copies its master's log while it follows one */
+    uint32_t is_following; /* source is open */
+    struct shmq_replica_source source;
+    PyObject *source_control;             /* Mapping */
+    struct shmq_log_map *source_log;      /* where the master's files are mapped */
+    struct shmq_log_entry *source_entry;  /* pinned: the one that source.base lies in, or NULL */
+    int source_socket;                    /* dup'ed: the master's pokes, -1 if none */
+    uint32_t need_asked;                  /* SHMQ_EVENT_REPLICA was raised for source.need */
+    struct shmq_replica_set replicas;
+    PyObject *replica_controls[SHMQ_REPLICA_MAX]; /* Mappings */
+    int replica_sockets[SHMQ_REPLICA_MAX];        /* dup'ed */
 };
+
+/* Takes over the append role between two turns, and gives it back. Without the GIL. */
+void shmq_role_take(struct shmq_appender *self);
+void shmq_role_give(struct shmq_appender *self);
+
+/* -1 with an exception: the Appender is closed, or another process's. */
+int shmq_appender_open(struct shmq_appender *self, const char *what);
+
+/* Tells the keeper. */
+void shmq_appender_raise_event(struct shmq_appender *self, uint32_t bits);
+
+/* ---- replica.c ----------------------------------------------------------------------------------------- */
+
+/* A replica turn, as far as one is possible now; what it took. In the append thread, under the role. */
+uint32_t shmq_appender_copy(struct shmq_appender *self, uint64_t now_ns);
+
+/* The master's pokes are taken; in the append thread. */
+void shmq_appender_take_pokes(struct shmq_appender *self);
+
+/* Lets go of the master and of the slaves; nobody has the role, nor wants it. */
+void shmq_appender_release_replicas(struct shmq_appender *self);
+
+PyObject *shmq_appender_set_slave(struct shmq_appender *self, PyObject *argument);
+PyObject *shmq_appender_follow(struct shmq_appender *self, PyObject *args, PyObject *kwargs);
+PyObject *shmq_appender_unfollow(struct shmq_appender *self, PyObject *ignored);
+PyObject *shmq_appender_replica_need(struct shmq_appender *self, PyObject *ignored);
+PyObject *shmq_appender_replica_go_on(struct shmq_appender *self, PyObject *ignored);
+PyObject *shmq_appender_add_replica(struct shmq_appender *self, PyObject *args);
+PyObject *shmq_appender_remove_replica(struct shmq_appender *self, PyObject *argument);
+PyObject *shmq_appender_set_replica(struct shmq_appender *self, PyObject *args);
+PyObject *shmq_appender_confirm(struct shmq_appender *self, PyObject *args, PyObject *kwargs);
 
 /* The append thread sleeps and must look again: flushed_position moved. */
 void shmq_appender_nudge(struct shmq_appender *self);

@@ -139,7 +139,9 @@ enum shmq_segment_kind {
 
 #define SHMQ_REPLICA_POSITIONS_FIELDS(F)                                                           \
     F(0, shmq_word64, confirmed_position, 1, "least position of the SyncStateSet (confirm_offset)") \
-    F(8, uint64_t, reserved, 15, "zero")
+    F(8, shmq_word32, confirm_wanted, 1, "1 while the append thread sleeps and somebody waits for it") \
+    F(12, uint32_t, reserved, 1, "zero")                                                           \
+    F(16, uint64_t, reserved_words, 14, "zero")
 
 #define SHMQ_SLEEP_LINE_FIELDS(F)                                                                  \
     F(0, shmq_word32, append_sleeps, 1, "odd while the append thread sleeps in epoll, each time another")               \
@@ -408,6 +410,9 @@ SHMQ_APPEND_POSITIONS_FIELDS(SHMQ_ASSERT_FIELD)
 #undef SHMQ_OF
 #define SHMQ_OF shmq_flush_positions
 SHMQ_FLUSH_POSITIONS_FIELDS(SHMQ_ASSERT_FIELD)
+#undef SHMQ_OF
+#define SHMQ_OF shmq_replica_positions
+SHMQ_REPLICA_POSITIONS_FIELDS(SHMQ_ASSERT_FIELD)
 #undef SHMQ_OF
 #define SHMQ_OF shmq_counters
 SHMQ_COUNTERS_FIELDS(SHMQ_ASSERT_FIELD)

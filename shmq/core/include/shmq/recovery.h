@@ -101,6 +101,26 @@ static inline int shmq_arena_rebuild(struct shmq_append *append, uint8_t *marks)
     return SHMQ_OK;
 }
 
+/* tagsCode of a frame that holds. A foreign store's properties are taken as they are, without the last separator
+ * even. */
+static inline int64_t shmq_frame_tags_code(const struct shmq_append *append, uint32_t row_flags,
+                                           const struct shmq_message_view *view)
+{
+    struct shmq_properties_summary summary = {0};
+    (void)shmq_properties_find(view->properties, view->properties_size, (const uint8_t *)"TAGS", 4, &summary.tags,
+                               &summary.tags_size);
+    (void)shmq_properties_find(view->properties, view->properties_size, (const uint8_t *)"DELAY", 5, &summary.delay,
+                               &summary.delay_size);
+    return shmq_append_tags_code(append, row_flags, &summary, (uint64_t)view->store_timestamp);
+}
+
+/* Prepared or rolled back messages stand in no queue. */
+static inline int shmq_frame_has_queue(const struct shmq_message_view *view)
+{
+    uint32_t transaction = view->sys_flag & SHMQ_SYS_FLAG_TRANSACTION_MASK;
+    return transaction != SHMQ_SYS_FLAG_TRANSACTION_PREPARED && transaction != SHMQ_SYS_FLAG_TRANSACTION_ROLLBACK;
+}
+
 /* Redoes step 3 of the last committed turn. The frames are found in hot memory by their positions. */
 static inline int shmq_turn_redo(struct shmq_append *append, uint64_t now_ns)
 {
@@ -149,8 +169,10 @@ static inline int shmq_turn_redo(struct shmq_append *append, uint64_t now_ns)
         if (status != SHMQ_OK || append->staged_count >= SHMQ_TURN_RECORDS_MAX) {
             return SHMQ_CORRUPT;
         }
-        uint32_t index = shmq_row_index_find(&append->row_index, view.topic, view.topic_size,
-                                             view.queue_id);
+        /* A replica turn copies frames of whoever wrote them, also those that stand in no queue. */
+        uint32_t index = shmq_frame_has_queue(&view)
+                             ? shmq_row_index_find(&append->row_index, view.topic, view.topic_size, view.queue_id)
+                             : UINT32_MAX;
         /* A queue deleted right behind the turn has no row and needs none. */
         if (index != UINT32_MAX) {
             struct shmq_row *row = &append->rows[index];
@@ -160,16 +182,10 @@ static inline int shmq_turn_redo(struct shmq_append *append, uint64_t now_ns)
             }
             if (queue_offset == row->next_queue_offset) {
                 const struct shmq_queue_row *queue = shmq_control_queue_row(control, index);
-                struct shmq_properties_summary summary;
-                if (shmq_properties_check(view.properties, view.properties_size, SHMQ_GRANT_SERVICE, &summary) !=
-                    SHMQ_OK) {
-                    return SHMQ_CORRUPT;
-                }
                 struct shmq_staged *staged = &append->staged[append->staged_count++];
                 staged->physical_offset = position;
                 staged->queue_offset = queue_offset;
-                staged->tags_code = shmq_append_tags_code(append, shmq_load_relaxed32(&queue->flags), &summary,
-                                                          (uint64_t)view.store_timestamp);
+                staged->tags_code = shmq_frame_tags_code(append, shmq_load_relaxed32(&queue->flags), &view);
                 staged->size = view.total_size;
                 staged->row = index;
                 row->next_queue_offset += 1;
@@ -234,10 +250,8 @@ static inline int shmq_log_replay(struct shmq_append *append, uint32_t check_fla
         if (status != SHMQ_OK) {
             return status == SHMQ_BLANK ? SHMQ_CORRUPT : status;
         }
-        uint32_t transaction = view->sys_flag & SHMQ_SYS_FLAG_TRANSACTION_MASK;
-        if (transaction == SHMQ_SYS_FLAG_TRANSACTION_PREPARED ||
-            transaction == SHMQ_SYS_FLAG_TRANSACTION_ROLLBACK) {
-            replay->position += view->total_size; /* prepared or rolled back: in no queue */
+        if (!shmq_frame_has_queue(view)) {
+            replay->position += view->total_size;
             replay->frames += 1;
             continue;
         }
@@ -250,14 +264,7 @@ static inline int shmq_log_replay(struct shmq_append *append, uint32_t check_fla
         struct shmq_queue_row *queue = shmq_control_queue_row(append->control, index);
         uint64_t queue_offset = view->queue_offset;
         if (queue_offset >= row->next_queue_offset) {
-            /* a foreign store's properties are taken as they are, without the last separator even */
-            struct shmq_properties_summary summary = {0};
-            (void)shmq_properties_find(view->properties, view->properties_size, (const uint8_t *)"TAGS", 4,
-                                       &summary.tags, &summary.tags_size);
-            (void)shmq_properties_find(view->properties, view->properties_size, (const uint8_t *)"DELAY", 5,
-                                       &summary.delay, &summary.delay_size);
-            int64_t tags_code = shmq_append_tags_code(append, shmq_load_relaxed32(&queue->flags), &summary,
-                                                      (uint64_t)view->store_timestamp);
+            int64_t tags_code = shmq_frame_tags_code(append, shmq_load_relaxed32(&queue->flags), view);
             if (row->next_queue_offset == shmq_load_relaxed(&queue->min_queue_offset) &&
                 shmq_load_relaxed32(&queue->tail_block) == 0 && row->next_queue_offset == 0) {
                 /* the first message kept of this queue need not be its first ever */
