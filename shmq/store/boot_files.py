@@ -112,6 +112,7 @@ def broker_conf(config: StoreConfig, *, store_path: Path, file_size_bytes: int) 
         "fileReservedTime": config.file_reserved_hours,
         "deleteWhen": config.delete_when,
         "diskMaxUsedSpaceRatio": config.disk_max_used_space_ratio,
+        "messageDelayLevel": config.message_delay_level,
         "enableControllerMode": "false",
     }
     lines = [

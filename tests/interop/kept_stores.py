@@ -21,6 +21,7 @@ from shmq.client.admin import Admin
 from shmq.tools.demo import HEAD
 from tests.cluster.namesrv_process import NamesrvProcess
 from tests.support.broker_process import BrokerProcess
+from tests.support.cluster import wait_for
 from tests.support.dev_shm import RUN_TOKEN
 from tests.support.repository import ROOT
 from tests.support.rocketmq import Place
@@ -29,7 +30,13 @@ CLUSTER = f"{RUN_TOKEN}oracle"
 TIMEOUT_S = 30.0
 ORDERS, EVENTS, LONG, AGAIN = "orders", "events", "a-long-name-" + "x" * 115, "again"
 SYNC, ASYNC, NOTES = "sync", "async", "notes"
+LATER = "later"
 BILLING = "billing"
+DELAYS_MS = {0: 0, 1: 1_000, 2: 6_000, 3: 12_000}
+"""By level, 0 for messages that do not wait."""
+DELAY_LEVELS = "1s 6s 12s"
+"""Of the broker of delayed_store: not RocketMQ's own, so that its broker.conf has to say them."""
+LATER_ATTRIBUTES = {"message.type": "DELAY", "shmq.flush.disk.type": "SYNC_FLUSH"}
 DEMO_LINES = 2000
 DEMO_FILES = ("shmq/topic.py", "README.md", "shmq/core/include/shmq/crc.h")
 
@@ -201,6 +208,45 @@ def killed_store(folder: Path, port: int) -> Kept:
     return Kept(kept, tuple(sent))
 
 
+# ---- messages that wait --------------------------------------------------------------------------
+
+
+def delayed_store(folder: Path, port: int) -> tuple[Path, dict[bytes, int]]:
+    """A store whose messages are delivered in part, and wait in part when its broker is stopped;
+    by body the level of each.
+    """
+    runtime = folder / "run-delays-before"
+    levels: dict[bytes, int] = {}
+    with (
+        NamesrvProcess(runtime),
+        broker(folder, "delays", port, runtime, message_delay_level=DELAY_LEVELS) as delays,
+        shmq.connect(runtime) as client,
+        Admin(runtime) as admin,
+    ):
+        wait_for(client.routes.brokers, "the registration")
+        admin.create_topic(LATER, queues=2, attributes=LATER_ATTRIBUTES)
+        producer = client.producer()
+        with client.consumer(LATER, "sees-the-first") as consumer:
+            for level in (0, 1):
+                for number in range(10):
+                    body = b"of shmq, level %d, %d" % (level, number)
+                    levels[body] = level
+                    producer.send(LATER, body, delay_level=level, timeout=TIMEOUT_S)
+            seen = set()
+            while len(seen) < len(levels):
+                message = consumer.try_next(TIMEOUT_S)
+                assert message is not None
+                seen.add(bytes(message.body))
+                message.settle()
+        for level in (2, 3):
+            for number in range(10):
+                body = b"of shmq, level %d, %d" % (level, number)
+                levels[body] = level
+                producer.send(LATER, body, delay_level=level, timeout=TIMEOUT_S)
+        assert delays.stop() == 0
+    return delays.store_path, levels
+
+
 # ---- a store that was damaged and mended ---------------------------------------------------------
 
 
@@ -212,6 +258,7 @@ def mended_store(folder: Path, port: int) -> tuple[Kept, Sent]:
         broker(folder, "mended", port, runtime),
         shmq.connect(runtime) as client,
     ):
+        wait_for(client.routes.brokers, "the registration")
         client.create_topic(NOTES, queues=2)
         producer = client.producer()
         sent = [

@@ -26,7 +26,11 @@ from tests.interop.kept_stores import (
     AGAIN,
     ASYNC,
     BILLING,
+    DELAY_LEVELS,
+    DELAYS_MS,
     EVENTS,
+    LATER,
+    LATER_ATTRIBUTES,
     LONG,
     NOTES,
     ORDERS,
@@ -38,6 +42,7 @@ from tests.interop.kept_stores import (
     demo_lines,
     moved,
 )
+from tests.support.cluster import wait_for
 from tests.support.dev_shm import RUN_TOKEN
 from tests.support.rocketmq import (
     Place,
@@ -73,6 +78,8 @@ class Real:
 
     rocketmq: RocketMQ
     folder: Path
+    delayed: dict[bytes, int]
+    """By body the delay level of what was sent to topic LATER before."""
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +115,10 @@ def real(
         for kept in stores.demo
     ]
     with RocketMQ(Release(request.param), folder, rng) as rocketmq:
-        rocketmq.start_brokers(copies)
-        yield Real(rocketmq, folder)
+        # The last thing before: some of its messages wait still when RocketMQ has booted.
+        store, delayed = kept_stores.delayed_store(folder, free_port(rng))
+        rocketmq.start_brokers([*copies, store])
+        yield Real(rocketmq, folder, delayed)
     shutil.rmtree(folder)
 
 
@@ -284,14 +293,72 @@ def test_shmq_takes_the_store_of_a_killed_rocketmq(real: Real, stores: Stores) -
     assert received == wanted
 
 
+def test_delayed_messages_come_once_and_in_their_time_whoever_has_the_store(real: Real) -> None:
+    rocketmq = real.rocketmq
+    levels = dict(real.delayed)
+    _check_delays(_await_later(rocketmq, len(levels)), levels)
+    if _knows_attributes(rocketmq):
+        address = f"127.0.0.1:{read_conf(real.folder / 'store-delays')['listenPort']}"
+        options = ("-b", address, "-t", LATER, "-r", "2", "-w", "2", "-a", "+message.type=FIFO")
+        assert "success" in rocketmq.mqadmin("updateTopic", *options)
+    for level in (1, 3):
+        bodies = [b"of RocketMQ, level %d, %d" % (level, number) for number in range(5)]
+        rocketmq.send(LATER, "delays", 0, bodies, delay_level=level)
+        levels |= dict.fromkeys(bodies, level)
+        if level == 1:
+            _await_later(rocketmq, len(levels))
+    rocketmq.stop_broker("delays")
+
+    with _taken_back(real, "delays", message_delay_level=DELAY_LEVELS) as client:
+        with shmq.Admin(real.folder / "run-delays") as admin:
+            attributes = admin.topic(LATER)["delays"].attributes
+        if _knows_attributes(rocketmq):
+            assert attributes == {**LATER_ATTRIBUTES, "message.type": "FIFO"}
+        else:
+            assert attributes == {}, "4.9 forgets what it does not know"
+        with client.consumer(LATER, "all") as consumer:
+            came = [consumer.try_next(TIMEOUT_S) for _ in levels]
+            last = b"of shmq again"
+            levels[last] = 1
+            client.producer().send(LATER, last, delay_level=1, timeout=TIMEOUT_S)
+            came.append(consumer.try_next(TIMEOUT_S))
+            assert consumer.try_next(0.0) is None
+        messages = [message for message in came if message is not None]
+        _check_delays(
+            [(bytes(m.body), m.born_timestamp, m.store_timestamp) for m in messages], levels
+        )
+    rocketmq.start_brokers([real.folder / "store-delays"])
+    _check_delays(_await_later(rocketmq, len(levels)), levels)
+
+
+def _knows_attributes(rocketmq: RocketMQ) -> bool:
+    return not rocketmq.version.startswith("4.")
+
+
+def _await_later(rocketmq: RocketMQ, count: int) -> list[tuple[bytes, int, int]]:
+    """(body, born_timestamp, store_timestamp) of all that topic LATER holds, once it is so much."""
+    found = wait_for(
+        lambda: len(messages := rocketmq.read(LATER).messages) >= count and messages,
+        f"{count} messages",
+    )
+    return [(m.body, m.born_timestamp, m.store_timestamp) for m in found]
+
+
+def _check_delays(came: list[tuple[bytes, int, int]], levels: dict[bytes, int]) -> None:
+    """Each came once, and none before it had waited as long as it was to."""
+    assert Counter(body for body, _, _ in came) == Counter(list(levels))
+    for body, born_timestamp, store_timestamp in came:
+        assert store_timestamp - born_timestamp >= DELAYS_MS[levels[body]], body
+
+
 @contextmanager
-def _taken_back(real: Real, name: str) -> Iterator[shmq.Client]:
+def _taken_back(real: Real, name: str, **settings: str) -> Iterator[shmq.Client]:
     """A client of shmq's broker on a store that RocketMQ had."""
     runtime = real.folder / f"run-{name}"
     port = int(read_conf(real.folder / f"store-{name}")["listenPort"])
     with (
         NamesrvProcess(runtime),
-        broker(real.folder, name, port, runtime),
+        broker(real.folder, name, port, runtime, **settings),
         shmq.connect(runtime) as client,
     ):
         yield client

@@ -30,7 +30,7 @@ from tests.support.rocketmq_decoder import decode_properties
 FOLDER = Path(__file__).parents[1] / "interop/oracle"
 _FETCH = "org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies"
 _FETCH_TIMEOUT_S = 600.0
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 60.0
 _LOOK_S = 0.05
 # Below the ports that the kernel gives out by itself. A broker takes two more: -2 and +1.
@@ -390,12 +390,21 @@ class RocketMQ:
         return messages
 
     def send(
-        self, topic: str, broker_name: str, queue_id: int, bodies: Sequence[bytes]
+        self,
+        topic: str,
+        broker_name: str,
+        queue_id: int,
+        bodies: Sequence[bytes],
+        *,
+        delay_level: int = 0,
     ) -> list[int]:
-        """Send to a queue with the Java producer; their queue offsets."""
+        """Send to a queue with the Java producer; their queue offsets, of the level's queue where
+        they are delayed.
+        """
         file = self._folder / "bodies"
         file.write_text("".join(base64.b64encode(body).decode() + "\n" for body in bodies), "ascii")
-        answers = self._ask("send", topic, broker_name, str(queue_id), str(file))
+        words = (topic, broker_name, str(queue_id), str(file), str(delay_level))
+        answers = self._ask("send", *words)
         assert {status for _, status, *_ in answers} == {"SEND_OK"}
         return [int(queue_offset) for _, _, queue_offset, _ in answers]
 

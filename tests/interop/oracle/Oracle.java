@@ -82,7 +82,8 @@ public class Oracle {
             case "ids" -> ids(words[1], Path.of(words[2]));
             case "progress" -> progress(words[1]);
             case "consume" -> consume(words[1], words[2], Integer.parseInt(words[3]));
-            case "send" -> send(words[1], words[2], Integer.parseInt(words[3]), words[4]);
+            case "send" -> send(words[1], words[2], Integer.parseInt(words[3]), words[4],
+                Integer.parseInt(words[5]));
             case "mqadmin" -> mqadmin(Arrays.copyOfRange(words, 1, words.length));
             default -> throw new IllegalArgumentException(words[0]);
         }
@@ -219,13 +220,16 @@ public class Oracle {
         answers.println("came\t" + isAll);
     }
 
-    /** Send messages to a queue. */
-    private static void send(String topic, String brokerName, int queueId, String file)
-            throws Exception {
+    /** Send messages to a queue; delay level 0: at once. */
+    private static void send(String topic, String brokerName, int queueId, String file,
+            int delayLevel) throws Exception {
         var queue = new MessageQueue(topic, brokerName, queueId);
         for (String line : Files.readAllLines(Path.of(file))) {
             byte[] body = Base64.getDecoder().decode(line);
             var message = new Message(topic, "oracle", "oracle-key", body);
+            if (delayLevel > 0) {
+                message.setDelayTimeLevel(delayLevel);
+            }
             var sent = producer.send(message, queue);
             answers.println(String.join("\t", "sent", sent.getSendStatus().toString(),
                 String.valueOf(sent.getQueueOffset()), sent.getMsgId()));

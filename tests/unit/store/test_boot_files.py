@@ -32,6 +32,7 @@ def test_broker_conf_says_what_a_real_broker_needs(tmp_path: Path) -> None:
         flush_disk_type=FlushDiskType.SYNC_FLUSH,
         listen_port=20911,
         file_reserved_hours=100,
+        message_delay_level="1s 5s",
     )
     config.store_path.mkdir()
     boot_files.write_broker_conf(config, file_size_bytes=1 << 20)
@@ -54,6 +55,7 @@ def test_broker_conf_says_what_a_real_broker_needs(tmp_path: Path) -> None:
         "fileReservedTime": "100",
         "deleteWhen": "04",
         "diskMaxUsedSpaceRatio": "75",
+        "messageDelayLevel": "1s 5s",
         "enableControllerMode": "false",
     }
 
