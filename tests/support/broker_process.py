@@ -105,7 +105,11 @@ class BrokerProcess(RunningBroker):
         self.log_path = folder / f"{name}.log"
         self.process = self._start()
         if wait:
-            self.wait_running()
+            try:
+                self.wait_running()
+            except BaseException:  # nobody has it to stop it
+                self.kill()
+                raise
 
     def _start(self) -> subprocess.Popen[bytes]:
         options = [

@@ -63,26 +63,27 @@ class Cluster:
         self.runtime = folder / "run"
         self.runtime.mkdir(mode=0o750)
         os.chown(self.runtime, -1, group)
-        self._stack = contextlib.ExitStack()
-        self.namesrv = self._stack.enter_context(NamesrvProcess(self.runtime, *namesrv_arguments))
-        self.brokers = [
-            self._stack.enter_context(
-                BrokerProcess(
-                    folder,
-                    f"{cluster_name}",
-                    name=f"broker-{letter}",
-                    runtime=self.runtime,
-                    wait=False,
-                    environment=environment,
-                    **settings,
+        with contextlib.ExitStack() as stack:
+            self.namesrv = stack.enter_context(NamesrvProcess(self.runtime, *namesrv_arguments))
+            self.brokers = [
+                stack.enter_context(
+                    BrokerProcess(
+                        folder,
+                        f"{cluster_name}",
+                        name=f"broker-{letter}",
+                        runtime=self.runtime,
+                        wait=False,
+                        environment=environment,
+                        **settings,
+                    )
                 )
-            )
-            for letter in "abcd"[:brokers]
-        ]
-        for broker in self.brokers:
-            broker.wait_running()
-        with self.connect() as client:
-            wait_for(lambda: len(client.routes.brokers()) == brokers, "the registration")
+                for letter in "abcd"[:brokers]
+            ]
+            for broker in self.brokers:
+                broker.wait_running()
+            with self.connect() as client:
+                wait_for(lambda: len(client.routes.brokers()) == brokers, "the registration")
+            self._stack = stack.pop_all()
 
     def connect(self, **options: Any) -> shmq.Client:
         return shmq.connect(self.runtime, **options)
