@@ -22,17 +22,17 @@ from pathlib import Path
 import pytest
 
 from tests.support.require import require_program
-from tests.support.scale import is_full_run
+from tests.support.scale import QUICKLY, is_full_run
 
 ROOT = Path(__file__).resolve().parents[2]
 INCLUDE = ROOT / "shmq/core/include"
 LIMIT_S = 100.0
 KEPT_S = 3600.0  # younger programs may be another run's, of another state of the tree
-STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", "-g"]
+STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", "-g1"]
 VARIANTS = {
-    "asan_ubsan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "asan_ubsan": [QUICKLY, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     # gcc 12 warns of variables it takes for uninitialized between its own instrumentation
-    "tsan": ["-O1", "-fsanitize=thread", "-Wno-maybe-uninitialized"],
+    "tsan": [QUICKLY, "-fsanitize=thread", "-Wno-maybe-uninitialized"],
     "plain": ["-O2"],
 }
 SANITIZER_OPTIONS = {

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.repository import HEADERS, ROOT
 from tests.support.require import require_or_skip, require_program
-from tests.support.scale import is_full_run, scaled
+from tests.support.scale import QUICKLY, is_full_run, scaled
 
 HERE = Path(__file__).parent / "relacy"
 RELACY = Path("/usr/include/relacy")
@@ -73,7 +73,7 @@ def program() -> Path:
     compiler = require_program("g++", "g++")
     if not (RELACY / "relacy.hpp").exists():
         require_or_skip("relacy not found: apt install relacy-dev")
-    flags = ["-std=gnu++20", "-O1", "-g", "-fpermissive", "-w"]  # C headers, read as C++
+    flags = ["-std=gnu++20", QUICKLY, "-fpermissive", "-w"]  # C headers, read as C++
     c_tests = ROOT / "tests/c"
     digest = hashlib.sha256(repr(flags).encode())
     for source in sorted([*HEADERS.rglob("*.h"), *HERE.iterdir(), c_tests / "store_fixture.h"]):

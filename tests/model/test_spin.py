@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.require import require_program
-from tests.support.scale import is_full_run
+from tests.support.scale import QUICKLY, is_full_run
 
 HERE = Path(__file__).parent
 MODELS = {
@@ -33,7 +33,7 @@ def verify(model: str, folder: Path, *defines: str) -> tuple[int, int]:
     source = HERE / f"{model}.pml"
     subprocess.run([spin, "-a", *defines, str(source)], cwd=folder, check=True, timeout=60)
     subprocess.run(
-        [compiler, "-O2", "-w", "-DSAFETY", "-DCOLLAPSE", "-o", "pan", "pan.c"],
+        [compiler, QUICKLY, "-w", "-DSAFETY", "-DCOLLAPSE", "-o", "pan", "pan.c"],
         cwd=folder,
         check=True,
         timeout=60,

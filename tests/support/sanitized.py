@@ -17,11 +17,12 @@ from pathlib import Path
 
 from tests.support.repository import ROOT
 from tests.support.require import require_program
+from tests.support.scale import QUICKLY
 
 FLAGS = (
     "-std=c11",
-    "-O1",
-    "-g",
+    QUICKLY,
+    "-g1",
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-omit-frame-pointer",

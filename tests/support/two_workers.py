@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
 ALONE = {
-    "tests/cluster/test_bench.py": "measures",
-    "tests/cluster/test_broker_quiet.py": "counts what an idle broker uses of the machine",
+    "tests/cluster/test_broker_quiet.py::test_idle_broker": "counts the time an idle broker takes",
     "tests/unit/test_support.py::test_object_without": "puts down what others' leaks look like",
 }
 """How the ids of such tests begin, and why nothing may run beside them."""
