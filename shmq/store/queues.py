@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.core import core
-from shmq.core.fields import field_place, read_ints, struct_size
+from shmq.core.fields import field_place, read_ints, read_rows, struct_size
 from shmq.errors import StoreError, TopicNotExistError
 from shmq.topic import check_topic
 
@@ -49,6 +49,11 @@ class QueueOffsets(NamedTuple):
     """Consumers read below it."""
 
 
+_OFFSET_PLACES = [field_place("queue_row", name) for name in QueueOffsets._fields]
+_STATE_PLACE = field_place("queue_row", "state")
+_FLAGS_PLACE = field_place("queue_row", "flags")
+
+
 class Queues:
     """All queues of one store. Threads may share it."""
 
@@ -78,8 +83,10 @@ class Queues:
                     raw = bytes(view[begin : begin + topic_row["topic_size"]])
                 names[index] = raw.decode("utf-8", "surrogateescape")
                 self._topic_rows[names[index]] = index
-        for row in range(append["queue_row_count"]):
-            fields = self._row(row)
+        rows = read_rows(
+            self._memory.control, "queue_row", self._rows_place, append["queue_row_count"]
+        )
+        for row, fields in enumerate(rows):
             if fields["state"] in (core.ROW_ACTIVE, core.ROW_READ_ONLY):
                 key = names[fields["topic_row"]], fields["queue_id"]
                 self._handles[key] = QueueHandle(row, fields["generation"])
@@ -234,9 +241,7 @@ class Queues:
         """Where a queue begins and ends, as of now."""
         base = self._rows_place + handle.row * struct_size("queue_row")
         load = self._memory.control.load64
-        return QueueOffsets(
-            *(load(base + field_place("queue_row", name)) for name in QueueOffsets._fields)
-        )
+        return QueueOffsets(*[load(base + place) for place in _OFFSET_PLACES])
 
     def hot_min(self, handle: QueueHandle) -> int:
         """First queue_offset whose entry is in memory."""
@@ -245,17 +250,14 @@ class Queues:
 
     def state(self, handle: QueueHandle) -> tuple[bool, int]:
         """(whether it takes messages, its core.ROW_* flags)."""
-        fields = self._row(handle.row)
-        return fields["state"] == core.ROW_ACTIVE, fields["flags"]
+        base = self._rows_place + handle.row * struct_size("queue_row")
+        load = self._memory.control.load32
+        return load(base + _STATE_PLACE) == core.ROW_ACTIVE, load(base + _FLAGS_PLACE)
 
     def tail_block(self, handle: QueueHandle) -> int:
         """The last block of a queue's chain in the arena; 0: none."""
         base = self._rows_place + handle.row * struct_size("queue_row")
         return self._memory.control.load32(base + field_place("queue_row", "tail_block"))
-
-    def _row(self, row: int) -> dict[str, int]:
-        place = self._rows_place + row * struct_size("queue_row")
-        return read_ints(self._memory.control, "queue_row", place)
 
 
 def _check(topic: str, queue_id: int) -> None:

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from shmq.core import core
+from shmq.core.fields import read_ints, read_rows, read_struct
 from shmq.shm import header
 from shmq.tools.layout_page import layout_page
 
@@ -44,3 +47,17 @@ def test_page_is_what_the_tables_say() -> None:
 
 def test_header_reader_knows_the_same_layout() -> None:
     assert core.LAYOUT["segment_header"][0] == header.HEADER_SIZE
+
+
+def test_numbers_of_a_struct_are_the_same_one_by_one_and_row_by_row() -> None:
+    for name, (size, _) in core.LAYOUT.items():
+        memory = bytes(number * 7 % 251 for number in range(3 * size + 5))
+        rows = list(read_rows(memory, name, 5, 3))
+        for index, row in enumerate(rows):
+            place = 5 + index * size
+            fields = read_struct(memory, name, place)
+            assert row == {key: value for key, value in fields.items() if isinstance(value, int)}
+            assert row == read_ints(memory, name, place)
+        with pytest.raises(ValueError, match=f"read {name} at 6"):
+            list(read_rows(memory, name, 6, 3))
+    assert list(read_rows(b"", "queue_row", 0, 0)) == []
