@@ -109,6 +109,8 @@ class BrokerLink:
         """What did not hold any more when the session was resumed last."""
         self.is_mapped = True
         """Whether this user maps the broker's log; if not, messages are pulled as copies."""
+        self.master_epoch = 0
+        """Of the mastership that the session was begun or resumed under; never an older one."""
         self._changed = threading.Condition(self._lock)
         try:
             self.connection = self._connect()
@@ -143,6 +145,7 @@ class BrokerLink:
         fields = answer.ext_fields
         fds = dict(zip(str(fields["fds"]).split(","), answer.take_fds(), strict=True))
         try:
+            self._check_epoch("attach", fields)
             self._close_memory()
             self._fields = dict(fields)
             self._session = _int(fields["session"])
@@ -219,9 +222,12 @@ class BrokerLink:
         reserve = max(size, _int(self._fields.get(f"{name}Bytes", size)))
         return core.Mapping(fds[name], size, writable=writable, reserve=reserve)
 
-    def reconnect(self) -> bool:
+    def reconnect(self, socket_name: str | None = None) -> bool:
         """After the broker went: resume the session with its successor. True: everything goes on;
         False: the successor has new memory, and the session is a new one.
+
+        Args:
+            socket_name: where the master of its broker_name is now; None: where it was.
 
         Raises:
             ServiceNotAvailableError and others: it is not back yet; try again.
@@ -232,6 +238,7 @@ class BrokerLink:
             self.connection.close()
             if self._shared is not None:
                 self._shared.close()  # it is the session's with the broker that went
+            self._socket_name = socket_name or self._socket_name
             self.connection = self._connect()
             try:
                 self._resume()
@@ -270,6 +277,7 @@ class BrokerLink:
         )
         fds = dict(zip(str(answer.ext_fields["fds"]).split(","), answer.take_fds(), strict=True))
         try:
+            self._check_epoch("resume", answer.ext_fields)
             control = self._map(fds, "control")
             completion = self._map(fds, "completion")
             if self._chunk is not None:
@@ -283,6 +291,20 @@ class BrokerLink:
         finally:
             for fd in fds.values():
                 os.close(fd)
+
+    def _check_epoch(self, what: str, fields: Mapping[str, Scalar]) -> None:
+        """Return if the broker's mastership is not older than the last one we knew.
+
+        Raises:
+            ServiceNotAvailableError: it is: another is master by now, and this one will learn it.
+        """
+        epoch = _int(fields.get("masterEpoch", 0))
+        if epoch < self.master_epoch:
+            raise ServiceNotAvailableError(
+                f"{what} to broker {self.broker_name} at {self._socket_name}: master epoch {epoch},"
+                f" it was {self.master_epoch} before"
+            )
+        self.master_epoch = epoch
 
     def _forget_stale(self, answer: Command) -> None:
         said = answer.json()

@@ -21,7 +21,7 @@ from shmq.client.arguments import check_count, member
 from shmq.client.broker_link import BrokerLink
 from shmq.client.closable import Closable
 from shmq.client.consumer import Consumer
-from shmq.client.deadline import held
+from shmq.client.deadline import held, within
 from shmq.client.lite_pull_consumer import (
     AUTO_COMMIT_INTERVAL_S,
     PULL_BATCH_SIZE,
@@ -72,6 +72,8 @@ _RECONNECT_MAX_S = 1.0
 _RECONNECT_SHARE = 8
 """Between two looks for a broker goes an eighth of the time that it has been away: its return is
 noticed late by no more than that, and one that stays away is asked for once a second."""
+_ROUTE_TIMEOUT_S = 0.2
+"""To learn which member of a replica set is master now, before each look for a broker."""
 _REFRESHER = ""
 """Among the followers, which have the names of brokers."""
 DEFAULT_PRODUCER = "DEFAULT_PRODUCER"
@@ -608,12 +610,20 @@ class Client(Closable):
             )
         thread.start()
 
+    def _master_of(self, name: str) -> str | None:
+        """Where the master of a broker_name is now; None: nobody says, as where it was."""
+        try:
+            with within(_ROUTE_TIMEOUT_S):  # a NameServer that hangs holds up no return
+                return self.routes.brokers().get(name)
+        except (ShmqError, OSError):
+            return None
+
     def _reconnect(self, name: str, link: BrokerLink) -> None:
         delay_s = 0.0
         away_ns = SYSTEM_CLOCK.monotonic_ns()
         while not self._closed.wait(delay_s):
             try:
-                is_resumed = link.reconnect()
+                is_resumed = link.reconnect(self._master_of(name))
                 self._membership.heartbeat(link)
             except (ShmqError, OSError) as error:
                 _log.debug("reconnect broker=%s: %s", name, error)

@@ -42,6 +42,7 @@ __all__ = ["RouteCache"]
 REFRESH_NS = 30_000_000_000
 """How long a route is believed unasked; RocketMQ's pollNameServerInterval."""
 _TIMEOUT_S = 3.0
+_MASTER_ID = 0
 ORDER_TOPIC_CONFIG = "ORDER_TOPIC_CONFIG"
 """RocketMQ's namespace for it."""
 
@@ -96,11 +97,11 @@ class RouteCache:
         return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 
     def brokers(self) -> dict[str, str]:
-        """Masters by broker_name, and the names of their sockets."""
+        """Masters by broker_name, and the names of their sockets; without those that have none."""
         return {
-            name: data.broker_addrs[min(data.broker_addrs)]
+            name: data.broker_addrs[_MASTER_ID]
             for name, data in self.cluster().brokers.items()
-            if data.broker_addrs
+            if _MASTER_ID in data.broker_addrs
         }
 
     def configure(self, topic: str, queues: Mapping[str, int]) -> None:

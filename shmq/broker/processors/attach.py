@@ -215,6 +215,7 @@ class AttachProcessor:
             "clusterName": config.cluster_name,
             "brokerName": config.broker_name,
             "brokerId": config.broker_id,
+            "masterEpoch": self._broker.store.master_epoch,
             "storeGeneration": self._broker.store.generation,
             "isMapped": "log" in offer.fds,
             "fds": ",".join(names),
