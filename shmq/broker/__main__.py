@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shmq import logs, service
-from shmq.broker.broker import Broker
+from shmq.broker.roles import Member
 from shmq.config import BrokerConfig, load, load_broker_tables
 from shmq.errors import ConfigError, ShmqError
 from shmq.service import DRAIN_TIMEOUT_S
@@ -29,12 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     logs.configure(getattr(logging, options.log_level))
     try:
         config = _config(options)
-        broker = Broker(config)
+        member = Member(config, is_waiting=options.wait)
         service.run(
-            broker,
+            member,
             name=f"broker {config.broker_name}:{config.broker_id}",
             drain_timeout_s=options.drain_timeout,
-            on_reload=None if config.acl_file is None else broker.reload,
+            on_reload=None if config.acl_file is None else member.reload,
         )
     except ConfigError as error:
         _log.error("%s; %s", error, error.hint)
@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY=VALUE",
         help="any setting, by its own name or RocketMQ's",
+    )
+    add(
+        "--wait",
+        action="store_true",
+        help="be no master until told: a supervisor or Controller says which member is",
     )
     add(
         "--log-level",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.config import KeepMemory
 from shmq.errors import (
     ClosedError,
-    ConfigError,
+    FencedError,
     FlushFailedError,
     RequestTimeoutError,
     ServiceNotAvailableError,
@@ -55,14 +56,17 @@ from shmq.remoting.runtime_folder import Listener, RuntimeFolder, broker_socket_
 from shmq.remoting.server import Connection, Server
 from shmq.service import Phase
 from shmq.shm.incarnation import Incarnation
+from shmq.status import BrokerRole
 from shmq.store.config_files import ConfigFiles
 from shmq.store.message_store import MessageStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
+    from shmq.broker.processors.role import OnTold
     from shmq.config import BrokerConfig
     from shmq.remoting.command import Scalar
+    from shmq.shm.mastership import Mastership
     from shmq.store.expire import ExpiredFile
     from shmq.store.queues import QueueHandle
 
@@ -78,6 +82,8 @@ _LOOK_S = 0.005
 """Between two looks whether the rings have run dry."""
 _STORE_LOOK_S = 1.0
 """Between two looks whether the store failed for good."""
+_HOLD_S = 1.0
+"""Between two looks whether the lock of mastership is still the one that others would take."""
 _SERVICE_SESSIONS = 2
 """Session slots for retries and for the schedule, beside those of the clients."""
 _DEATH_LOOK_S = 0.001
@@ -93,11 +99,27 @@ class Broker:
     Args:
         config: its settings.
         clock: monotonic and wall time.
+        mastership: of its broker_name, held as long as this runs.
+        master_epoch: of this mastership, from a Controller; None: counted on from the last.
+        on_told: called in the loop's thread when it is told to change its role.
     """
 
-    def __init__(self, config: BrokerConfig, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        *,
+        mastership: Mastership,
+        on_told: OnTold,
+        master_epoch: int | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         self.config = config
         self.clock = clock
+        self.mastership = mastership
+        self._master_epoch = master_epoch
+        self.on_told = on_told
+        self.hands_over = False
+        """It stops for another member to go on: its memory stays."""
         self.phase = Phase.STARTING
         self.problem: str | None = None
         """What a person should know of, in one line."""
@@ -139,10 +161,6 @@ class Broker:
             ShmqError and its kin: what could not be had; `stop` releases what was.
         """
         config = self.config
-        if config.broker_id != 0:
-            raise ConfigError(
-                f"broker_id = {config.broker_id}, wanted 0: this release has no slaves yet"
-            )
         if config.acl_file is not None:
             self.rights = Rights(AclFile(config.acl_file), config.broker_name)
         self._folder = RuntimeFolder.make(config.runtime_folder())
@@ -150,12 +168,14 @@ class Broker:
         listener = self._folder.listen(name)
         self._loop.start()
         self._loop.run(self._listen(listener), timeout_s=_LOOP_TIMEOUT_S)
-        private = self._folder.private(name)
+        private = self._folder.private(broker_socket_name(config.broker_name, 0))
         self.store = MessageStore(
             replace(config, runtime_path=private, session_count=_session_count(config)),
             clock=self.clock,
             on_session_ended=self._session_ended,
             on_expired=self._expired,
+            mastership=self.mastership,
+            master_epoch=self._master_epoch,
         )
         self.store.open()
         self._is_store_open = True
@@ -212,8 +232,9 @@ class Broker:
         address = BrokerAddress(
             cluster_name=config.cluster_name,
             broker_name=config.broker_name,
-            broker_id=config.broker_id,
+            broker_id=0,  # a master is registered as such, whatever its id among the members
             socket_name=socket_name,
+            master_epoch=self.store.master_epoch,
         )
         self._registration = Registration(
             self._folder,
@@ -228,6 +249,7 @@ class Broker:
         self._run(self._scan_clients())
         self._run(self._save_offsets())
         self._run(self._watch_store())
+        self._run(self._hold_mastership())
         self._run(self.sessions.forget_lost_after(config.session_grace_ms / 1000))
 
     def reload(self) -> None:
@@ -298,8 +320,8 @@ class Broker:
 
     def _stop_store(self) -> None:
         """Flush and close; clients that are attached, or not back yet, need the memory."""
-        keep_memory = self.config.keep_memory is KeepMemory.ALWAYS
-        if self.config.keep_memory is KeepMemory.ATTACHED:
+        keep_memory = self.hands_over or self.config.keep_memory is KeepMemory.ALWAYS
+        if not keep_memory and self.config.keep_memory is KeepMemory.ATTACHED:
             keep_memory = bool(self.store.sessions.live or self.store.sessions.lost)
         try:
             self.store.stop(keep_memory=keep_memory)
@@ -353,6 +375,20 @@ class Broker:
         self.problem = str(self.store.failure)
         _log.error("the store takes no more messages, only reads go on: %s", self.problem)
         self.topics.set_read_only()
+
+    async def _hold_mastership(self) -> None:
+        """See that nobody else can be master; if somebody is, end at this instruction: what is in
+        memory is the other's, and nothing more may be written to it.
+        """
+        while True:  # until the broker stops
+            await asyncio.sleep(_HOLD_S)
+            try:
+                self.mastership.hold()
+            except FencedError as error:
+                _log.critical("not master any more, this process ends: %s", error)
+                os.kill(os.getpid(), signal.SIGKILL)
+            except ShmqError as error:
+                _log.error("mastership cannot be looked at: %s", error)
 
     # ---- connections -------------------------------------------------------------------------
 
@@ -514,10 +550,14 @@ class Broker:
             "startTime": self._own.start_time,
             "isHealthy": True,  # the loop answers; an append thread that hangs would hold it here
             "problem": self.problem or self._retention_problem(),
+            "brokerName": self.config.broker_name,
+            "brokerId": self.config.broker_id,
+            "role": BrokerRole.ASYNC_MASTER,
         }
         if self.phase is not Phase.STARTING:
             now = self.store.positions
             fields |= {
+                "masterEpoch": self.store.master_epoch,
                 "logEnd": self.store.appender_state()["log_end"],
                 "committedPosition": now.committed_position,
                 "flushedPosition": now.flushed_position,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from shmq.client import ha
 from shmq.client.arguments import check_count
 from shmq.client.closable import Closable
 from shmq.client.message_finder import MESSAGE_COUNT_DEFAULT, MessageFinder
@@ -47,6 +48,7 @@ from shmq.topic import QUEUE_NUMS_MAX, Permission, TopicConfig, check_topic
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from shmq.client.ha import HaMember
     from shmq.client.instance import Client
     from shmq.client.producer import Producer
     from shmq.client.stored_message import StoredMessage
@@ -211,6 +213,32 @@ class Admin(Closable):
             committed,
             committed - said.number("flushedPosition"),
         )
+
+    def ha_members(self, broker_name: str | None = None) -> list[HaMember]:
+        """The members of a replica set, or of all: master, and those that wait; a broker on its own
+        is one too. Without those that do not answer.
+        """
+        self._check()
+        return ha.members(self._call, self._folder.socket_names("broker"), broker_name)
+
+    def epochs(self, broker_name: str, broker_id: int) -> list[tuple[int, int]]:
+        """(master_epoch, start_position) of the masterships under which a member's log was written
+        (RocketMQ's GET_BROKER_EPOCH_CACHE).
+        """
+        return ha.epochs_of(self._call, broker_socket_name(broker_name, broker_id))
+
+    def switch_master(self, broker_name: str, broker_id: int | None = None) -> HaMember:
+        """Have another member become master, in order: no send fails. Blocks until it serves.
+
+        Args:
+            broker_name: of the replica set.
+            broker_id: which member; None: the one of those that wait with the lowest id.
+
+        Raises:
+            ConfigError: there is no such member that waits.
+            ServiceNotAvailableError: it did not become master; the old one was told to go on.
+        """
+        return ha.switch(self._call, self.ha_members(broker_name), broker_name, broker_id)
 
     def namesrvs(self) -> list[str]:
         """Names of the sockets of NameServers that answer."""
@@ -911,9 +939,15 @@ class Admin(Closable):
         body: bytes = b"",
     ) -> Command:
         """Ask a master."""
-        return self._call(
-            broker_socket_name(broker_name, 0), Command(code, dict(fields or {}), body)
-        )
+        return self._call(self._master(broker_name), Command(code, dict(fields or {}), body))
+
+    def _master(self, broker_name: str) -> str:
+        """The socket of the member that is master, or of the first where no NameServer says."""
+        try:
+            found = self._routes.brokers().get(broker_name)
+        except ServiceNotAvailableError:
+            found = None
+        return found or broker_socket_name(broker_name, 0)
 
     def _table(
         self, broker_name: str, code: RequestCode, key: str
@@ -936,7 +970,7 @@ class Admin(Closable):
 
     def _invoke(self, broker_name: str, command: Command) -> Command:
         """Ask a master; any answer is given back, whatever its code."""
-        name = broker_socket_name(broker_name, 0)
+        name = self._master(broker_name)
         return self._connection(name).invoke(command, timeout_s=_TIMEOUT_S)
 
     def _connection(self, socket_name: str) -> Connection:

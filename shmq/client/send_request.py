@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Body = bytes | bytearray | memoryview | str | Buffer
 
-__all__ = ["STORED", "Cure", "SendRequest", "delayed", "left_s", "refusal"]
+__all__ = ["Cure", "STORED", "SendRequest", "delayed", "left_s", "refusal"]
 
 _now = SYSTEM_CLOCK.monotonic_ns
 

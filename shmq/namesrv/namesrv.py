@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +85,10 @@ def load_cluster(
                 f"{file}: [broker.{name}]: listen_port: {port} is that of [broker.{ports[port]}]"
                 " already; give each broker its own"
             )
+    members = Counter(_broker_name(name, table) for name, table in tables.items())
     free_ports = (port for port in LISTEN_PORTS if port not in ports)
     for name, table in tables.items():
-        broker_name = table.get("broker_name", table.get("brokerName", name))
+        broker_name = _broker_name(name, table)
         broker_id = table.get("broker_id", table.get("brokerId", 0))
         if not isinstance(broker_name, str) or not isinstance(broker_id, int):
             raise ConfigError(
@@ -101,8 +103,12 @@ def load_cluster(
         arguments = ["--config", str(file), "--broker", name, "--runtime", str(runtime_path)]
         if _listen_port(table) is None:
             arguments += ["--set", f"listen_port={next(free_ports)}"]
+        is_member = members[broker_name] > 1
+        if is_member:
+            arguments += ["--wait"]
         brokers[socket_name] = SupervisedBroker(
             name=name,
+            broker_name=broker_name if is_member else "",
             socket_name=socket_name,
             broker_id=broker_id,
             command=(*start, *arguments),
@@ -115,6 +121,10 @@ def load_cluster(
         brokers=tuple(brokers.values()),
         spare_command=spare if command is None else (),
     )
+
+
+def _broker_name(name: str, table: Mapping[str, object]) -> object:
+    return table.get("broker_name", table.get("brokerName", name))
 
 
 def _listen_port(table: Mapping[str, object]) -> object:

@@ -9,7 +9,7 @@ In the NameServer, on its event loop. A broker that does not answer holds up not
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from shmq.errors import ClosedError, ShmqError
 from shmq.remoting.aio_client import AsyncClient
@@ -21,6 +21,9 @@ from shmq.shm.incarnation import Incarnation
 __all__ = ["Probe"]
 
 _log = logging.getLogger("shmq.namesrv")
+
+_FIRST_S = 0.02
+"""Between two questions until the first answer: somebody may wait for what it is."""
 
 
 class Probe:
@@ -50,12 +53,18 @@ class Probe:
         self._on_sign = on_sign
         self._client: AsyncClient | None = None
         self._problem: str | None = None
+        self._said: Mapping[str, object] = {}
         self._task: asyncio.Task[None] | None = None
 
     @property
     def problem(self) -> str | None:
         """Why the last question had no good answer; None if it had, or none was asked yet."""
         return self._problem
+
+    @property
+    def said(self) -> Mapping[str, object]:
+        """The fields of its last answer; none before the first."""
+        return self._said
 
     def start(self) -> None:
         """Begin to ask."""
@@ -79,7 +88,8 @@ class Probe:
                 was_answered = True
             elif before is None and was_answered:
                 _log.warning("no answer broker=%s problem=%s", self._socket_name, self._problem)
-            await asyncio.sleep(self._interval_s)
+            is_late = self._problem is not None and not was_answered
+            await asyncio.sleep(min(self._interval_s, _FIRST_S) if is_late else self._interval_s)
 
     async def _ask(self) -> str | None:
         """Ask once; the problem, or None if all is well."""
@@ -94,6 +104,7 @@ class Probe:
         except OSError as error:  # no descriptor left, a folder that went away
             return f"ask {self._socket_name}: {error}"
         response.close()
+        self._said = response.ext_fields
         if response.ext_fields.get("isHealthy") is False:
             return f"it says: {response.ext_fields.get('problem') or 'not healthy'}"
         return None

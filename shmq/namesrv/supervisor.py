@@ -36,14 +36,21 @@ import orjson
 
 from shmq.clock import Clock
 from shmq.config import ClusterConfig
+from shmq.errors import ShmqError
 from shmq.namesrv.attended_time import AttendedTime
 from shmq.namesrv.broker_watch import Action, BrokerWatch, Phase
+from shmq.namesrv.election import Candidate, Election
 from shmq.namesrv.log_tail import LogTail, LogTails
 from shmq.namesrv.probe import Probe
 from shmq.namesrv.spare import Spare
+from shmq.remoting.aio_client import AsyncClient
+from shmq.remoting.codes import RequestCode
+from shmq.remoting.command import Command
 from shmq.remoting.identity import has_ended
-from shmq.remoting.runtime_folder import RuntimeFolder
+from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.shm.incarnation import Incarnation, boot_id
+from shmq.shm.mastership import load_record
+from shmq.status import BrokerRole
 
 __all__ = ["LOCK_NAME", "SupervisedBroker", "Supervisor"]
 
@@ -53,6 +60,7 @@ LOCK_NAME: Final = "supervisor"
 TICK_INTERVAL_S: Final = 0.25
 _PAUSE_MS_MAX: Final = 1_000  # of attended time between two ticks
 _RECORD_BYTES_MAX: Final = 4_096
+_TELL_TIMEOUT_S: Final = 1.0
 _SPARE_DELAY_NS: Final = 2_000_000_000  # after a start, whose broker and clients have work to do
 _SPARE_RETRY_NS: Final = 60_000_000_000
 # What systemd told us and not them.
@@ -73,6 +81,8 @@ class SupervisedBroker:
     """0 is the master; masters are stopped last."""
     command: tuple[str, ...]
     """What starts it; not a shell's."""
+    broker_name: str = ""
+    """What the members of its replica set share; empty: it has none."""
     arguments: tuple[str, ...] = ()
     """Those of them that a spare process is given (spare.py)."""
 
@@ -145,6 +155,9 @@ class Supervisor:
             _Ward(broker, BrokerWatch(config, hung_timeout_ms=hung_timeout_ms))
             for broker in brokers
         ]
+        names = {broker.broker_name for broker in brokers if broker.broker_name}
+        self._elections = {name: Election() for name in sorted(names)}
+        self._telling: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Adopt the brokers that run, start the others, and watch them all."""
@@ -211,6 +224,7 @@ class Supervisor:
         self._timer = self._loop.call_later(TICK_INTERVAL_S, self._tick)
         for ward in self._wards:
             self._act(ward)
+        self._elect()
         self._keep_spare()
 
     def _act(self, ward: _Ward) -> None:
@@ -223,6 +237,51 @@ class Supervisor:
                 self._kill(ward, f"it hangs: {problem}")
             case Action.KILL:
                 self._kill(ward, "it did not end in time")
+
+    def _elect(self) -> None:
+        """See that each replica set has a master, or is about to."""
+        if self._waves is not None:
+            return
+        for name, election in self._elections.items():
+            wards = [ward for ward in self._wards if ward.broker.broker_name == name]
+            chosen = election.decide(
+                [_candidate(ward) for ward in wards],
+                now_ns=self._now_ns(),
+                has_memory=self._has_memory(name),
+            )
+            if chosen is not None:
+                ward = next(ward for ward in wards if ward.broker.broker_id == chosen.broker_id)
+                task = self._loop.create_task(self._tell_master(ward))
+                self._telling.add(task)
+                task.add_done_callback(self._telling.discard)
+
+    def _has_memory(self, broker_name: str) -> bool:
+        """Whether the last master of a broker_name left its memory, as far as lists say."""
+        try:
+            record = load_record(self._folder.private(broker_socket_name(broker_name, 0)))
+        except ShmqError as error:
+            _log.error("broker=%s: %s", broker_name, error)
+            return False
+        return record is not None and record.is_of_this_boot and record.manifest_path.exists()
+
+    async def _tell_master(self, ward: _Ward) -> None:
+        """Tell a member to become master."""
+        broker = ward.broker
+        _log.warning("elected broker=%s broker_id=%d", broker.name, broker.broker_id)
+        command = Command(
+            RequestCode.NOTIFY_BROKER_ROLE_CHANGED, {"masterBrokerId": broker.broker_id}
+        )
+        try:
+            client = await AsyncClient.connect(
+                self._folder, broker.socket_name, role="supervisor", timeout_s=_TELL_TIMEOUT_S
+            )
+            try:
+                await client.call(command, timeout_s=_TELL_TIMEOUT_S)
+            finally:
+                client.close()
+        except (ShmqError, OSError) as error:
+            _log.warning("not told to become master broker=%s: %s", broker.name, error)
+            self._elections[broker.broker_name].master_ended()  # another may be told at once
 
     def _kill(self, ward: _Ward, reason: str) -> None:
         process = ward.process
@@ -369,6 +428,9 @@ class Supervisor:
         self._loop.remove_reader(process.pidfd)
         status = None if process.child is None else process.child.wait()  # it has ended: at once
         os.close(process.pidfd)
+        election = self._elections.get(ward.broker.broker_name)
+        if election is not None and _candidate(ward).is_master:
+            election.master_ended()
         if ward.probe is not None:
             ward.probe.stop()
             ward.probe = None
@@ -381,6 +443,7 @@ class Supervisor:
             "ended broker=%s pid=%d %s",
             ward.broker.name, process.incarnation.pid, _status_text(status),
         )  # fmt: skip
+        self._elect()
         self._tell_next(ward)
         self._path(ward.broker.name, "json").unlink(missing_ok=True)
         self._stop_next()
@@ -486,6 +549,23 @@ class Supervisor:
 
     def _path(self, name: str, suffix: str) -> Path:
         return self._records / f"{name}.{suffix}"
+
+
+def _candidate(ward: _Ward) -> Candidate:
+    """A member as its last answer shows it."""
+    said = ward.probe.said if ward.probe is not None else {}
+    role = said.get("role")
+    return Candidate(
+        broker_id=ward.broker.broker_id,
+        is_alive=ward.process is not None,
+        is_master=None if role is None else role != BrokerRole.SLAVE,
+        master_epoch=_number(said.get("masterEpoch")),
+        log_end=_number(said.get("committedPosition")),
+    )
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _environment() -> dict[str, str]:

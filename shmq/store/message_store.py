@@ -28,6 +28,7 @@ from shmq.errors import (
     ShmError,
     ShmqError,
     StoreCorruptError,
+    StoreError,
 )
 from shmq.shm import manifest as manifests
 from shmq.shm.budget import (
@@ -247,6 +248,11 @@ class MessageStore:
         if not self._try_adopt(manifest, undo, is_inherited=True):
             return False
         self.is_inherited = True
+        try:  # the log is theirs, and so is its history
+            theirs = EpochFile.load(record.manifest_path.parent.parent)
+            self.epochs = self.epochs.replace(theirs.epochs)
+        except StoreError as error:
+            _log.warning("epochs of the last master are not known, ours go on: %s", error)
         # Ours alone from here on; where it cannot be removed, its store finds that it counts for
         # nothing: files_owner says so.
         with contextlib.suppress(OSError):

@@ -40,11 +40,9 @@ def copy_prefix(master: StoreConfig, broker_id: int) -> StoreConfig:
     return replace(master, store_path=path, broker_id=broker_id)
 
 
-@pytest.mark.parametrize("segment_count", [None, 8], ids=["wide", "narrow"])
 def test_members_that_take_over_from_each_other_lose_and_double_nothing(
-    zygote: Zygote, config: StoreConfig, rng: random.Random, segment_count: int | None
+    zygote: Zygote, config: StoreConfig, rng: random.Random
 ) -> None:
-    config = replace(config, hot_segment_count=segment_count)
     with Load(zygote, config, rng, is_member=True) as load:
         load.pass_time()
         load.store.stop(keep_memory=True)

@@ -17,6 +17,7 @@ from shmq.broker.processors.message import MessageProcessor
 from shmq.broker.processors.offset import OffsetProcessor
 from shmq.broker.processors.pull import PullProcessor
 from shmq.broker.processors.queues import QueueProcessor
+from shmq.broker.processors.role import RoleProcessor
 from shmq.broker.processors.send_back import SendBackProcessor
 from shmq.remoting.codes import RequestCode
 from shmq.service import Phase
@@ -63,6 +64,7 @@ def processor_table(broker: Broker) -> dict[int, Processor]:
         MessageProcessor(broker),
         SendBackProcessor(broker),
         AdminProcessor(broker),
+        RoleProcessor(broker.config, lambda: broker.rights, on_told=broker.on_told),
     ):
         for code, row in part.table().items():
             if code not in _ALWAYS:

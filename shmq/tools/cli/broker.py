@@ -98,3 +98,22 @@ def _show(namesrv: str | None, name: str, is_json: bool) -> None:
     width = max(len(key) for key in info)
     for key, value in info.items():
         click.echo(f"{key.ljust(width)}  {value or '-'}")
+
+
+@broker.command("epoch")
+@click.argument("name", metavar="BROKER")
+@click.option("--id", "broker_id", type=int, metavar="ID", help="This member; else the master.")
+@json_option
+@cluster_option
+def _epoch(namesrv: str | None, is_json: bool, name: str, broker_id: int | None) -> None:
+    """Show under which mastership which part of a broker's log was written."""
+    with Admin(namesrv) as admin:
+        if broker_id is None:
+            masters = [member for member in admin.ha_members(name) if member.is_master]
+            broker_id = masters[0].broker_id if masters else 0
+        epochs = admin.epochs(name, broker_id)
+    if is_json:
+        rows = [{"epoch": epoch, "startOffset": start} for epoch, start in epochs]
+        echo_json({"epochList": rows})
+        return
+    echo_table(("EPOCH", "STARTS AT"), epochs)

@@ -491,8 +491,9 @@ def test_cluster_file_names_brokers_and_how_they_are_treated(tmp_path: Path) -> 
     file = tmp_path / "cluster.toml"
     assert found.brokers[1].command == (
         *(sys.executable, "-P", "-m", "shmq.broker", "--config", str(file)),
-        *("--broker", "a-slave", "--runtime", "/run/x", "--set", "listen_port=10921"),
+        *("--broker", "a-slave", "--runtime", "/run/x", "--set", "listen_port=10921", "--wait"),
     )
+    assert [b.broker_name for b in found.brokers] == ["a", "a"]
 
 
 def test_brokers_that_name_no_port_get_one_each_that_no_other_names(tmp_path: Path) -> None:

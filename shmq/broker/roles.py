@@ -1,0 +1,180 @@
+"""A broker's role: master of its broker_name, or a member that waits to become it.
+
+What lives here: `Member`, the shmq.service.Service of a broker's process. It has mastership and
+runs a `Broker`, or it has not and runs a `Standby`, and it goes from one to the other within the
+process when it is told to (NOTIFY_BROKER_ROLE_CHANGED):
+
+    standby --told, mastership free--> broker     with the memory that the last master left
+    broker  --told, memory kept------> standby    mastership is free for the next
+
+Told it is by a supervisor (a master's process ended), by a Controller, or by a person (`shmq ha
+switch`). Who tells cannot be wrong: mastership is the kernel's to give, and a promotion while the
+last master lives is refused.
+
+The main thread starts and stops; changes happen in a thread of their own, one at a time. May fail:
+what a broker may; a promotion that fails leaves a standby, and says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from shmq.broker.broker import Broker
+from shmq.broker.standby import Standby
+from shmq.clock import SYSTEM_CLOCK, Clock
+from shmq.errors import ShmqError
+from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
+from shmq.shm.mastership import Mastership
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shmq.config import BrokerConfig
+
+__all__ = ["Member"]
+
+_log = logging.getLogger("shmq.broker")
+
+_MASTERSHIP_TIMEOUT_MS = 10_000
+"""How long a promotion waits for a master that was told to hand over: for its last flush."""
+
+
+class _Change(NamedTuple):
+    """What this member was told."""
+
+    is_master: bool
+    """Become master; else hand over."""
+    master_epoch: int | None
+    """Of the mastership, where a Controller counts; None: counted here."""
+
+
+class Member:
+    """One member of a replica set, most often its only one.
+
+    Args:
+        config: its settings.
+        is_waiting: whether it starts as a standby, though nobody is master: somebody will tell.
+        clock: monotonic and wall time.
+    """
+
+    def __init__(
+        self, config: BrokerConfig, *, is_waiting: bool = False, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        self.config = config
+        self._is_waiting = is_waiting
+        self._clock = clock
+        self._current: Broker | Standby | None = None
+        self._mastership: Mastership | None = None
+        self._folder: Path
+        self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
+        self._changing = threading.Lock()
+        """Held while a role begins or ends."""
+        self._thread = threading.Thread(target=self._run, name="shmq-roles", daemon=True)
+
+    # ---- the service's steps -----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Serve, as master if nobody else is and nobody is to say; errors as Broker.start."""
+        config = self.config
+        with RuntimeFolder.make(config.runtime_folder()) as folder:
+            self._folder = folder.private(broker_socket_name(config.broker_name, 0))
+        with self._changing:
+            if not self._is_waiting:
+                self._mastership = Mastership.try_take(self._folder)
+            if self._mastership is None:
+                self._begin_standby()
+            else:
+                self._begin_broker(self._mastership, None)
+        self._thread.start()
+
+    def is_healthy(self) -> bool:
+        """Whether the event loop has answered since last asked; while a role changes, it will."""
+        if not self._changing.acquire(blocking=False):
+            return True
+        try:
+            return self._current is not None and self._current.is_healthy()
+        finally:
+            self._changing.release()
+
+    def reload(self) -> None:
+        """Read the ACL file again, where there is one."""
+        with self._changing:
+            if isinstance(self._current, Broker):
+                self._current.reload()
+
+    def drain(self, timeout_s: float) -> None:
+        """As Broker.drain; a change of role under way ends first, and none begins after it."""
+        self._changes.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+        if isinstance(self._current, Broker):
+            self._current.drain(timeout_s)
+
+    def stop(self) -> None:
+        """Release everything; also after a `start` that failed half-way."""
+        self._changes.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+        with self._changing:
+            self._end_current()
+
+    # ---- roles -------------------------------------------------------------------------------
+
+    def tell(self, *, is_master: bool, master_epoch: int | None) -> None:
+        """Have the role changed; returns at once. What it is already is nothing to change."""
+        self._changes.put(_Change(is_master, master_epoch))
+
+    def _run(self) -> None:
+        while (change := self._changes.get()) is not None:  # until the service stops
+            try:
+                with self._changing:
+                    self._change(change)
+            except ShmqError as error:
+                _log.error("role not changed wanted=%s: %s", change, error)
+
+    def _change(self, change: _Change) -> None:
+        if change.is_master and isinstance(self._current, Standby):
+            # First, and while we still answer: it is refused as long as the last master lives.
+            mastership = Mastership.take(self._folder, timeout_ms=_MASTERSHIP_TIMEOUT_MS)
+            self._end_current()
+            try:
+                self._begin_broker(mastership, change.master_epoch)
+            except ShmqError:
+                self._end_current()
+                mastership.release()
+                self._begin_standby()
+                raise
+        elif not change.is_master and isinstance(self._current, Broker):
+            self._current.hands_over = True
+            self._end_current()
+            self._begin_standby()
+
+    def _begin_broker(self, mastership: Mastership, master_epoch: int | None) -> None:
+        self._mastership = mastership
+        self._current = broker = Broker(
+            self.config,
+            clock=self._clock,
+            mastership=mastership,
+            master_epoch=master_epoch,
+            on_told=self.tell,
+        )
+        broker.start()
+        _log.info("master epoch=%d", broker.store.master_epoch)
+
+    def _begin_standby(self) -> None:
+        self._current = standby = Standby(self.config, on_told=self.tell)
+        standby.start()
+        _log.info("standby: waits to be told to become master")
+
+    def _end_current(self) -> None:
+        current, self._current = self._current, None
+        mastership, self._mastership = self._mastership, None
+        try:
+            if current is not None:
+                current.stop()
+        finally:
+            if mastership is not None:
+                mastership.release()

@@ -1,0 +1,124 @@
+"""A member of a replica set that is not master: it answers, and waits to be told.
+
+What lives here: `Standby`, what a broker's process is while another member is master: its socket,
+on which it says how it is and is told to become master. Its store is closed: its files are what
+they were, for the member itself to open as master.
+
+Which process: a broker's. Writes: its socket. May fail: the name is taken (OwnerError).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shmq.acl import AclFile
+from shmq.broker.processors.role import RoleProcessor
+from shmq.broker.rights import Rights
+from shmq.errors import ServiceNotAvailableError
+from shmq.remoting.codes import RequestCode
+from shmq.remoting.command import Command, Scalar, response_to
+from shmq.remoting.loop_thread import LoopThread
+from shmq.remoting.runtime_folder import Listener, RuntimeFolder, broker_socket_name
+from shmq.remoting.server import Connection, Processor, Server
+from shmq.service import Phase
+from shmq.shm.incarnation import Incarnation
+from shmq.status import BrokerRole
+from shmq.store import positions
+from shmq.store.epochs import EpochFile
+
+if TYPE_CHECKING:
+    from shmq.broker.processors.role import OnTold
+    from shmq.config import BrokerConfig
+
+__all__ = ["Standby"]
+
+_LOOP_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 1.0
+_REFUSED = (
+    RequestCode.ATTACH_SESSION,
+    RequestCode.RESUME_SESSION,
+    RequestCode.HEART_BEAT,
+    RequestCode.GET_BROKER_RUNTIME_INFO,
+)
+
+
+class Standby:
+    """One member that waits.
+
+    Args:
+        config: its settings.
+        on_told: called in the loop's thread when it is told to change its role.
+    """
+
+    def __init__(self, config: BrokerConfig, *, on_told: OnTold) -> None:
+        self._config = config
+        self._on_told = on_told
+        self._own = Incarnation.current()
+        self._loop = LoopThread("shmq-control")
+        self._folder: RuntimeFolder | None = None
+        self._server: Server | None = None
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OwnerError, ConfigError: the name cannot be had; `stop` releases what was.
+        """
+        config = self._config
+        file = None if config.acl_file is None else AclFile(config.acl_file)
+        self._role = RoleProcessor(
+            config, lambda: Rights(file, config.broker_name), on_told=self._on_told
+        )
+        self._folder = RuntimeFolder.make(config.runtime_folder())
+        listener = self._folder.listen(broker_socket_name(config.broker_name, config.broker_id))
+        self._loop.start()
+        self._loop.run(self._listen(listener), timeout_s=_LOOP_TIMEOUT_S)
+
+    def is_healthy(self) -> bool:
+        """Whether the event loop has answered since last asked."""
+        return self._loop.beat()
+
+    def stop(self) -> None:
+        """Listen no more; also after a `start` that failed half-way."""
+        try:
+            if self._server is not None:
+                self._loop.run(
+                    self._server.stop(timeout_s=_STOP_TIMEOUT_S),
+                    timeout_s=_STOP_TIMEOUT_S + _LOOP_TIMEOUT_S,
+                )
+        finally:
+            self._loop.stop()
+            if self._folder is not None:
+                self._folder.close()
+
+    async def _listen(self, listener: Listener) -> None:
+        table: dict[int, Processor] = {
+            RequestCode.GET_BROKER_STATUS: Processor(handler=self._status),
+            **self._role.table(),
+            **{code: Processor(handler=self._refuse) for code in _REFUSED},
+        }
+        self._server = Server(listener, table, role="broker")
+
+    def _status(self, _connection: Connection, command: Command) -> Command:
+        store_path = self._config.store_path
+        known = positions.load(positions.positions_path(store_path))
+        fields: dict[str, Scalar] = {
+            "phase": Phase.RUNNING,
+            "brokerName": self._config.broker_name,
+            "brokerId": self._config.broker_id,
+            "role": BrokerRole.SLAVE,
+            "pid": self._own.pid,
+            "startTime": self._own.start_time,
+            "isHealthy": True,
+            "problem": None,
+            "masterEpoch": EpochFile.load(store_path).last_epoch,
+            "flushedPosition": known.flushed_position if known else 0,
+            "committedPosition": known.flushed_position if known else 0,
+        }
+        return response_to(command, ext_fields=fields)
+
+    def _refuse(self, _connection: Connection, command: Command) -> Command:
+        raise ServiceNotAvailableError(
+            f"{command.name} to broker {self._config.broker_name}:{self._config.broker_id}: it is"
+            " no master; clients find the one that is"
+        )

@@ -1,0 +1,127 @@
+"""Replica sets as an administrator sees them: their members, their epochs, a planned switch-over.
+
+What lives here: `HaMember` and the functions behind Admin's verbs. Members are found by their
+sockets in the runtime folder, since one that waits is in no route. Which process: any of the
+cluster's group. Writes: what a verb says, at the members. May fail: ServiceNotAvailableError where
+nobody answers, or the one that was told did not become master.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from shmq.clock import SYSTEM_CLOCK
+from shmq.errors import ConfigError, ServiceNotAvailableError, ShmqError
+from shmq.remoting.codes import RequestCode
+from shmq.remoting.command import Command
+from shmq.status import BrokerRole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["HaMember", "epochs_of", "members", "switch"]
+
+_SWITCH_TIMEOUT_NS = 30_000_000_000
+_LOOK_S = 0.02
+
+
+class HaMember(NamedTuple):
+    """One member of a replica set, as it says itself."""
+
+    broker_name: str
+    """The name that the members share."""
+    broker_id: int
+    """Its own among them."""
+    role: str
+    """RocketMQ's BrokerRole."""
+    master_epoch: int
+    """Of the last mastership that it knows."""
+    pid: int
+    """Its process."""
+    committed_position: int
+    """Bytes of its CommitLog."""
+    flushed_position: int
+    """How many of them are on its disk."""
+    socket_name: str
+    """Where it answers."""
+    problem: str
+    """What is wrong with it; empty if nothing is."""
+
+    @property
+    def is_master(self) -> bool:
+        """Whether it says so."""
+        return self.role != BrokerRole.SLAVE
+
+
+class _Call(Protocol):
+    """Asks whoever listens at a socket."""
+
+    def __call__(self, socket_name: str, command: Command) -> Command:
+        """The answer, which is SUCCESS; else it raises."""
+
+
+def members(call: _Call, socket_names: Iterable[str], broker_name: str | None) -> list[HaMember]:
+    """The members that answer, of one broker_name or of all; those of a name by their ids."""
+    found = []
+    for socket_name in socket_names:
+        try:
+            take = call(socket_name, Command(RequestCode.GET_BROKER_STATUS)).fields()
+        except ShmqError:
+            continue  # what a killed one left, or one that is about to end
+        if broker_name in (None, take.text("brokerName")):
+            member = HaMember(
+                take.text("brokerName"),
+                take.number("brokerId"),
+                take.text("role"),
+                take.number("masterEpoch", 0),
+                take.number("pid"),
+                take.number("committedPosition", 0),
+                take.number("flushedPosition", 0),
+                socket_name,
+                take.optional_text("problem") or "",
+            )
+            found.append(member)
+    return sorted(found, key=lambda member: (member.broker_name, member.broker_id))
+
+
+def epochs_of(call: _Call, socket_name: str) -> list[tuple[int, int]]:
+    """(master_epoch, start_position) of the masterships under which a member's log was written."""
+    answer = call(socket_name, Command(RequestCode.GET_BROKER_EPOCH_CACHE)).json()
+    entries: list[dict[str, int]] = answer["epochList"]  # type: ignore[assignment]
+    return [(entry["epoch"], entry["startOffset"]) for entry in entries]
+
+
+def switch(call: _Call, known: list[HaMember], broker_name: str, to_id: int | None) -> HaMember:
+    """Have another member become master, in order; who it is. Blocks until it serves.
+
+    Raises:
+        ConfigError: there is no such member, or it is master already.
+        ServiceNotAvailableError: it did not become master; the old one was told to go on.
+    """
+    what = f"switch over {broker_name}"
+    master = next((member for member in known if member.is_master), None)
+    others = [member for member in known if not member.is_master]
+    target = next((member for member in others if to_id in (None, member.broker_id)), None)
+    if target is None:
+        ids = ", ".join(str(member.broker_id) for member in others) or "none"
+        to = "another member" if to_id is None else f"broker_id {to_id}"
+        raise ConfigError(f"{what} to {to}: members that wait: {ids}; see shmq ha status")
+    told = Command(RequestCode.NOTIFY_BROKER_ROLE_CHANGED, {"masterBrokerId": target.broker_id})
+    for member in (master, target):
+        if member is not None:
+            call(member.socket_name, told)
+    end_ns = SYSTEM_CLOCK.monotonic_ns() + _SWITCH_TIMEOUT_NS
+    while SYSTEM_CLOCK.monotonic_ns() < end_ns:
+        (now,) = members(call, [target.socket_name], broker_name) or (target,)
+        if now.is_master:
+            return now
+        time.sleep(_LOOK_S)
+    if master is not None:
+        back = {"masterBrokerId": master.broker_id}
+        call(master.socket_name, Command(RequestCode.NOTIFY_BROKER_ROLE_CHANGED, back))
+    raise ServiceNotAvailableError(
+        f"{what} to broker_id {target.broker_id}: it is not master after"
+        f" {_SWITCH_TIMEOUT_NS // 10**9} s; the last master was told to go on",
+        hint="its log says why",
+    )

@@ -1,0 +1,90 @@
+"""Which member of a replica set is told to become master: a decision without processes.
+
+The members of a broker_name in a cluster file start as standbys. Nobody is told while one of them
+is master, or while one that was told lives and still may become it. Else:
+
+    a master's process ended, and its memory is there: any member that answers will do, since it
+        goes on with that memory; at once
+    nobody was master yet, in this boot: the member whose files say most, by master_epoch and then
+        by the length of its log; once all answer, or have had their time
+
+Telling is no more than that: mastership is the kernel's to give, and a member that is told while a
+master lives waits, and gives up.
+
+Pure: times come in as nanoseconds. In the supervisor, in its loop's thread.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["Candidate", "Election"]
+
+_GRACE_NS: Final = 5_000_000_000
+"""For members that start: one with a longer log is worth waiting for, one that hangs is not."""
+_TOLD_NS: Final = 10_000_000_000
+"""For a member that was told: to adopt memory, or to recover from files at the latest."""
+_HANDED_OVER_NS: Final = 3_000_000_000
+"""For a person's switch-over, in which for a moment nobody is master."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One member as it is known."""
+
+    broker_id: int
+    """Its own."""
+    is_alive: bool
+    """Its process runs."""
+    is_master: bool | None
+    """What it said last; None: it has not answered yet."""
+    master_epoch: int
+    """Of the last mastership that its files know."""
+    log_end: int
+    """How long its log is, in bytes."""
+
+
+class Election:
+    """Of one replica set."""
+
+    def __init__(self) -> None:
+        self._is_free = False
+        self._since_ns: int | None = None
+        self._told_id: int | None = None
+        self._told_ns = 0
+
+    def master_ended(self) -> None:
+        """The process that was master ended: nobody is, whatever was planned."""
+        self._is_free = True
+        self._told_id = None
+
+    def decide(
+        self, members: Sequence[Candidate], *, now_ns: int, has_memory: bool
+    ) -> Candidate | None:
+        """Whom to tell now; None: nobody.
+
+        Args:
+            members: all of them.
+            now_ns: attended time.
+            has_memory: what the last master left in shared memory is there.
+        """
+        living = [member for member in members if member.is_alive]
+        if any(member.is_master for member in living):
+            self._is_free, self._since_ns, self._told_id = False, None, None
+            return None
+        if self._since_ns is None:
+            self._since_ns = now_ns
+        told_lives = any(member.broker_id == self._told_id for member in living)
+        if told_lives and now_ns - self._told_ns < _TOLD_NS:
+            return None
+        waited_ns = now_ns - self._since_ns
+        ready = [member for member in living if member.is_master is not None]
+        if has_memory:
+            is_time = self._is_free or waited_ns >= _HANDED_OVER_NS
+        else:
+            is_time = len(ready) == len(members) or waited_ns >= _GRACE_NS
+        if not ready or not is_time:
+            return None
+        chosen = max(ready, key=lambda m: (m.master_epoch, m.log_end, -m.broker_id))
+        self._told_id, self._told_ns = chosen.broker_id, now_ns
+        return chosen

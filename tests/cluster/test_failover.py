@@ -1,0 +1,215 @@
+"""The process of a master dies, and another member takes its place: nothing is lost, nothing twice.
+
+Two members of one broker_name, supervised. Until members copy their master's log, the second one
+begins with an empty log, which is a prefix of any that is still in memory from its first byte, and
+is given the master's configuration by the test.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmq
+from shmq.errors import ConfigError
+from shmq.remoting import namesrv_requests as requests
+from tests.cluster.namesrv_process import NamesrvProcess
+from tests.support.cluster import wait_for
+from tests.support.scale import scaled
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(scaled(180, 7200))]
+
+NAME = "broker-a"
+CLUSTER = """
+[namesrv]
+broker_hung_timeout_ms = 2000
+probe_interval_ms = 100
+[cluster]
+crash_count_max = 100
+spare_broker = false
+{members}
+"""
+MEMBER = """
+[broker.{name}]
+cluster_name = "{cluster_name}"
+broker_name = "broker-a"
+broker_id = {broker_id}
+store_path = "{folder}/{name}"
+commit_log_file_size_bytes = "8MiB"
+hot_segment_count = 8
+"""
+
+
+class Pair:
+    """A NameServer that supervises two members, and clients of them."""
+
+    def __init__(self, folder: Path, cluster_name: str) -> None:
+        self.folder = folder
+        members = [
+            MEMBER.format(
+                name=f"a{number}", broker_id=number, folder=folder, cluster_name=cluster_name
+            )
+            for number in range(2)
+        ]
+        file = folder / "cluster.toml"
+        file.write_text(CLUSTER.format(members="".join(members)))
+        self.runtime = folder / "run"
+        self.runtime.mkdir(mode=0o750)
+        self.namesrv = NamesrvProcess(self.runtime, "--cluster", str(file))
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.namesrv.process.stderr is not None
+        for line in self.namesrv.process.stderr:
+            self.namesrv.lines.append(line)
+
+    def close(self) -> None:
+        self.namesrv.process.send_signal(signal.SIGTERM)
+        self.namesrv.process.wait()
+        self._reader.join()
+        assert self.namesrv.process.stderr is not None
+        self.namesrv.process.stderr.close()
+        print("".join(self.namesrv.lines[-60:]))  # pytest shows it where a test failed
+
+    def members(self) -> dict[str, Mapping[str, Any]]:
+        with self.namesrv.connect() as client:
+            body = client.call(requests.supervisor_status(), timeout_s=60).json()
+        found: Any = body["brokers"]
+        return {item["name"]: item for item in found}
+
+    def master(self, client: shmq.Client) -> str:
+        """The socket of the master, as routes have it."""
+        found: str = wait_for(lambda: client.routes.brokers().get(NAME), "a master")
+        return found
+
+    def pid_of(self, socket_name: str) -> int:
+        return next(
+            item["pid"] for item in self.members().values() if item["socketName"] == socket_name
+        )
+
+    def await_both(self) -> None:
+        """Wait until both processes run: whoever is not master can be told."""
+        wait_for(
+            lambda: all(item["phase"] == "RUNNING" for item in self.members().values()),
+            "both members",
+        )
+
+    def copy_config(self, source: str, target: str) -> None:
+        """What a slave asks its master for."""
+        shutil.copytree(
+            self.folder / source / "config", self.folder / target / "config", dirs_exist_ok=True
+        )
+
+
+@pytest.fixture
+def pair(tmp_path: Path, cluster_name: str) -> Iterator[Pair]:
+    made = Pair(tmp_path, cluster_name)
+    yield made
+    made.close()
+    for path in Path("/dev/shm").glob(f"shmq.{cluster_name}.*"):
+        path.unlink()
+
+
+class Sender(threading.Thread):
+    """Sends one message after the other, to one queue, until it is told to stop."""
+
+    def __init__(self, client: shmq.Client) -> None:
+        super().__init__(daemon=True)
+        self.count = 0
+        self.error: BaseException | None = None
+        self._producer = client.producer()
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                result = self._producer.send("t", b"%d" % self.count, key="k", timeout=60.0)
+                assert result.queue_offset == self.count, (result, self.count)
+                self.count += 1
+        except BaseException as error:  # noqa: BLE001 # shown in the test's thread
+            self.error = error
+
+    def go_on(self, count: int = 200) -> None:
+        """Wait until it has sent so many more."""
+        until = self.count + count
+        wait_for(lambda: self.count >= until or self.error, "sends that go on")
+        if self.error is not None:
+            raise self.error
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join()
+        if self.error is not None:
+            raise self.error
+
+
+def test_switch_over_and_back_under_load_fails_no_send(pair: Pair) -> None:
+    with shmq.connect(pair.runtime) as client, shmq.Admin(pair.runtime) as admin:
+        pair.master(client)
+        client.create_topic("t", queues=1)
+        pair.await_both()
+        pair.copy_config("a0", "a1")
+        sender = Sender(client)
+        sender.start()
+        sender.go_on()
+        for to_id in (1, 0, None):
+            wait_for(lambda: len(admin.ha_members(NAME)) == 2, "both members")
+            member = admin.switch_master(NAME, to_id)
+            assert member.broker_id == (1 if to_id is None else to_id)
+            sender.go_on()
+            assert [one.is_master for one in admin.ha_members(NAME)].count(True) == 1
+        sender.stop()
+        assert [epoch for epoch, _ in admin.epochs(NAME, 1)] == [1, 2, 3, 4]
+        with pytest.raises(ConfigError, match="to broker_id 7: members that wait: 0; see shmq ha"):
+            admin.switch_master(NAME, 7)
+        items = pair.members().values()
+        assert [item["restartCount"] for item in items] == [0, 0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_sends_and_consumers_go_on_at_the_member_that_takes_over(
+    pair: Pair, number: signal.Signals
+) -> None:
+    with shmq.connect(pair.runtime) as client, shmq.connect(pair.runtime) as other:
+        first = pair.master(client)
+        assert first == "broker-broker-a-0"
+        masters = set()
+        client.create_topic("t", queues=1)
+        pair.await_both()
+        pair.copy_config("a0", "a1")
+        sender = Sender(client)
+        sender.start()
+        seen: list[bytes] = []
+        consumer = other.consumer("t", "g")
+        reading = threading.Thread(
+            target=lambda: [seen.append(bytes(message.body)) for message in consumer], daemon=True
+        )
+        reading.start()
+        sender.go_on()
+        for _ in range(scaled(3, 200) if number is signal.SIGKILL else 1):
+            pid = pair.pid_of(pair.master(client))
+            os.kill(pid, number)
+            sender.go_on()
+            masters.add(pair.master(client))
+            assert pair.pid_of(pair.master(client)) != pid
+            pair.await_both()
+        assert masters != {first}, "nobody took another's place"
+        sender.stop()
+        wait_for(lambda: len(seen) >= sender.count, "all at the consumer")
+        consumer.close()
+        reading.join()
+        assert list(map(int, seen)) == list(range(sender.count))
+        pull = client.pull_consumer("t")
+        (queue,) = pull.queues()
+        found: list[bytes] = []
+        while len(found) < sender.count:
+            found += [bytes(message.body) for message in pull.pull(queue, len(found)).messages]
+        assert found == [b"%d" % at for at in range(sender.count)]

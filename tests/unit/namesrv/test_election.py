@@ -1,0 +1,67 @@
+"""Which member is told to become master, and when nobody is."""
+
+from dataclasses import replace
+
+from shmq.namesrv.election import Candidate, Election
+
+S = 1_000_000_000
+STARTING = Candidate(broker_id=0, is_alive=True, is_master=None, master_epoch=0, log_end=0)
+ZERO = Candidate(broker_id=0, is_alive=True, is_master=False, master_epoch=3, log_end=500)
+ONE = Candidate(broker_id=1, is_alive=True, is_master=False, master_epoch=3, log_end=500)
+MASTER = replace(ZERO, is_master=True)
+DEAD = replace(ZERO, is_alive=False)
+
+
+def test_nobody_is_told_while_one_is_master() -> None:
+    election = Election()
+    for second in range(100):
+        assert election.decide([MASTER, ONE], now_ns=second * S, has_memory=True) is None
+
+
+def test_first_master_is_the_lowest_id_of_those_whose_files_say_most() -> None:
+    longer = replace(ONE, log_end=501)
+    newer = replace(ONE, master_epoch=4, log_end=10)
+    for other, chosen in ((ONE, ZERO), (longer, longer), (newer, newer)):
+        assert Election().decide([ZERO, other], now_ns=0, has_memory=False) == chosen
+
+
+def test_member_that_starts_is_waited_for_and_not_for_ever() -> None:
+    election = Election()
+    assert election.decide([STARTING, ONE], now_ns=0, has_memory=False) is None
+    assert election.decide([STARTING, ONE], now_ns=4 * S, has_memory=False) is None
+    assert election.decide([STARTING, ONE], now_ns=5 * S, has_memory=False) == ONE
+
+
+def test_death_of_a_master_has_another_told_at_once() -> None:
+    election = Election()
+    assert election.decide([MASTER, ONE], now_ns=0, has_memory=True) is None
+    election.master_ended()
+    assert election.decide([DEAD, ONE], now_ns=1, has_memory=True) == ONE
+    assert election.decide([STARTING, ONE], now_ns=2 * S, has_memory=True) is None
+    took = replace(ONE, is_master=True)
+    assert election.decide([STARTING, took], now_ns=3 * S, has_memory=True) is None
+
+
+def test_member_that_was_told_and_died_leaves_the_place_to_another() -> None:
+    election = Election()
+    election.master_ended()
+    assert election.decide([DEAD, ONE], now_ns=0, has_memory=True) == ONE
+    gone = replace(ONE, is_alive=False)
+    assert election.decide([DEAD, gone], now_ns=1, has_memory=True) is None
+    assert election.decide([ZERO, gone], now_ns=2, has_memory=True) == ZERO
+
+
+def test_member_that_was_told_and_does_nothing_is_told_again_in_time() -> None:
+    election = Election()
+    election.master_ended()
+    assert election.decide([DEAD, ONE], now_ns=0, has_memory=True) == ONE
+    assert election.decide([DEAD, ONE], now_ns=9 * S, has_memory=True) is None
+    assert election.decide([DEAD, ONE], now_ns=10 * S, has_memory=True) == ONE
+
+
+def test_switch_over_by_hand_is_not_meddled_with() -> None:
+    election = Election()
+    assert election.decide([MASTER, ONE], now_ns=0, has_memory=True) is None
+    assert election.decide([ZERO, ONE], now_ns=S, has_memory=True) is None
+    assert election.decide([ZERO, ONE], now_ns=3 * S, has_memory=True) is None
+    assert election.decide([ZERO, ONE], now_ns=4 * S, has_memory=True) == ZERO
