@@ -20,7 +20,8 @@ SPARE_SESSIONS = 8
 GROUPS = (1, 10, 100)
 MEMBERS = 10
 QUEUES = 16
-QUIET_S = 10.0
+QUIET_S = 30.0
+"""A heartbeat of each client."""
 WAIT_MAX_S = 300.0
 LOOK_S = 0.01
 
@@ -56,7 +57,7 @@ def row_clients(options: argparse.Namespace) -> dict[str, Figure]:
                     )
                 everybody = descendants()
                 begin, used = time.perf_counter(), cpu_ns(everybody)
-                time.sleep(QUIET_S / 5 if options.quick else QUIET_S)
+                time.sleep(QUIET_S / 15 if options.quick else QUIET_S)
                 share = (cpu_ns(everybody) - used) / 1e7 / (time.perf_counter() - begin)
                 figures[f"{label}, idle, all processes"] = figure(
                     [share], "% of a core", "heartbeats and safety timeouts of each client"

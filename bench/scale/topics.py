@@ -5,10 +5,11 @@ import json
 import os
 import signal
 import time
+from contextlib import ExitStack
 
 from daemons import memory_mib, pids_of
 from measuring import Figure, cluster, figure, undisturbed
-from programs import programs
+from programs import Program, Programs, programs
 
 import shmq
 from shmq.config import AUTO
@@ -108,30 +109,51 @@ def _until_known(client: shmq.Client, topic: str) -> None:
 
 
 def row_beside(options: argparse.Namespace) -> dict[str, Figure]:
-    """Latency of one busy topic, alone and beside idle ones."""
+    """Latency of one busy topic, alone and beside idle ones: two clusters, in turns."""
     figures = {}
     count = RATE * SECONDS // (10 if options.quick else 1)
-    for idle_count in (0, 1_000) if options.quick else BESIDE:
-        with (
-            cluster(hot_segment_count=AUTO) as client,
-            programs() as started,
-            shmq.Admin(client.namesrv) as admin,
-        ):
-            admin.create_topics([*_names(idle_count), "busy"], queues=QUEUES)
-            listener = started.start("hear", client.namesrv, "busy", "adaptive")
-            pacer = started.start("pace", client.namesrv, "busy", "adaptive", RATE)
+    with ExitStack() as stack, programs() as started:
+        ears = {
+            idle_count: _ears(stack, started, idle_count)
+            for idle_count in ((0, 1_000) if options.quick else BESIDE)
+        }
 
-            def measure(_run: int, listener=listener, pacer=pacer) -> list[int]:
+        def measure(run: int) -> dict[int, list[int]]:
+            ages = {}
+            for idle_count in sorted(ears, reverse=run % 2 == 1):
+                listener, pacer = ears[idle_count]
                 listener.tell(count)
                 pacer.ask(count)
-                return sorted(json.loads(listener.answer())["ages_ns"])
+                ages[idle_count] = sorted(json.loads(listener.answer())["ages_ns"])
+            return ages
 
-            runs, share = undisturbed(measure, options.runs)
-            for label, part in {"p50": 0.5, "p99": 0.99}.items():
-                figures[f"latency beside {idle_count} idle topics, {label}"] = figure(
-                    [ages[min(count - 1, int(count * part))] / 1000 for ages in runs],
-                    "us",
-                    "as without them",
-                    foreign_cpu_max=share,
-                )
+        runs, share = undisturbed(measure, options.runs)
+    for label, part in {"p50": 0.5, "p99": 0.99}.items():
+        taken = {
+            idle_count: [run[idle_count][min(count - 1, int(count * part))] for run in runs]
+            for idle_count in ears
+        }
+        for idle_count, values in taken.items():
+            figures[f"latency beside {idle_count} idle topics, {label}"] = figure(
+                [value / 1000 for value in values],
+                "us",
+                "as without them",
+                foreign_cpu_max=share,
+            )
+        alone, beside = taken.values()
+        figures[f"latency beside idle topics / without, {label}"] = figure(
+            [b / a for a, b in zip(alone, beside, strict=True)],
+            "x",
+            "1, if they cost nothing",
+            foreign_cpu_max=share,
+        )
     return figures
+
+
+def _ears(stack: ExitStack, started: Programs, idle_count: int) -> tuple[Program, Program]:
+    """A cluster with so many idle topics, and who listens and sends on its busy one."""
+    client = stack.enter_context(cluster(hot_segment_count=AUTO))
+    with shmq.Admin(client.namesrv) as admin:
+        admin.create_topics([*_names(idle_count), "busy"], queues=QUEUES)
+    listener = started.start("hear", client.namesrv, "busy", "adaptive")
+    return listener, started.start("pace", client.namesrv, "busy", "adaptive", RATE)
