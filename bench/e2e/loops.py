@@ -49,6 +49,7 @@ def row_loops(options: argparse.Namespace) -> dict[str, Figure]:
             count = RATE * SECONDS // (10 if options.quick else 1)
 
             def hear(_run: int, looped=looped, pacer=pacer, count=count) -> list[int]:
+                looped.ask("quiet 0")
                 looped.tell(f"hear {count}")
                 pacer.ask(count)
                 return sorted(json.loads(looped.answer()))

@@ -117,8 +117,8 @@ def hear(folder: str, topic: str, policy: str) -> None:
 
 
 def loop(folder: str, topic: str, kind: str) -> None:
-    """Told "verb count", does it on threads or in a loop, and answers how long that took; "hear"
-    answers how old each message was.
+    """Told "verb count", does it on threads or in a loop, and answers how long that took; "quiet"
+    once nothing comes any more; "hear" how old each message was.
     """
     if kind == "threads":
         with (
@@ -180,9 +180,10 @@ def _on_threads(
         for _, _ in zip(range(count), consumer, strict=False):
             pass
         return time.perf_counter() - begin
-    else:
+    elif verb == "quiet":
         while consumer.receive(1000, timeout=QUIET_S):
             pass
+    else:
         ages = []
         for message in consumer:
             ages.append(time.monotonic_ns() - STAMP.unpack_from(message.body)[0])
@@ -215,9 +216,10 @@ async def _in_loop(
             left -= 1
             if left == 0:
                 return time.perf_counter() - begin
-    else:
+    elif verb == "quiet":
         while await consumer.receive(1000, timeout=QUIET_S):
             pass
+    else:
         ages = []
         async for message in consumer:
             ages.append(time.monotonic_ns() - STAMP.unpack_from(message.body)[0])
