@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import logging
 import os
 import select
@@ -50,7 +51,8 @@ def _run_zygote(sock: socket.socket) -> None:
             return
         if "reap" in request:
             _, status = os.waitpid(request["reap"], 0)
-            send_packet(sock, {"ok": os.waitstatus_to_exitcode(status)}, {})
+            said = {"ok": os.waitstatus_to_exitcode(status), "number": request["number"]}
+            send_packet(sock, said, {})
             continue
         with socket.socket(fileno=fds["sock"]) as theirs:
             pid = os.fork()
@@ -59,7 +61,7 @@ def _run_zygote(sock: socket.socket) -> None:
                 libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
                 libc.prctl(_PR_SET_PTRACER, _ANYBODY, 0, 0, 0)  # where Yama guards ptrace
                 _run_child(roles[request["role"]], theirs)
-        send_packet(sock, {"ok": pid}, {})
+        send_packet(sock, {"ok": pid, "number": request["number"]}, {})
 
 
 def _run_child(role: Callable[[socket.socket], None], sock: socket.socket) -> None:
@@ -120,6 +122,7 @@ class Zygote:
         """
         import subprocess
 
+        self._numbers = itertools.count()
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -130,8 +133,13 @@ class Zygote:
             )
 
     def call(self, request: dict[str, Any], fds: dict[str, int] | None = None) -> Any:
-        send_packet(self._sock, request, fds or {})
-        return receive_packet(self._sock)[0]["ok"]
+        """Ask, and return the answer. A test that was ended while it waited leaves one unread."""
+        number = next(self._numbers)
+        send_packet(self._sock, {**request, "number": number}, fds or {})
+        while True:  # until the zygote has ended or answered this
+            answer, _ = receive_packet(self._sock)
+            if answer["number"] == number:
+                return answer["ok"]
 
     def fork(self, role: str, fd: int) -> ForkedProcess:
         """A process that plays `role` over the socket `fd`, which it gets a copy of."""
