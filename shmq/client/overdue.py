@@ -59,14 +59,15 @@ class ListenerCalls:
     """
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        self._now_ns = clock.monotonic_ns
         self._numbers = itertools.count()
-        self._on: dict[int, ListenerCall] = {}
+        self._on: dict[int, tuple[core.Message, deque[core.Message], int]] = {}
+        """By number message, rest and begin_ns: plain, for one is made for each message."""
 
     def begin(self, message: core.Message, rest: deque[core.Message]) -> int:
         """A listener is about to be called; the number of the call."""
         number = next(self._numbers)
-        self._on[number] = ListenerCall(number, message, rest, self._clock.monotonic_ns())
+        self._on[number] = message, rest, self._now_ns()
         return number
 
     def end(self, number: int) -> bool:
@@ -75,8 +76,9 @@ class ListenerCalls:
 
     def older_than(self, age_ns: int) -> list[ListenerCall]:
         """Calls that have been on for so long, the oldest first."""
-        latest_ns = self._clock.monotonic_ns() - age_ns
-        return [call for call in self._on.copy().values() if call.begin_ns <= latest_ns]
+        latest_ns = self._now_ns() - age_ns
+        calls = (ListenerCall(number, *call) for number, call in self._on.copy().items())
+        return [call for call in calls if call.begin_ns <= latest_ns]
 
 
 class OverdueWatch:

@@ -113,11 +113,13 @@ class IndexService:
 
     # ---- life ------------------------------------------------------------------------------------
 
-    def take(self, complete: Iterable[int], *, is_foreign: bool) -> None:
-        """Take over the index files that are there, before `start`.
+    def take(self, complete: Iterable[int], *, is_adopted: bool, is_foreign: bool) -> None:
+        """Take over the index files that are there, before `start`. Files that do not hold go, and
+        are built anew: nobody syncs them, so that a power cut leaves such.
 
         Args:
             complete: the complete files of the log, in order.
+            is_adopted: memory outlived the broker, so there was no power cut.
             is_foreign: RocketMQ wrote the log last: what was indexed before may be gone.
 
         Raises:
@@ -133,9 +135,22 @@ class IndexService:
             raise disk_error(f"clean {folder}", error) from error
         there = set(index_positions(self._files.store_path))
         stale = there if is_foreign else there - known
+        if not is_adopted:
+            stale |= {
+                file_position for file_position in there - stale if self._is_torn(file_position)
+            }
         for file_position in stale:
             drop_index(self._files.store_path, file_position)
         self._waiting = known - (there - stale)
+
+    def _is_torn(self, file_position: int) -> bool:
+        """Whether header or directory of an index file do not hold."""
+        try:
+            self._open_file(file_position).close()
+        except StoreCorruptError as error:
+            _log.warning("building an index file anew: %s", error)
+            return True
+        return False
 
     def start(self) -> None:
         """Begin to build."""

@@ -441,7 +441,7 @@ class MessageStore:
             record_crc_position=trust.record_crc_position,
             on_damage=self._quarantine,
         )
-        self._derive_from(derived, undo, is_foreign=False)
+        self._derive_from(derived, undo, is_adopted=True, is_foreign=False)
         self._open_queues(memory)
         if prefix is not None:
             self._take_min(prefix)
@@ -560,7 +560,8 @@ class MessageStore:
         drop.callback(memory.drop)
         self._wire(memory, undo, plan.segment_count, plan.session_count)
         self._appender.grow_arena(memory.arena.size_bytes // core.BLOCK_SIZE)
-        self._derive_from(recovered.consume_queues, undo, is_foreign=recovered.is_foreign)
+        is_foreign = recovered.is_foreign
+        self._derive_from(recovered.consume_queues, undo, is_adopted=False, is_foreign=is_foreign)
         self._open_queues(memory)
         for (topic, queue_id), (low, high) in recovered.cold_queues.items():
             handle = self.queues.add(
@@ -693,7 +694,12 @@ class MessageStore:
         )
 
     def _derive_from(
-        self, files: ConsumeQueueFiles, undo: contextlib.ExitStack, *, is_foreign: bool
+        self,
+        files: ConsumeQueueFiles,
+        undo: contextlib.ExitStack,
+        *,
+        is_adopted: bool,
+        is_foreign: bool,
     ) -> None:
         self._derive = DeriveService(
             files,
@@ -710,7 +716,7 @@ class MessageStore:
                 self._files, self._hot_log, positions=lambda: self.positions, clock=self._clock
             )
             undo.callback(self._index.close)
-            self._index.take(files.file_positions, is_foreign=is_foreign)
+            self._index.take(files.file_positions, is_adopted=is_adopted, is_foreign=is_foreign)
 
     def _derived(self, file_position: int) -> None:
         self._hot_log.set_derived(file_position)

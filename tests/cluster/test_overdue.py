@@ -62,6 +62,7 @@ def test_message_of_a_stuck_listener_goes_back_after_the_time_of_its_group(
             max_reconsume_times=-1,
             orderly=False,
             suspend=1.0,
+            allocation="average",
             clock=clock,
         ) as consumer:
             consumer.subscribe("t")

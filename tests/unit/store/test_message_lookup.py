@@ -154,6 +154,28 @@ def test_lookup_builds_what_is_missing_or_does_not_hold(config: StoreConfig) -> 
         assert damaged.read_bytes() != bytes(data)
 
 
+def test_index_files_that_a_power_cut_tore_are_gone_once_the_store_is_open(
+    config: StoreConfig,
+) -> None:
+    with MessageStore(config) as store:
+        _fill(store, store.queues.add("orders", 0), 4)
+    with MessageStore(config) as store:
+        wait_until(lambda: store.index_waiting_count == 0)
+    whole, *torn = (index_path(config.store_path, number * FILE_SIZE) for number in range(3))
+    torn[0].write_bytes(b"")
+    torn[1].write_bytes(torn[1].read_bytes()[:-1])
+    before = whole.read_bytes()
+    store = MessageStore(config)
+    store.open()  # nothing is built before start()
+    try:
+        assert whole.read_bytes() == before
+        assert not any(path.exists() for path in torn)
+        assert store.index_waiting_count == len(torn)
+    finally:
+        store.start()
+        store.stop()
+
+
 def test_successor_that_adopts_the_memory_finds_what_is_on_disk_and_what_is_not(
     config: StoreConfig,
 ) -> None:
