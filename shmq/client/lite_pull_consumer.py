@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from shmq.client.arguments import (
@@ -26,16 +27,23 @@ from shmq.client.closable import Closable
 from shmq.client.consumer import Consumer
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
-from shmq.errors import ClosedError, ConfigError, OffsetIllegalError, ShmqError
+from shmq.errors import (
+    ClosedError,
+    ConfigError,
+    OffsetIllegalError,
+    ServiceNotAvailableError,
+    ShmqError,
+)
+from shmq.result import MessageQueue
 from shmq.subscription import ConsumeFromWhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from types import TracebackType
 
     from shmq.allocation import Allocation
     from shmq.client.instance import Client
     from shmq.client.process_queue import ProcessQueue
-    from shmq.result import MessageQueue
 
     QueueListener = Callable[[str, list[MessageQueue], list[MessageQueue]], None]
 
@@ -103,6 +111,8 @@ class LitePullConsumer(Closable):
         self._seen: dict[str, frozenset[MessageQueue]] = {}
         self._paused: frozenset[MessageQueue] = frozenset()
         self._polled: dict[ProcessQueue, int] = {}
+        self._last: tuple[ProcessQueue, int] | None = None
+        """Where the last poll that gave something began."""
         self._turn = 0
         self._lock = threading.Lock()
         self._polling = threading.Lock()
@@ -152,6 +162,8 @@ class LitePullConsumer(Closable):
 
         Raises:
             ConfigError: topics were subscribed to; one or the other. Or no queue.
+            TopicNotExistError: a topic, or a queue of it, is not there. It is assigned, and read
+                once it is.
         """
         self._check("assign")
         if self._engines and not self._is_assigned:
@@ -172,9 +184,12 @@ class LitePullConsumer(Closable):
             engine = self._engines.get(topic)
             if engine is None:
                 self._begin(topic, self._expressions.get(topic), queues=frozenset(chosen))
+                engine = self._engines[topic]
             else:
                 engine.assignment.assign(frozenset(chosen))
-                engine.assignment.rebalance()
+            if not {queue.message_queue for queue in engine.assignment.queues} == chosen:
+                with suppress(ServiceNotAvailableError):  # it is waited for
+                    engine.assignment.rebalance()
 
     def _begin(
         self, topic: str, expression: str | None, *, queues: frozenset[MessageQueue] | None
@@ -269,6 +284,8 @@ class LitePullConsumer(Closable):
                     continue  # revoked, or sought elsewhere, while it was read
                 queue.next_offset = next_offset
                 self._polled[queue] = next_offset
+                if messages:
+                    self._last = queue, first
             if messages:
                 return messages
         return []
@@ -300,13 +317,15 @@ class LitePullConsumer(Closable):
 
     def pause(self, queues: Iterable[MessageQueue]) -> None:
         """Give nothing of these any more; their positions stay."""
+        chosen = _checked("pause", queues)
         with self._lock:
-            self._paused |= frozenset(queues)
+            self._paused |= chosen
 
     def resume(self, queues: Iterable[MessageQueue]) -> None:
         """Go on with these where they are."""
+        chosen = _checked("resume", queues)
         with self._lock:
-            self._paused -= frozenset(queues)
+            self._paused -= chosen
         self._wake()
 
     @property
@@ -345,6 +364,8 @@ class LitePullConsumer(Closable):
         with self._lock:
             one.next_offset = queue_offset
             self._polled[one] = queue_offset
+            if self._last is not None and self._last[0] is one:
+                self._last = None
         self._wake()
 
     def position(self, queue: MessageQueue) -> int:
@@ -364,6 +385,7 @@ class LitePullConsumer(Closable):
 
     def _one(self, queue: MessageQueue, what: str) -> ProcessQueue:
         self._check(what)
+        check_message_queue(what, queue)
         for _, one in self._queues():
             if one.message_queue == queue:
                 return one
@@ -386,6 +408,8 @@ class LitePullConsumer(Closable):
             self._commit_polled(None)
             return
         for queue, queue_offset in offsets.items():
+            check_message_queue("commit", queue)
+            check_queue_offset("commit", queue_offset)
             one = self._one(queue, "commit")
             last = one.reader.visible_max(one.row)
             if not 0 <= queue_offset <= last:
@@ -398,6 +422,7 @@ class LitePullConsumer(Closable):
     def committed(self, queue: MessageQueue) -> int | None:
         """The group's offset in a queue, as far as it was committed; None: none yet."""
         self._check("ask for the committed offset")
+        check_message_queue("committed", queue)
         for _, one in self._queues():
             if one.message_queue == queue and one.slot >= 0:
                 return one.settled_offset
@@ -452,6 +477,23 @@ class LitePullConsumer(Closable):
         for engine in self._all():
             engine.wake()
 
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self._give_back()
+        super().__exit__(exc_type, exc, traceback)
+
+    def _give_back(self) -> None:
+        """The program failed with what the last poll gave: it does not count as consumed."""
+        with self._lock:
+            if self._last is not None and self._last[0] in self._polled:
+                queue, first = self._last
+                self._polled[queue] = first
+
     def close(self) -> None:
         """Commit if auto_commit is on, give the queues back and leave the group. A poll that waits
         gets up with nothing.
@@ -467,3 +509,12 @@ class LitePullConsumer(Closable):
                 except ShmqError as error:
                     _log.warning("commit group=%s topic=%s: %s", self.group, topic, error)
         self._client.leave(self)
+
+
+def _checked(what: str, queues: Iterable[MessageQueue]) -> frozenset[MessageQueue]:
+    if isinstance(queues, MessageQueue):  # which is a tuple
+        raise TypeError(f"{what}: one queue, wanted several: [{queues!r}]")
+    chosen = tuple(queues)
+    for queue in chosen:
+        check_message_queue(what, queue)
+    return frozenset(chosen)

@@ -276,3 +276,60 @@ def test_closed_one_says_so_and_a_waiting_poll_gets_up(client, topic, group):
         consumer.poll(0.0)
     with pytest.raises(ConfigError, match="batch_size 0"):
         client.lite_pull_consumer(group, batch_size=0)
+
+
+def test_what_a_failing_program_polled_last_is_not_committed(client, topic, group):
+    client.create_topic(topic, queues=1)
+    send(client, topic, 10)
+
+    def work(*wanted: list[int], commits: bool) -> None:
+        with client.lite_pull_consumer(group, batch_size=4) as consumer:
+            consumer.subscribe(topic)
+            for numbers in wanted:
+                assert poll(consumer, 4) == numbers
+            if commits:
+                consumer.commit()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work([0, 1, 2, 3], [4, 5, 6, 7], commits=False)
+    with pytest.raises(ZeroDivisionError):
+        work([4, 5, 6, 7], commits=True)
+    with client.lite_pull_consumer(group) as consumer:
+        consumer.subscribe(topic)
+        assert poll(consumer, 2) == [8, 9]
+
+
+def test_queue_that_is_not_there_is_told_and_read_once_it_is(client, topic, group):
+    client.create_topic(topic, queues=1)
+    send(client, topic, 1)
+    with client.lite_pull_consumer(group) as consumer:
+        there, later = (MessageQueue(topic, "broker-a", queue_id) for queue_id in (0, 1))
+        for _ in range(2):
+            with pytest.raises(TopicNotExistError, match="queue 1 .*there is no such read queue"):
+                consumer.assign([there, later])
+        client.create_topic(topic, queues=2)
+        producer = client.producer()
+        wait_for(lambda: later in producer.queues(topic), "the queue")
+        producer.send(topic, b"1", queue=later)
+        assert sorted(poll(consumer, 2)) == [0, 1]
+
+
+def test_what_is_no_queue_is_refused(client, topic, group):
+    client.create_topic(topic, queues=2)
+    with client.lite_pull_consumer(group) as consumer:
+        consumer.subscribe(topic)
+        queue = consumer.assignment[0]
+        for call in (consumer.pause, consumer.resume):
+            with pytest.raises(TypeError, match=r"one queue, wanted several: \[MessageQueue"):
+                call(queue)
+            with pytest.raises(TypeError, match="'x': wanted a MessageQueue"):
+                call(["x"])
+        for call in (consumer.committed, consumer.position, consumer.seek_to_end):
+            with pytest.raises(TypeError, match="'x': wanted a MessageQueue"):
+                call("x")
+        with pytest.raises(TypeError, match="'x': wanted a MessageQueue"):
+            consumer.commit({"x": 1})
+        with pytest.raises(TypeError, match="queue_offset '1'"):
+            consumer.commit({queue: "1"})
+        assert consumer.paused == []
