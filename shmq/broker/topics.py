@@ -242,7 +242,7 @@ class TopicTable:
         config = self._topics.get(topic)
         if config is None:
             raise TopicNotExistError(
-                f"topic {topic}: broker {self._config.broker_name} has no such topic; create it"
+                f"topic {topic}: broker {self._config.broker_name} has no such topic"
             )
         return config
 
@@ -343,7 +343,8 @@ class TopicTable:
         if self.is_reserved(topic) or not self._config.auto_create_topic_enable or not is_open:
             raise TopicNotExistError(
                 f"send to {topic}: broker {self._config.broker_name} has no such topic and may not "
-                "create it; create it by hand (auto_create_topic_enable)"
+                "create it",
+                hint="create it by hand (shmq topic create), or set auto_create_topic_enable",
             )
         assert template is not None
         nums = max(1, min(queue_nums, template.write_queue_nums))

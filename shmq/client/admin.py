@@ -62,7 +62,7 @@ _TIMEOUT_S = 5.0
 _LIST_COUNT = 1000
 """Topics in one request."""
 _LONG_MAX = (1 << 63) - 1
-_ORDER_CONF = re.compile(r"[^:;\s]+:[1-9]\d*(;[^:;\s]+:[1-9]\d*)*")
+_ORDER_CONF = re.compile(r"[^:;\s]+:[1-9]\d{0,9}(;[^:;\s]+:[1-9]\d{0,9})*")
 
 
 class BrokerState(NamedTuple):
@@ -314,9 +314,13 @@ class Admin(Closable):
                 ORDER_TOPIC_CONFIG.
             ServiceNotAvailableError: no NameServer answers.
         """
-        if namespace == ORDER_TOPIC_CONFIG and not _ORDER_CONF.fullmatch(value):
+        if namespace == ORDER_TOPIC_CONFIG and not (
+            _ORDER_CONF.fullmatch(value)
+            and all(int(part.split(":")[1]) <= QUEUE_NUMS_MAX for part in value.split(";"))
+        ):
             raise ConfigError(
-                f"put {namespace}/{key}: {value[:80]!r}, wanted broker:queues;broker:queues"
+                f"put {namespace}/{key}: {value[:80]!r}, wanted broker:queues;broker:queues, "
+                f"queues up to {QUEUE_NUMS_MAX}"
             )
         return sorted(self._tell_all(put_kv_config(namespace, key, value)))
 
@@ -831,7 +835,8 @@ class Admin(Closable):
             max_count: at most so many, up to 1,024.
 
         Raises:
-            TopicNotExistError: no broker has it.
+            TopicNotExistError: no broker has it, or none such a queue of it.
+            ConfigError: a key that no message can have; or the time ends before it begins.
             ServiceNotAvailableError: a broker keeps no index (message_index_enable), or is away.
             SystemBusyError: the search takes too long; ask for a shorter span of time.
             CorruptMessageError: a record is damaged.

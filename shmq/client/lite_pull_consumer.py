@@ -187,7 +187,7 @@ class LitePullConsumer(Closable):
                 engine = self._engines[topic]
             else:
                 engine.assignment.assign(frozenset(chosen))
-            if not {queue.message_queue for queue in engine.assignment.queues} == chosen:
+            if {queue.message_queue for queue in engine.assignment.queues} != chosen:
                 with suppress(ServiceNotAvailableError):  # it is waited for
                     engine.assignment.rebalance()
 

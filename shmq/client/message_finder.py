@@ -129,6 +129,13 @@ class MessageFinder:
         message_count: int,
     ) -> list[StoredMessage]:
         """Messages of a topic by key and time, the newest first."""
+        what = f"find messages of {topic}"
+        if key is not None and (not key or key.split() != [key]):
+            raise ConfigError(
+                f"{what}: key {key!r}: wanted one of the words that a message was sent with"
+            )
+        if begin_ms > end_ms:
+            raise ConfigError(f"{what}: from {begin_ms} to {end_ms} ms: it ends before it begins")
         fields: dict[str, Scalar] = {
             "topic": topic,
             "key": key or "",

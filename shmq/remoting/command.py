@@ -178,15 +178,31 @@ def error_of(command: Command) -> ShmqError | None:
     return kind(text, hint=hint if isinstance(hint, str) else None)
 
 
+_NUMBER_MIN, _NUMBER_MAX = -(1 << 63), (1 << 64) - 1
+
+
+def _dumped(command: Command) -> bytes:
+    try:
+        return orjson.dumps({"extFields": command.ext_fields, "remark": command.remark})
+    except TypeError:
+        for name, value in command.ext_fields.items():
+            if isinstance(value, int) and not _NUMBER_MIN <= value <= _NUMBER_MAX:
+                raise errors.ConfigError(
+                    f"send {command.name}: {name} {value}: wanted a number of 64 bits"
+                ) from None
+        raise
+
+
 def encode(command: Command, *, frame_bytes_max: int = FRAME_BYTES_MAX) -> bytes:
     """The frame of a command, without its descriptors.
 
     Raises:
         ProtocolError: it is larger than the receiver allows; nothing was sent.
+        ConfigError: a number does not fit.
     """
     fields = b""
     if command.ext_fields or command.remark is not None:
-        fields = orjson.dumps({"extFields": command.ext_fields, "remark": command.remark})
+        fields = _dumped(command)
     body_bytes = len(command.body)
     if len(fields) > FIELDS_BYTES_MAX or len(fields) + body_bytes > frame_bytes_max:
         raise ProtocolError(

@@ -127,6 +127,15 @@ def test_messages_go_through_as_json_lines(shell: Shell, tmp_path: Path) -> None
     assert "json: 0 messages were sent" in said
 
 
+def test_message_is_published_for_later(shell: Shell) -> None:
+    shell.out("topic", "create", "later", "--queues", "1")
+    shell.out("pub", "later", "one", "--delay-level", "1")
+    assert shell.out("sub", "later", "-c", "1", "--idle", "30") == "one\n"
+    with shmq.Admin(shell.runtime) as admin:
+        (message,) = admin.find_messages("later")
+    assert message.store_timestamp - message.born_timestamp >= 1000
+
+
 def test_filter_and_idle_end(shell: Shell) -> None:
     shell.out("topic", "create", "tags")
     for tag in ("red", "blue", "green"):
@@ -237,6 +246,10 @@ def test_words_are_completed(shell: Shell) -> None:
         (("dev", "--runtime", "/proc/none"), 1, "/proc/none"),
         (("group", "create", "a b"), 1, "character ' '"),
         (("nonsense",), 64, "No such command"),
+        (("pub", "t", "x", "--timeout", "nan"), 64, "no number of seconds"),
+        (("msg", "find", "t", "-k", ""), 64, "wanted one of the words"),
+        (("msg", "get", "broker-a@" + "9" * 30), 1, "wanted a number of 64 bits"),
+        (("dlq", "ls", "nobody"), 1, "group nobody: no broker has it; see what there is"),
     ],
 )
 def test_mistake_gets_one_line(

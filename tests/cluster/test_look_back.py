@@ -150,7 +150,6 @@ def test_key_finds_the_newest_messages_of_its_topic(admin: shmq.Admin, client: s
         b"%d" % number for number in range(20)
     )
     assert _bodies(admin.find_messages("keys", key="only-3")) == [b"3"]
-    assert admin.find_messages("keys", key="k only-3") == []
     one = admin.find_messages("keys", key="only-3")[0]
     rest = {"broker": one.broker_name, "queue_id": one.queue_id}
     assert _bodies(admin.find_messages("keys", key="only-3", **rest)) == [b"3"]  # type: ignore[arg-type]
@@ -177,6 +176,18 @@ def test_queue_is_read_from_an_offset_and_a_span_of_time_newest_first(
     assert spanned[0] == b"9"
     assert b"4" in spanned
     assert admin.find_messages("spans", begin_ms=read[-1].store_timestamp + 3_600_000) == []
+    with pytest.raises(ConfigError, match="from 2 to 1 ms: it ends before it begins"):
+        admin.find_messages("spans", begin_ms=2, end_ms=1)
+    for key in ("", "a b", " a"):
+        with pytest.raises(ConfigError, match=f"key '{key}': wanted one of the words"):
+            admin.find_messages("spans", key=key)
+    for options in ({}, {"key": "a"}):
+        with pytest.raises(
+            TopicNotExistError, match="queue 9 of topic spans: it has 1 read queues"
+        ):
+            admin.find_messages("spans", queue_id=9, **options)
+    with pytest.raises(ConfigError, match="index 1000000000000000000000: wanted a number of 64"):
+        admin.read_messages("spans", 0, 10**21, broker=queue.broker_name)
 
 
 def test_message_larger_than_an_answer_comes_in_pieces(

@@ -185,6 +185,8 @@ def test_dead_letters_are_listed_and_delivered_to_their_group_once_more(
         client.create_topic("t", queues=1)
         ids = [producer.send("t", b"%d" % n, tag="a", keys=["k"]).message_id for n in range(3)]
         with client.consumer("t", "g", auto_settle=False) as consumer:
+            assert shmq_dlq("ls", "g")["messages"] == []
+            assert shmq_dlq("replay", "g", "--yes")["replayed"] == 0
             for _ in ids:
                 message = consumer.try_next(TIMEOUT_S)
                 assert message is not None

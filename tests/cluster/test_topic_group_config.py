@@ -102,6 +102,8 @@ def test_order_configuration_decides_over_which_queues_keys_are_counted(client, 
     assert client.routes.route("ordered").order_topic_conf == "broker-a:4;broker-b:4"
     with pytest.raises(ConfigError, match="wanted broker:queues"):
         admin.kv_put("ORDER_TOPIC_CONFIG", "ordered", "broker-a")
+    with pytest.raises(ConfigError, match="queues up to 65535"):
+        admin.kv_put("ORDER_TOPIC_CONFIG", "ordered", "broker-a:65536")
 
 
 # ---- topics --------------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ class MessageProcessor:
         if topic:
             broker.rights.require(connection.identity, Action.PULL, topic)
             broker.topics.find(topic)
+            if queue_id >= 0:
+                broker.topics.read_queue(topic, queue_id)
         lookup = broker.store.message_lookup
         if key:
             found = await asyncio.to_thread(

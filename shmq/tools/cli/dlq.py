@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from shmq.client.admin import Admin
 from shmq.client.instance import connect
+from shmq.errors import TopicNotExistError
 from shmq.subscription import check_group
 from shmq.tools.cli.output import (
     cluster_option,
@@ -50,7 +52,7 @@ def _ls(namesrv: str | None, group: str, count: int, is_json: bool) -> None:
     """List the dead letters of GROUP, the newest last; at most --count of each queue."""
     check_group(group)
     with connect(namesrv) as client:
-        rows = [_row(message) for message in _letters(client, dlq_topic(group), count)]
+        rows = [_row(message) for message in _letters(client, group, count)]
     rows.sort()
     if is_json:
         echo_json({"group": group, "messages": [dict(zip(_KEYS, r, strict=True)) for r in rows]})
@@ -76,7 +78,9 @@ def _replay(namesrv: str | None, group: str, count: int | None, yes: bool, is_js
     check_group(group)
     done = 0
     with connect(namesrv) as client:
-        _ = _letters(client, dlq_topic(group), 1)  # whether there are any, before anybody is asked
+        if not _letters(client, group, 1):  # before anybody is asked
+            _say_replayed(group, 0, is_json)
+            return
         confirm(f"deliver the dead letters of {group} once more", yes)
         with client.consumer(dlq_topic(group), REPLAY_GROUP, auto_settle=False) as consumer:
             while count is None or done < count:
@@ -87,21 +91,26 @@ def _replay(namesrv: str | None, group: str, count: int | None, yes: bool, is_js
                     message, REPLAY_DELAY_LEVEL, max_reconsume_times=_ALWAYS, group=group
                 )
                 done += 1
+    _say_replayed(group, done, is_json)
+
+
+def _say_replayed(group: str, count: int, is_json: bool) -> None:
     if is_json:
-        echo_json({"group": group, "replayed": done})
+        echo_json({"group": group, "replayed": count})
         return
-    click.echo(f"{group}: {done} dead letters are on their way")
+    click.echo(f"{group}: {count} dead letters are on their way")
 
 
 _ALWAYS = (1 << 31) - 1
 
 
-def _letters(client: Client, topic: str, count: int) -> list[Message]:
+def _letters(client: Client, group: str, count: int) -> list[Message]:
     """The last `count` of each queue.
 
     Raises:
-        TopicNotExistError: the group has no dead letters.
+        SubscriptionGroupNotExistError: there is no such group, and no dead letter of it.
     """
+    topic = dlq_topic(group)
 
     def read() -> Iterator[Message]:
         with client.pull_consumer(topic) as consumer:
@@ -115,7 +124,12 @@ def _letters(client: Client, topic: str, count: int) -> list[Message]:
                     at = result.next_begin_offset
                     yield from result.messages
 
-    return list(read())
+    try:
+        return list(read())
+    except TopicNotExistError:  # it is made with the first dead letter
+        with Admin(client.namesrv) as admin:
+            admin.group(group)
+        return []
 
 
 def _row(message: Message) -> tuple[int, str, str, int, str, str, str]:

@@ -119,6 +119,8 @@ def _find_command(
 
     Without a key it shows what was stored last, or in a span of time.
     """
+    if key is not None and not key:
+        raise click.UsageError("--key: wanted one of the words that a message was sent with")
     now_ms = SYSTEM_CLOCK.wall_ms()
     begin_ms = 0 if begin is None else parse_time_ms(begin, now_ms=now_ms)
     end_ms = _FOREVER_MS if end is None else parse_time_ms(end, now_ms=now_ms)

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
+from shmq.client.arguments import TIMEOUT_S_MAX
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = [
+    "SECONDS",
     "TIME_WANTED",
     "bytes_text",
     "cluster_option",
@@ -33,6 +36,20 @@ _AGO = re.compile(r"-(\d+)([smhd])")
 _TIME_MS_MAX = 253_402_300_799_999
 """The end of the year 9999: no message is later, and more does not fit everywhere."""
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class _Seconds(click.FloatRange):
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if seconds != seconds:  # which is below and above nothing
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
+
+
+SECONDS = _Seconds(0.0, TIMEOUT_S_MAX)
+"""An option that is a time to wait."""
 
 
 def cluster_option(function: _F) -> _F:

@@ -14,7 +14,7 @@ import orjson
 from shmq.client.instance import connect
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ShmqError
-from shmq.tools.cli.output import cluster_option, echo_json, json_option
+from shmq.tools.cli.output import SECONDS, cluster_option, echo_json, json_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,8 +47,17 @@ _BAR_STEP = 1000
 @click.option("-k", "--keys", help="Words to find the messages by, separated by spaces.")
 @click.option("-p", "--property", "properties", multiple=True, metavar="NAME=VALUE")
 @click.option("-K", "--order-key", "key", help="Messages of one key go to one queue, in order.")
+@click.option(
+    "-d",
+    "--delay-level",
+    type=click.IntRange(0),
+    default=0,
+    metavar="LEVEL",
+    help="Deliver later: 1 after 1 s, 2 after 5 s, 3 after 10 s, 5 after 1 m, 18 after 2 h, unless "
+    "the brokers' message_delay_level says otherwise; 0 at once.",
+)
 @click.option("-c", "--count", type=click.IntRange(1), default=1, help="Send each so many times.")
-@click.option("--timeout", type=float, default=3.0, show_default=True, help="Seconds for each.")
+@click.option("--timeout", type=SECONDS, default=3.0, show_default=True, help="Seconds for each.")
 @json_option
 @cluster_option
 def pub(
@@ -62,6 +71,7 @@ def pub(
     keys: str | None,
     properties: tuple[str, ...],
     key: str | None,
+    delay_level: int,
     count: int,
     timeout: float,
     is_json: bool,
@@ -79,6 +89,7 @@ def pub(
         "keys": keys.split() if keys else None,
         "properties": _pairs(properties),
         "key": key,
+        "delay_level": delay_level,
         "timeout": timeout,
     }
     sent = 0

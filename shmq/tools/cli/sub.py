@@ -16,7 +16,7 @@ from shmq.client.instance import connect
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ShmqError
 from shmq.subscription import ConsumeFromWhere, SubscriptionGroupConfig
-from shmq.tools.cli.output import TIME_WANTED, cluster_option, json_option, parse_time_ms
+from shmq.tools.cli.output import SECONDS, TIME_WANTED, cluster_option, json_option, parse_time_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,7 +114,7 @@ def _json_line(message: Message) -> bytes:
     f"each queue. Times: {TIME_WANTED}.",
 )
 @click.option("-c", "--count", type=click.IntRange(1), help="End after so many.")
-@click.option("--idle", type=float, metavar="SECONDS", help="End when nothing came for so long.")
+@click.option("--idle", type=SECONDS, metavar="SECONDS", help="End when nothing came for so long.")
 @click.option("-f", "--format", "format_text", default=r"%v\n", help=f"{Format.__doc__}")
 @json_option
 @cluster_option
