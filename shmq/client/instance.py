@@ -139,7 +139,7 @@ class Client(Closable):
         self._link_locks: dict[str, threading.Lock] = {}
         self._followers: dict[str, threading.Thread] = {}
         self._lock = threading.Lock()
-        self._producers: list[Producer] = []
+        self._producers: dict[Producer, None] = {}
         self._membership = Membership(self.client_id)
         self._closing: dict[_Member, None] = {}
         self._save_ns = 0
@@ -167,7 +167,7 @@ class Client(Closable):
         check_group(group)
         made = Producer(self, group)
         with self._lock:
-            self._producers.append(made)
+            self._producers[made] = None
         self._membership.add_producer(group)
         return made
 
@@ -511,8 +511,15 @@ class Client(Closable):
             raise
         self.rebalancer.add(assignment)
 
-    def leave(self, member: _Member) -> None:
+    def leave(self, member: _Member | Producer) -> None:
         """It is being closed."""
+        if isinstance(member, Producer):
+            with self._lock:
+                is_known = member in self._producers
+                self._producers.pop(member, None)
+            if is_known:
+                self._membership.remove_producer(member.group)
+            return
         with self._lock:
             self._closing.pop(member, None)
         if not isinstance(member, Consumer):

@@ -102,6 +102,13 @@ class Membership:
             if self._producers[group] == 1:
                 self._changed(group)
 
+    def remove_producer(self, group: str) -> None:
+        """A producer goes. Its group is not told at once: the next heartbeat has it no more."""
+        with self._lock:
+            self._producers[group] -= 1
+            if not self._producers[group]:
+                del self._producers[group]
+
     def _changed(self, group: str) -> None:
         for told in self._told.values():
             told.untold.add(group)

@@ -847,3 +847,4 @@ class Producer(Closable):
             settlers = list(self._settlers.values())
         for settler in settlers:
             settler.close()
+        self._client.leave(self)
