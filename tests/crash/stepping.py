@@ -278,6 +278,7 @@ class Points:
         ways: Iterable[list[int]],
         points: Iterable[int],
         *,
+        first: int = 0,
         is_every: bool = False,
     ) -> None:
         """None is reached yet.
@@ -286,12 +287,13 @@ class Points:
             stepper: it has learnt the work.
             ways: what it gave then.
             points: counts of instructions; they may go on for ever.
+            first: the count at which the ways begin, if it is not all of the work that matters.
             is_every: whether that is each instruction, which `report` then holds it to.
         """
         self._stepper = stepper
         self.ways = list(ways)
         self._is_every = is_every
-        self._least = max(map(len, self.ways))
+        self._least = first + max(map(len, self.ways))
         self._points = iter(points)
         self._at = next(self._points)
         self._is_leaping = True

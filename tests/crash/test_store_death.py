@@ -59,6 +59,8 @@ SYS_EPOLL_WAITS = ("232", "281")
 SYS_FUTEX = "202"
 FUTEX_WAIT = "0x0"
 """Between processes, as the core waits; Python's locks are private to theirs."""
+FUTEX_LOCK = "0x80"
+"""As a mutex waits: within a process, and without a time."""
 SETTLE_INTERVAL_NS = 10_000_000
 """SHMQ_SETTLE_INTERVAL_NS of turn.h."""
 
@@ -292,6 +294,64 @@ def test_store_killed_at_any_instruction_of_a_turn_loses_doubles_and_tears_nothi
             scene.judge()
     assert points.count > 10
     points.report("killed in a turn")
+
+
+def test_store_killed_where_the_append_thread_stands_aside_for_a_verb_loses_nothing(
+    zygote: Zygote, config: StoreConfig
+) -> None:
+    """A control verb asks for the role at the end of a turn, and waits for it behind that end."""
+    with TurnStepper() as turns, contextlib.closing(scenes(zygote, config)) as following:
+        firsts = []
+
+        def learn() -> list[int]:
+            with asking(turns, next(following)) as ask:
+                firsts.append(len(turns.stepper.learn()))
+                ask()
+                return turns.stepper.learn()
+
+        ways = learn_until_sure(learn)
+        first, stride = firsts[-1], scaled(100, 1)
+        points = Points(
+            turns.stepper, ways, itertools.count(first, stride), first=first, is_every=stride == 1
+        )
+        while not points.is_over:
+            with asking(turns, next(following)) as ask:
+                points.reach(ask)
+        next(following).finish()
+    points.report("killed where it stands aside")
+
+
+@contextlib.contextmanager
+def asking(turns: TurnStepper, scene: Scene) -> Iterator[Callable[[], None]]:
+    """The append thread is about to begin a turn; what it gives lets a control verb ask for the
+    role, which that thread has. Then it is killed, succeeded and judged.
+    """
+    before_a_turn(scene)
+    turns.hold(scene)
+    put_some(scene)
+    verb = threading.Thread(target=ask_in_vain, args=(scene.store,))
+
+    def ask() -> None:
+        verb.start()
+        place = Path(f"/proc/{scene.store.pid}/syscall")
+        wait_until(lambda: is_locked_out(place.read_text(encoding="ascii").split()))
+
+    yield ask
+    turns.kill()
+    if verb.ident is not None:
+        verb.join()
+    scene.succeed()
+    scene.judge()
+
+
+def ask_in_vain(store: ForkedStore) -> None:
+    with contextlib.suppress(ConnectionError):  # if it was answered before the store died
+        store.call("is_drained", session=0)
+
+
+def is_locked_out(call: list[str]) -> bool:
+    """Whether this is a wait for a mutex of the core."""
+    return call[0] == SYS_FUTEX and call[2] == FUTEX_LOCK
 
 
 ADOPTION = {
