@@ -13,6 +13,7 @@ import pytest
 
 import shmq
 from shmq.errors import TopicNotExistError
+from shmq.tools.fsck import fsck
 from shmq.topic import dlq_topic, retry_topic
 from tests.support.cluster import Cluster, Program, wait_for
 from tests.support.invariants import Got, History, Place, Sent, Stored
@@ -279,3 +280,4 @@ def test_delays_and_retries_under_kills_and_clock_jumps(
         )
         record_property("figures", figures)
         print(figures)
+    assert fsck(tmp_path / "store-broker-a").findings == []  # I13
