@@ -269,6 +269,7 @@ def test_delays_and_retries_under_kills_and_clock_jumps(
         history.check_delays(retry_delay_ns=2 * S, late_ns=LATE_NS)
         history.check_drained(acked)
         assert dead.keys() <= history.sent.keys()
+        assert all(map(_is_doomed, dead.keys())), "a message is a dead letter that was processed"
         doubled = history.check_doubled(sum(harms.values()) * IN_FLIGHT_MAX)
         late = history.late_ns()
         figures = f"{len(acked)} acknowledged in {time.monotonic() - begin:.0f} s, "
