@@ -314,9 +314,9 @@ class ScheduleService:
     def _skip_expired(self, level: int, min_queue_offset: int) -> None:
         """The log files of messages that still waited are gone. It is not done in silence."""
         count = min_queue_offset - self._next[level]
+        _log.warning("expired delayed level=%d messages=%d", level, count)
         self.expired_count += count
         self._next[level] = min_queue_offset
-        _log.warning("expired delayed level=%d messages=%d", level, count)
 
     def _sleep(self) -> None:
         """Until something comes, is due, or is to be written."""
