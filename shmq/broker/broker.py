@@ -101,6 +101,7 @@ class Broker:
         clock: monotonic and wall time.
         mastership: of its broker_name, held as long as this runs.
         master_epoch: of this mastership, from a Controller; None: counted on from the last.
+        is_unclean: serve what our own log has where the last master's memory is not for our files.
         on_told: called in the loop's thread when it is told to change its role.
     """
 
@@ -111,12 +112,14 @@ class Broker:
         mastership: Mastership,
         on_told: OnTold,
         master_epoch: int | None = None,
+        is_unclean: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.config = config
         self.clock = clock
         self.mastership = mastership
         self._master_epoch = master_epoch
+        self._is_unclean = is_unclean
         self.on_told = on_told
         self.hands_over = False
         """It stops for another member to go on: its memory stays."""
@@ -176,6 +179,7 @@ class Broker:
             on_expired=self._expired,
             mastership=self.mastership,
             master_epoch=self._master_epoch,
+            is_unclean=self._is_unclean,
         )
         self.store.open()
         self._is_store_open = True

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from shmq.broker.broker import Broker
 from shmq.broker.standby import Standby
 from shmq.clock import SYSTEM_CLOCK, Clock
-from shmq.errors import ShmqError
+from shmq.errors import FencedError, ShmqError
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.shm.mastership import Mastership
 
@@ -49,6 +49,8 @@ class _Change(NamedTuple):
     """Become master; else hand over."""
     master_epoch: int | None
     """Of the mastership, where a Controller counts; None: counted here."""
+    is_unclean: bool = False
+    """Whatever is given up by that (MessageStore)."""
 
 
 class Member:
@@ -56,7 +58,8 @@ class Member:
 
     Args:
         config: its settings.
-        is_waiting: whether it starts as a standby, though nobody is master: somebody will tell.
+        is_waiting: whether it starts as a standby, though nobody is master and its broker_id is 0:
+            somebody will tell. Others always do.
         clock: monotonic and wall time.
     """
 
@@ -82,12 +85,12 @@ class Member:
         with RuntimeFolder.make(config.runtime_folder()) as folder:
             self._folder = folder.private(broker_socket_name(config.broker_name, 0))
         with self._changing:
-            if not self._is_waiting:
+            if not self._is_waiting and config.broker_id == 0:
                 self._mastership = Mastership.try_take(self._folder)
             if self._mastership is None:
                 self._begin_standby()
             else:
-                self._begin_broker(self._mastership, None)
+                self._begin_first(self._mastership)
         self._thread.start()
 
     def is_healthy(self) -> bool:
@@ -123,9 +126,9 @@ class Member:
 
     # ---- roles -------------------------------------------------------------------------------
 
-    def tell(self, *, is_master: bool, master_epoch: int | None) -> None:
+    def tell(self, *, is_master: bool, master_epoch: int | None, is_unclean: bool) -> None:
         """Have the role changed; returns at once. What it is already is nothing to change."""
-        self._changes.put(_Change(is_master, master_epoch))
+        self._changes.put(_Change(is_master, master_epoch, is_unclean))
 
     def _run(self) -> None:
         while (change := self._changes.get()) is not None:  # until the service stops
@@ -133,7 +136,9 @@ class Member:
                 with self._changing:
                     self._change(change)
             except ShmqError as error:
-                _log.error("role not changed wanted=%s: %s", change, error)
+                _log.error("role not changed wanted=%s: %s; %s", change, error, error.hint)
+                if isinstance(self._current, Standby):
+                    self._current.problem = str(error)
 
     def _change(self, change: _Change) -> None:
         if change.is_master and isinstance(self._current, Standby):
@@ -141,7 +146,7 @@ class Member:
             mastership = Mastership.take(self._folder, timeout_ms=_MASTERSHIP_TIMEOUT_MS)
             self._end_current()
             try:
-                self._begin_broker(mastership, change.master_epoch)
+                self._begin_broker(mastership, change)
             except ShmqError:
                 self._end_current()
                 mastership.release()
@@ -152,13 +157,25 @@ class Member:
             self._end_current()
             self._begin_standby()
 
-    def _begin_broker(self, mastership: Mastership, master_epoch: int | None) -> None:
+    def _begin_first(self, mastership: Mastership) -> None:
+        """At the start of the process: nobody was master."""
+        try:
+            self._begin_broker(mastership, _Change(is_master=True, master_epoch=None))
+        except FencedError as error:
+            _log.error("not master: %s; %s", error, error.hint)
+            self._end_current()
+            self._begin_standby()
+            assert isinstance(self._current, Standby)
+            self._current.problem = str(error)
+
+    def _begin_broker(self, mastership: Mastership, change: _Change) -> None:
         self._mastership = mastership
         self._current = broker = Broker(
             self.config,
             clock=self._clock,
             mastership=mastership,
-            master_epoch=master_epoch,
+            master_epoch=change.master_epoch,
+            is_unclean=change.is_unclean,
             on_told=self.tell,
         )
         broker.start()

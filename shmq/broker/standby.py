@@ -53,6 +53,8 @@ class Standby:
     def __init__(self, config: BrokerConfig, *, on_told: OnTold) -> None:
         self._config = config
         self._on_told = on_told
+        self.problem: str | None = None
+        """Why it did not become master when it was told last."""
         self._own = Incarnation.current()
         self._loop = LoopThread("shmq-control")
         self._folder: RuntimeFolder | None = None
@@ -110,7 +112,7 @@ class Standby:
             "pid": self._own.pid,
             "startTime": self._own.start_time,
             "isHealthy": True,
-            "problem": None,
+            "problem": self.problem,
             "masterEpoch": EpochFile.load(store_path).last_epoch,
             "flushedPosition": known.flushed_position if known else 0,
             "committedPosition": known.flushed_position if known else 0,

@@ -227,18 +227,23 @@ class Admin(Closable):
         """
         return ha.epochs_of(self._call, broker_socket_name(broker_name, broker_id))
 
-    def switch_master(self, broker_name: str, broker_id: int | None = None) -> HaMember:
+    def switch_master(
+        self, broker_name: str, broker_id: int | None = None, *, is_unclean: bool = False
+    ) -> HaMember:
         """Have another member become master, in order: no send fails. Blocks until it serves.
 
         Args:
             broker_name: of the replica set.
             broker_id: which member; None: the one of those that wait with the lowest id.
+            is_unclean: also a member whose log the last master's memory does not continue: what
+                only that memory has is given up.
 
         Raises:
             ConfigError: there is no such member that waits.
             ServiceNotAvailableError: it did not become master; the old one was told to go on.
         """
-        return ha.switch(self._call, self.ha_members(broker_name), broker_name, broker_id)
+        known = self.ha_members(broker_name)
+        return ha.switch(self._call, known, broker_name, broker_id, is_unclean=is_unclean)
 
     def namesrvs(self) -> list[str]:
         """Names of the sockets of NameServers that answer."""

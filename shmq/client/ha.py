@@ -92,7 +92,9 @@ def epochs_of(call: _Call, socket_name: str) -> list[tuple[int, int]]:
     return [(entry["epoch"], entry["startOffset"]) for entry in entries]
 
 
-def switch(call: _Call, known: list[HaMember], broker_name: str, to_id: int | None) -> HaMember:
+def switch(
+    call: _Call, known: list[HaMember], broker_name: str, to_id: int | None, *, is_unclean: bool
+) -> HaMember:
     """Have another member become master, in order; who it is. Blocks until it serves.
 
     Raises:
@@ -107,21 +109,27 @@ def switch(call: _Call, known: list[HaMember], broker_name: str, to_id: int | No
         ids = ", ".join(str(member.broker_id) for member in others) or "none"
         to = "another member" if to_id is None else f"broker_id {to_id}"
         raise ConfigError(f"{what} to {to}: members that wait: {ids}; see shmq ha status")
-    told = Command(RequestCode.NOTIFY_BROKER_ROLE_CHANGED, {"masterBrokerId": target.broker_id})
+    told = Command(
+        RequestCode.NOTIFY_BROKER_ROLE_CHANGED,
+        {"masterBrokerId": target.broker_id, "isUnclean": is_unclean},
+    )
     for member in (master, target):
         if member is not None:
             call(member.socket_name, told)
+    now = target
     end_ns = SYSTEM_CLOCK.monotonic_ns() + _SWITCH_TIMEOUT_NS
     while SYSTEM_CLOCK.monotonic_ns() < end_ns:
         (now,) = members(call, [target.socket_name], broker_name) or (target,)
         if now.is_master:
             return now
+        if now.problem and now.problem != target.problem:
+            break
         time.sleep(_LOOK_S)
     if master is not None:
         back = {"masterBrokerId": master.broker_id}
         call(master.socket_name, Command(RequestCode.NOTIFY_BROKER_ROLE_CHANGED, back))
     raise ServiceNotAvailableError(
-        f"{what} to broker_id {target.broker_id}: it is not master after"
-        f" {_SWITCH_TIMEOUT_NS // 10**9} s; the last master was told to go on",
+        f"{what} to broker_id {target.broker_id}: it is not master:"
+        f" {now.problem or 'it does not say why'}; the last master was told to go on",
         hint="its log says why",
     )

@@ -4,7 +4,8 @@ The members of a broker_name in a cluster file start as standbys. Nobody is told
 is master, or while one that was told lives and still may become it. Else:
 
     a master's process ended, and its memory is there: any member that answers will do, since it
-        goes on with that memory; at once
+        goes on with that memory; at once. One that cannot, for its log is too far behind, says so,
+        and another is told: the old master itself, once it is back
     nobody was master yet, in this boot: the member whose files say most, by master_epoch and then
         by the length of its log; once all answer, or have had their time
 
@@ -42,6 +43,8 @@ class Candidate:
     """Of the last mastership that its files know."""
     log_end: int
     """How long its log is, in bytes."""
+    has_failed: bool = False
+    """It was told, and did not become master; it says why."""
 
 
 class Election:
@@ -74,7 +77,9 @@ class Election:
             return None
         if self._since_ns is None:
             self._since_ns = now_ns
-        told_lives = any(member.broker_id == self._told_id for member in living)
+        told_lives = any(
+            member.broker_id == self._told_id and not member.has_failed for member in living
+        )
         if told_lives and now_ns - self._told_ns < _TOLD_NS:
             return None
         waited_ns = now_ns - self._since_ns
@@ -85,6 +90,10 @@ class Election:
             is_time = len(ready) == len(members) or waited_ns >= _GRACE_NS
         if not ready or not is_time:
             return None
-        chosen = max(ready, key=lambda m: (m.master_epoch, m.log_end, -m.broker_id))
+        chosen = max(
+            ready, key=lambda m: (not m.has_failed, m.master_epoch, m.log_end, -m.broker_id)
+        )
+        if chosen.has_failed and self._told_id is not None and now_ns - self._told_ns < _TOLD_NS:
+            return None  # all have: they are told again now and then
         self._told_id, self._told_ns = chosen.broker_id, now_ns
         return chosen

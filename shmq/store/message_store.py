@@ -21,6 +21,7 @@ from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.core import core
 from shmq.core.fields import field_place, read_ints, struct_size
 from shmq.errors import (
+    FencedError,
     LayoutVersionError,
     LimitError,
     OwnerError,
@@ -138,6 +139,7 @@ class MessageStore:
         on_expired: Callable[[ExpiredFile], None] | None = None,
         mastership: Mastership | None = None,
         master_epoch: int | None = None,
+        is_unclean: bool = False,
         is_slave: bool = False,
         begin: LogBegin | None = None,
     ) -> None:
@@ -149,6 +151,8 @@ class MessageStore:
             mastership: held, of a member of a replica set: `open` goes on with the memory of the
                 one that was master last, and says in its record where memory is now.
             master_epoch: of this mastership, from a Controller; None: counted on from the last.
+            is_unclean: go on with our own log where another member's memory is not for our files:
+                what only that has is given up.
             on_session_ended: called with (session, reason) from a service thread when a client
                 broke a rule or did not answer; its session is closed already.
             on_expired: called with each file that retention took, in its thread; must not wait.
@@ -163,6 +167,7 @@ class MessageStore:
         self._on_expired = on_expired or (lambda _expired: None)
         self._mastership = mastership
         self._given_epoch = master_epoch
+        self._is_unclean = is_unclean
         self._undo = contextlib.ExitStack()
         self._failure: FlushFailedError | None = None
         self._positions_due_ns = 0
@@ -206,10 +211,10 @@ class MessageStore:
             self.epochs = EpochFile.load(config.store_path)
             manifest = manifests.load(self._manifest_path)
             made = contextlib.ExitStack()
-            if not self._try_inherit(manifest, undo) and (
-                manifest is None or not self._try_adopt(manifest, undo)
-            ):
-                made = self._recover(self._load_positions(), undo)
+            if not self._try_inherit(undo):
+                manifest = manifests.load(self._manifest_path)
+                if manifest is None or not self._try_adopt(manifest, undo):
+                    made = self._recover(self._load_positions(), undo)
             if self._mastership is not None:
                 self.epochs = self.epochs.begin(
                     self.master_epoch, self.positions.committed_position
@@ -229,9 +234,12 @@ class MessageStore:
             _log.warning("positions lost: %s", error)
             return None
 
-    def _try_inherit(self, own: Manifest | None, undo: contextlib.ExitStack) -> bool:
+    def _try_inherit(self, undo: contextlib.ExitStack) -> bool:
         """Adopt the memory of the member that was master last, if that was another one; False:
-        there is none, or it is not for our files, which is said: it is left alone.
+        there is none.
+
+        Raises:
+            FencedError: it is not for our files: that member can go on with it, we cannot.
         """
         record = self._mastership.record if self._mastership is not None else None
         if (
@@ -243,10 +251,20 @@ class MessageStore:
         manifest = manifests.load(record.manifest_path)
         if manifest is None or manifest.boot_id != boot_id():
             return False
+        own = manifests.load(self._manifest_path)
         if own is not None and own.generation != manifest.generation:
             self._settle(own)
         if not self._try_adopt(manifest, undo, is_inherited=True):
-            return False
+            if self._is_unclean:
+                _log.error("what only the memory of the dead master has is given up")
+                return False
+            raise FencedError(
+                f"become master with {self.config.store_path}: the memory of broker"
+                f" {record.broker_name}:{record.broker_id} is no continuation of our log (see the"
+                " line before)",
+                hint="have that member become master, or give up what only its memory has:"
+                " shmq ha switch --unclean",
+            )
         self.is_inherited = True
         try:  # the log is theirs, and so is its history
             theirs = EpochFile.load(record.manifest_path.parent.parent)
@@ -281,7 +299,8 @@ class MessageStore:
                 return
             held.callback(memory.close)
             if memory.files_owner == self.config.broker_id:
-                self._salvage(memory)
+                begin, end = self._salvage(memory)
+                _log.info("own memory goes to our files begin=%d end=%d", begin, end)
         self._discard(own)
 
     def _try_adopt(
@@ -338,7 +357,8 @@ class MessageStore:
                 self._adopt_log(memory, mine, recovered)
             except StoreCorruptError as error:
                 _log.error("memory is damaged, its log goes to the files as it is: %s", error)
-                self._salvage(memory)
+                begin, end = self._salvage(memory)
+                _log.error("salvaged begin=%d end=%d", begin, end)
                 mine.close()
                 self._discard(manifest)
                 return False
@@ -364,7 +384,7 @@ class MessageStore:
         try:
             check_prefix(memory, files, end_position=recovered.end_position)
         except (ShmError, StoreCorruptError) as error:
-            _log.error("memory of the dead master is left alone, our log goes on: %s", error)
+            _log.error("memory of the dead master is left alone: %s", error)
             return None
         return recovered
 
@@ -487,9 +507,9 @@ class MessageStore:
                 "damage position=%d size=%d reason=%s", hole.position, hole.size, hole.reason
             )
 
-    def _salvage(self, memory: StoreMemory) -> None:
+    def _salvage(self, memory: StoreMemory) -> tuple[int, int]:
         """Write what memory holds of the log to its files, as it is: recovery then finds the good
-        frames, and enters the others in the quarantine list.
+        frames, and enters the others in the quarantine list. From where to where it was.
         """
         size = memory.manifest.file_size_bytes
         files = LogFiles(self.config.store_path, size)
@@ -518,7 +538,7 @@ class MessageStore:
         if known is not None:
             salvaged = replace(known, flushed_position=max(flushed, committed))
             positions.save(self._positions_path, salvaged, durable=True)
-        _log.error("salvaged begin=%d end=%d", flushed, committed)
+        return flushed, committed
 
     def _recover(
         self, known: positions.Positions | None, undo: contextlib.ExitStack

@@ -43,7 +43,6 @@ broker_name = "broker-a"
 broker_id = {broker_id}
 store_path = "{folder}/{name}"
 commit_log_file_size_bytes = "8MiB"
-hot_segment_count = 8
 """
 
 

@@ -32,7 +32,7 @@ _EPOCH_MAX = (1 << 63) - 1
 class OnTold(Protocol):
     """Takes what a member was told; see Member.tell."""
 
-    def __call__(self, *, is_master: bool, master_epoch: int | None) -> None:
+    def __call__(self, *, is_master: bool, master_epoch: int | None, is_unclean: bool) -> None:
         """Returns at once."""
 
 
@@ -65,7 +65,11 @@ class RoleProcessor:
         take = command.fields()
         master_id = ranged(take, "masterBrokerId", 0, _ID_MAX)
         epoch = ranged(take, "masterEpoch", 0, _EPOCH_MAX, 0)
-        self._on_told(is_master=master_id == self._config.broker_id, master_epoch=epoch or None)
+        self._on_told(
+            is_master=master_id == self._config.broker_id,
+            master_epoch=epoch or None,
+            is_unclean=take.flag("isUnclean", False),
+        )
         return response_to(command)
 
     def _epochs(self, connection: Connection, command: Command) -> Command:

@@ -54,14 +54,17 @@ def _status(namesrv: str | None, is_json: bool, name: str | None) -> None:
 @ha.command("switch")
 @click.argument("name", metavar="BROKER")
 @click.option("--to", "to_id", type=int, metavar="ID", help="This member; else the lowest id.")
+@click.option(
+    "--unclean", is_flag=True, help="Also one that lacks messages, which are then given up."
+)
 @cluster_option
-def _switch(namesrv: str | None, name: str, to_id: int | None) -> None:
+def _switch(namesrv: str | None, name: str, to_id: int | None, unclean: bool) -> None:
     """Have another member of BROKER become master: for an upgrade, say. No send fails.
 
     The master flushes and hands its memory over; clients go on at the new one as after a restart.
     """
     with Admin(namesrv) as admin:
-        member = admin.switch_master(name, to_id)
+        member = admin.switch_master(name, to_id, is_unclean=unclean)
     click.echo(
         f"{name}: broker_id {member.broker_id} is master now, epoch {member.master_epoch},"
         f" process {member.pid}"

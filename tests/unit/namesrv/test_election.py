@@ -59,6 +59,24 @@ def test_member_that_was_told_and_does_nothing_is_told_again_in_time() -> None:
     assert election.decide([DEAD, ONE], now_ns=10 * S, has_memory=True) == ONE
 
 
+def test_member_that_cannot_is_passed_over_for_one_that_may() -> None:
+    election = Election()
+    election.master_ended()
+    assert election.decide([DEAD, ONE], now_ns=0, has_memory=True) == ONE
+    failed = replace(ONE, has_failed=True)
+    assert election.decide([STARTING, failed], now_ns=1, has_memory=True) is None
+    assert election.decide([ZERO, failed], now_ns=2, has_memory=True) == ZERO
+
+
+def test_where_all_have_failed_one_is_told_again_now_and_then() -> None:
+    election = Election()
+    election.master_ended()
+    failed = replace(ONE, has_failed=True)
+    assert election.decide([DEAD, failed], now_ns=0, has_memory=True) == failed
+    assert election.decide([DEAD, failed], now_ns=9 * S, has_memory=True) is None
+    assert election.decide([DEAD, failed], now_ns=10 * S, has_memory=True) == failed
+
+
 def test_switch_over_by_hand_is_not_meddled_with() -> None:
     election = Election()
     assert election.decide([MASTER, ONE], now_ns=0, has_memory=True) is None

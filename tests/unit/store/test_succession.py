@@ -11,6 +11,7 @@ import pytest
 
 from shmq.config import StoreConfig
 from shmq.core import core
+from shmq.errors import FencedError
 from shmq.shm import manifest as manifests
 from shmq.shm.mastership import Mastership, load_record
 from shmq.store.message_store import MessageStore
@@ -63,11 +64,15 @@ class Members:
     def __init__(self) -> None:
         self._open: list[tuple[MessageStore, Mastership]] = []
 
-    def open(self, config: StoreConfig) -> MessageStore:
+    def open(self, config: StoreConfig, *, is_unclean: bool = False) -> MessageStore:
         assert config.runtime_path is not None
         mastership = Mastership.take(config.runtime_path, timeout_ms=10_000)
-        store = MessageStore(config, mastership=mastership)
-        store.open()
+        try:
+            store = MessageStore(config, mastership=mastership, is_unclean=is_unclean)
+            store.open()
+        except BaseException:
+            mastership.release()
+            raise
         store.start()
         self._open.append((store, mastership))
         return store
@@ -128,9 +133,10 @@ def test_damaged_memory_is_left_alone_and_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     _flip(config)
-    with caplog.at_level(logging.ERROR):
-        store = members.open(other)
+    with caplog.at_level(logging.ERROR), pytest.raises(FencedError, match="no continuation of"):
+        members.open(other)
     assert "memory of the dead master is left alone" in caplog.text
+    store = members.open(other, is_unclean=True)
     assert not store.is_adopted
     assert _count(store) == 1
     assert manifests.manifest_path(config.store_path).exists()
@@ -149,10 +155,9 @@ def test_member_with_another_history_leaves_the_memory_alone(
     shutil.rmtree(other.store_path)
     alone = replace(other, runtime_path=other.store_path.with_name("run-alone"))
     _send(alone, [b"eno"]).stop()
-    with caplog.at_level(logging.ERROR):
-        store = members.open(other)
+    with caplog.at_level(logging.ERROR), pytest.raises(FencedError, match="no continuation of"):
+        members.open(other)
     assert "are other ones in our files: the logs are not one" in caplog.text
-    assert not store.is_adopted
 
 
 def test_member_that_lacks_more_than_memory_has_leaves_it_alone(
@@ -163,10 +168,9 @@ def test_member_that_lacks_more_than_memory_has_leaves_it_alone(
 ) -> None:
     bodies = [os.urandom(60_000) for _ in range(30)]
     _send(replace(config, flush_interval_ms=1), bodies).abandon()
-    with caplog.at_level(logging.ERROR):
-        store = members.open(other)
+    with caplog.at_level(logging.ERROR), pytest.raises(FencedError, match="no continuation of"):
+        members.open(other)
     assert "what is missing is in the files of the dead master" in caplog.text
-    assert not store.is_adopted
 
 
 def test_own_memory_of_a_dead_slave_goes_to_its_files_first(
