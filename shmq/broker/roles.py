@@ -138,7 +138,7 @@ class Member:
             except ShmqError as error:
                 _log.error("role not changed wanted=%s: %s; %s", change, error, error.hint)
                 if isinstance(self._current, Standby):
-                    self._current.problem = str(error)
+                    self._current.promotion_problem = str(error)
 
     def _change(self, change: _Change) -> None:
         if change.is_master and isinstance(self._current, Standby):
@@ -166,7 +166,7 @@ class Member:
             self._end_current()
             self._begin_standby()
             assert isinstance(self._current, Standby)
-            self._current.problem = str(error)
+            self._current.promotion_problem = str(error)
 
     def _begin_broker(self, mastership: Mastership, change: _Change) -> None:
         self._mastership = mastership

@@ -53,7 +53,7 @@ class Standby:
     def __init__(self, config: BrokerConfig, *, on_told: OnTold) -> None:
         self._config = config
         self._on_told = on_told
-        self.problem: str | None = None
+        self.promotion_problem: str | None = None
         """Why it did not become master when it was told last."""
         self._own = Incarnation.current()
         self._loop = LoopThread("shmq-control")
@@ -112,7 +112,8 @@ class Standby:
             "pid": self._own.pid,
             "startTime": self._own.start_time,
             "isHealthy": True,
-            "problem": self.problem,
+            "problem": self.promotion_problem,
+            "promotionProblem": self.promotion_problem,
             "masterEpoch": EpochFile.load(store_path).last_epoch,
             "flushedPosition": known.flushed_position if known else 0,
             "committedPosition": known.flushed_position if known else 0,

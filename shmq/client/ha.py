@@ -79,7 +79,7 @@ def members(call: _Call, socket_names: Iterable[str], broker_name: str | None) -
                 take.number("committedPosition", 0),
                 take.number("flushedPosition", 0),
                 socket_name,
-                take.optional_text("problem") or "",
+                take.optional_text("promotionProblem") or take.optional_text("problem") or "",
             )
             found.append(member)
     return sorted(found, key=lambda member: (member.broker_name, member.broker_id))

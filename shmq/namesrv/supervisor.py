@@ -561,7 +561,7 @@ def _candidate(ward: _Ward) -> Candidate:
         is_master=None if role is None else role != BrokerRole.SLAVE,
         master_epoch=_number(said.get("masterEpoch")),
         log_end=_number(said.get("committedPosition")),
-        has_failed=role == BrokerRole.SLAVE and bool(said.get("problem")),
+        has_failed=bool(said.get("promotionProblem")),
     )
 
 
