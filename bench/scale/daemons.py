@@ -21,9 +21,9 @@ def pids_of() -> dict[str, int]:
     return found
 
 
-def memory_mib(pid: int) -> float:
-    """Memory of its own, without what others share."""
+def memory_mib(pid: int, kind: str = "Private_Dirty") -> float:
+    """Memory of its own, without what others share; kind "Pss": with its share of that."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Private_Dirty:"):
+        if line.startswith(f"{kind}:"):
             return int(line.split()[1]) / 1024
     return 0.0

@@ -24,6 +24,8 @@ QUIET_S = 30.0
 """A heartbeat of each client."""
 WAIT_MAX_S = 300.0
 LOOK_S = 0.01
+SAMPLE = 20
+"""Client processes whose memory is looked at."""
 
 
 def _settings(client_count: int) -> dict[str, object]:
@@ -55,6 +57,12 @@ def row_clients(options: argparse.Namespace) -> dict[str, Figure]:
                         "KiB",
                         "Python objects of a connection and a session",
                     )
+                some = pids.alive[:: max(1, count // SAMPLE)]
+                figures[f"{label}, memory of a client process"] = figure(
+                    [memory_mib(pid, "Pss") for pid in some],
+                    "MiB",
+                    "what it wrote of the interpreter it was forked with; ring and page",
+                )
                 everybody = descendants()
                 begin, used = time.perf_counter(), cpu_ns(everybody)
                 time.sleep(QUIET_S / 15 if options.quick else QUIET_S)
