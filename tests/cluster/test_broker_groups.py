@@ -179,6 +179,22 @@ def test_connections_of_a_group_are_listed(a):
     assert [c["clientId"] for c in writers["connectionSet"]] == ["client-a"]
 
 
+def test_groups_of_a_client_are_counted_whether_told_at_once_or_by_and_by(a):
+    def say(*groups: str, **more: bool) -> None:
+        a.heartbeat(producerDataSet=[{"groupName": group} for group in groups], **more)
+
+    say(*(f"p{number}" for number in range(1023)))
+    say("last", isPart=True)
+    say("p0", "last", isPart=True)
+    with pytest.raises(ConfigError, match="1025 groups of one client, wanted at most 1024"):
+        say("p0", "more", isPart=True)
+    with pytest.raises(ConfigError, match="2000 groups"):
+        say(*(f"q{number}" for number in range(2000)))
+    a.heartbeat(consumers={GROUP: [TOPIC]})  # all of it again: one group
+    a.heartbeat(consumers={"other": [TOPIC]}, isPart=True)
+    assert a.members(GROUP) == a.members("other") == ["client-a"]
+
+
 # ---- claims and progress -------------------------------------------------------------------------
 
 

@@ -119,7 +119,10 @@ class HeartbeatProcessor:
             count += sum(len(groups) for groups in known)
             count -= sum(group in groups for group in named for groups in known)
         if count > GROUP_COUNT_MAX:
-            raise ConfigError(f"{what}: wanted at most {GROUP_COUNT_MAX} groups of one client")
+            raise ConfigError(
+                f"{what}: {count} groups of one client, wanted at most {GROUP_COUNT_MAX}; connect "
+                "another client for more"
+            )
 
     def _require_member(self, connection: Connection, member: ConsumerMember) -> None:
         """Return if a client may be that member: one that may not pull would get a share of the
