@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from shmq.client.aio_consumer import AsyncConsumer
 from shmq.client.aio_opening import Opening
 from shmq.client.aio_producer import AsyncProducer
+from shmq.client.aio_push_consumer import AsyncPushConsumer
 from shmq.client.closable import AsyncClosable
 from shmq.client.instance import DEFAULT_PRODUCER, Client
 from shmq.client.local import local as blocking_local
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shmq.allocation import Allocation
+    from shmq.client.aio_push_consumer import AsyncListener
     from shmq.client.consumer import Consumer
 
 __all__ = ["AsyncClient", "connect", "local"]
@@ -103,7 +105,7 @@ class AsyncClient(AsyncClosable):
         self._executor = executor
         self.hub = WakeHub(asyncio.get_running_loop(), executor)
         """What gets tasks up."""
-        self._closing: list[AsyncConsumer | AsyncProducer] = []
+        self._closing: list[AsyncConsumer | AsyncProducer | AsyncPushConsumer] = []
         self._is_closed = False
         engine.on_session(self.hub.session_changed)
 
@@ -156,6 +158,40 @@ class AsyncClient(AsyncClosable):
         )
         return Opening(partial(self._join, make))
 
+    def push_consumer(
+        self,
+        group: str,
+        listener: AsyncListener,
+        *,
+        tasks: int = 20,
+        max_reconsume_times: int = -1,
+        allocation: Allocation = "average",
+    ) -> AsyncPushConsumer:
+        """A member of a group that has its messages handled by tasks.
+
+        Args:
+            group: the group.
+            listener: awaited with each message; what it returns and raises says whether the message
+                is settled (see AsyncPushConsumer).
+            tasks: calls of a topic that may be on at once.
+            max_reconsume_times: as for Client.push_consumer.
+            allocation: as for Client.push_consumer.
+
+        Raises:
+            As Client.push_consumer.
+        """
+        self.check("make a push consumer")
+        made = AsyncPushConsumer(
+            self,
+            group,
+            listener,
+            tasks=tasks,
+            max_reconsume_times=max_reconsume_times,
+            allocation=allocation,
+        )
+        self._closing.append(made)
+        return made
+
     async def _join(self, make: Callable[[], Consumer]) -> AsyncConsumer:
         self.check("make a consumer")
         joining = self.hub.loop.run_in_executor(self._executor, make)
@@ -205,16 +241,16 @@ class AsyncClient(AsyncClosable):
         """
         if self._is_closed:
             raise ClosedError(f"{what}: this client is closed")
+        self.engine.check(what)  # a child of a fork, whose loop is another as well
         if asyncio.get_running_loop() is not self.hub.loop:
             raise LoopError(f"{what}: this client was connected in another event loop")
-        self.engine.check(what)
 
     @property
     def is_forked(self) -> bool:
         """Whether this is a child of the process that connected."""
         return self.engine.is_forked
 
-    def leave(self, member: AsyncConsumer | AsyncProducer) -> None:
+    def leave(self, member: AsyncConsumer | AsyncProducer | AsyncPushConsumer) -> None:
         """It is closed."""
         if member in self._closing:
             self._closing.remove(member)

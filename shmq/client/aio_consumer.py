@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shmq.client.consumer import Consumer
     from shmq.core import core
     from shmq.result import MessageQueue
-    from shmq.subscription import ConsumeFromWhere
+    from shmq.subscription import ConsumeFromWhere, MessageModel
 
 __all__ = ["AsyncConsumer"]
 
@@ -118,6 +118,21 @@ class AsyncConsumer(AsyncClosable):
 
     def _next(self) -> core.Message | None:
         return self._engine.try_next(0.0)
+
+    async def take(self) -> core.Message | None:
+        """The next message, for whoever settles on his own and waits for rights that are missing;
+        None: look again.
+
+        Raises:
+            ClosedError: this consumer or its client is closed.
+        """
+        item = await self._receive(partial(self._engine.take, 0.0), _FOR_EVER_S)
+        return None if item is None else item[2]
+
+    @property
+    def model(self) -> MessageModel:
+        """Whether queues are shared out."""
+        return self._engine.assignment.model
 
     async def _receive(self, call: Callable[[], T], timeout: float) -> T:
         """What `call` gives once that is something, or when the time is up. Nothing is awaited

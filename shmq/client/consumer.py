@@ -215,7 +215,7 @@ class Consumer(Closable):
             item = ready.popleft()
             if not item[0].is_dropped:
                 items.append(item)
-        if self._auto_settle:
+        if self._auto_settle and not self._is_stopped:
             self._received = items
         return [item[2] for item in items]
 
@@ -580,7 +580,7 @@ class Consumer(Closable):
         items: list[_Item] = []
         while ready and ready[0][0] is queue and len(items) < max_count:
             items.append(ready.popleft())
-        if self._auto_settle:
+        if self._auto_settle and not self._is_stopped:
             self._received = items
         return MessageBatch.of_messages(queue, [message for _, _, message in items])
 
@@ -702,6 +702,7 @@ class Consumer(Closable):
         # for messages know their consumer and the collector of cycles does not know messages.
         self._ready = deque()
         self._again = []
+        self._received = []
 
 
 def _queue_of(item: _Item) -> ProcessQueue:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     Listener = Callable[[core.Message], ConsumeStatus | None]
 
-__all__ = ["PushConsumer"]
+__all__ = ["PushConsumer", "retry_allocation"]
 
 _log = logging.getLogger("shmq.client")
 
@@ -148,7 +148,7 @@ class PushConsumer(Closable):
         )
         if model is MessageModel.CLUSTERING and not self._has_retries:
             self._has_retries = True
-            self._consume(retry_topic(self.group), allocation=_shared(self._allocation))
+            self._consume(retry_topic(self.group), allocation=retry_allocation(self._allocation))
 
     def _consume(self, topic: str, **options: Any) -> None:
         consumer = Consumer(
@@ -189,7 +189,7 @@ class PushConsumer(Closable):
         self._client.leave(self)
 
 
-def _shared(allocation: Allocation) -> Allocation:
+def retry_allocation(allocation: Allocation) -> Allocation:
     """How the queues of the retry topic are shared out: a list or a function of the program's may
     know nothing of them, and what nobody has nobody consumes.
     """

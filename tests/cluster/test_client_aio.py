@@ -17,8 +17,9 @@ import pytest
 import uvloop
 
 import shmq.aio
+from shmq import Message
 from shmq.errors import ClosedError, LoopError, SendTimeoutError, TopicNotExistError
-from tests.support.cluster import WAIT_S, Cluster
+from tests.support.cluster import WAIT_S, Cluster, Program
 from tests.support.scale import scaled
 
 pytestmark = pytest.mark.cluster
@@ -248,6 +249,108 @@ def test_sends_under_way_are_settled_before_a_producer_closes(run_once, topic):
             await producer.send(topic, b"x")
 
     run_once(work)
+
+
+def test_pushed_messages_are_handled_by_tasks_and_what_fails_is_a_dead_letter(
+    run_both, topic, group
+):
+    async def work(client: shmq.aio.Client) -> None:
+        await client.create_topic(topic, queues=2)
+        producer = client.producer()
+        for number in range(40):
+            await producer.send(topic, b"%d" % number)
+        done: list[int] = []
+        counts = [0, 0]
+        gate = asyncio.Event()
+
+        async def listen(message: Message) -> None:
+            counts[0] += 1
+            counts[1] = max(counts)
+            if counts[0] == 3:
+                gate.set()
+            await gate.wait()  # three at once, or never
+            counts[0] -= 1
+            if bytes(message) == b"7":
+                raise ValueError("seven")
+            done.append(int(bytes(message)))
+
+        pushing = client.push_consumer(group, listen, tasks=3, max_reconsume_times=0)
+        async with pushing, client.consumer(f"%DLQ%{group}", f"{group}-letters") as letters:
+            await pushing.subscribe(topic)
+            letter = await letters.try_next(PATIENCE_S)
+            assert letter is not None
+            assert (bytes(letter), letter.reconsume_times) == (b"7", 1)
+            await until(lambda: len(done) == 39)
+        assert sorted(done) == [n for n in range(40) if n != 7]
+        assert counts[1] == 3
+        with pytest.raises(ClosedError, match="this push consumer is closed"):
+            await pushing.subscribe(topic)
+
+    run_both(work)
+
+
+def test_push_consumer_that_closes_ends_what_it_began_and_leaves_the_rest(run_once, topic, group):
+    async def work(client: shmq.aio.Client) -> None:
+        await client.create_topic(topic, queues=1)
+        for number in range(5):
+            await client.producer().send(topic, b"%d" % number)
+        begun: list[bytes] = []
+        ended: list[bytes] = []
+        gate = asyncio.Event()
+
+        async def listen(message: Message) -> None:
+            begun.append(bytes(message))
+            await gate.wait()
+            ended.append(bytes(message))
+
+        pushing = client.push_consumer(group, listen, tasks=2)
+        await pushing.subscribe(topic)
+        await until(lambda: len(begun) == 2)
+        closing = asyncio.create_task(pushing.close())
+        await asyncio.sleep(0)
+        assert not ended
+        gate.set()
+        await closing
+        assert ended == begun == [b"0", b"1"]
+        async with client.consumer(topic, group) as consumer:
+            rest = []
+            while len(rest) < 3:
+                rest += await consumer.receive(3, timeout=PATIENCE_S)
+            assert [bytes(message) for message in rest] == [b"2", b"3", b"4"]
+
+    run_once(work)
+
+
+FORKED = """
+import asyncio, json, os, sys, shmq.aio
+
+async def main():
+    async with shmq.aio.connect(sys.argv[1]) as client:
+        producer = client.producer()
+        pushing = client.push_consumer("g-forked", print)
+        await producer.send(sys.argv[2], b"x")
+        if os.fork() == 0:
+            async def child():
+                for call in (producer.send(sys.argv[2], b"y"), pushing.subscribe(sys.argv[2])):
+                    try:
+                        await call
+                    except Exception as error:
+                        print(json.dumps(type(error).__name__), flush=True)
+                await client.close()
+            try:
+                asyncio.run(child())
+            finally:
+                os._exit(0)
+        os.wait()
+        print(json.dumps((await producer.send(sys.argv[2], b"z")).send_status), flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_child_of_a_fork_is_told_so_and_its_parent_goes_on(cluster, topic):
+    with Program(FORKED, cluster.runtime, topic) as program:
+        assert [program.hear() for _ in range(3)] == ["ForkError", "ForkError", "SEND_OK"]
 
 
 def test_another_loop_is_refused_in_one_line(cluster, topic):

@@ -1,6 +1,7 @@
 """Consumers in a real cluster: what is received, settled, delivered again; from where; by whom."""
 
 import ctypes
+import gc
 import os
 import pickle
 import re
@@ -371,6 +372,31 @@ def test_members_share_the_queues(cluster, client, allocation, topic, group):
         )
         two.close()
         wait_for(lambda: len(one.assigned) == 6, "everything")
+
+
+def mapped_objects() -> int:
+    return sum("/dev/shm/shmq" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+@pytest.mark.parametrize("way", ["receive", "receive_many", "try_next", "for"])
+def test_client_that_was_closed_maps_nothing_any_more(cluster, topic, group, way):
+    """What a message that was not settled keeps would stay for good, the log's memory with it."""
+    gc.collect()  # of tests before
+    before = mapped_objects()
+    with cluster.connect() as client, client.consumer(topic, group) as consumer:
+        send(client, topic, 3)
+        if way == "receive":
+            assert consumer.receive(2, timeout=PATIENCE_S)
+        elif way == "receive_many":
+            assert len(consumer.receive_many(2, timeout=PATIENCE_S))
+        elif way == "try_next":
+            assert consumer.try_next(PATIENCE_S)
+        else:
+            assert next(iter(consumer))
+        assert mapped_objects() > before
+    del client, consumer
+    gc.collect()
+    assert mapped_objects() == before
 
 
 def test_second_member_in_one_client_is_refused(client, topic, group):

@@ -205,6 +205,11 @@ MATRIX: list[tuple[str, list[Any], dict[str, Any], set[str]]] = [
         {"mapper", "reader", "writer", "boss", "stranger", "clerk"},
     ),
     ("raw", ["GET_BROKER_STATUS"], {}, {"mapper", "reader", "writer", "boss", "stranger", "clerk"}),
+    ("aio_send", ["orders"], {}, {"writer", "clerk"}),
+    ("aio_send", ["secret"], {}, set()),
+    ("aio_receive", ["orders", "g-reader"], {}, {"mapper", "reader", "clerk"}),
+    ("aio_receive", ["orders", "g-other"], {}, {"mapper", "clerk"}),
+    ("aio_receive", ["secret", "g-reader"], {}, set()),
     ("mapped", [], {}, {"mapper", "reader", "writer", "boss", "stranger", "clerk"}),
 ]
 
@@ -517,6 +522,7 @@ def test_hostile_client_that_makes_its_own_requests_gets_nothing(office: Office)
         assert outcome == "PermissionDeniedError", f"{code} {fields}: {outcome}: {text}"
     outcome, text = stranger.try_to("resume_by_hand", said["session"], said["generation"])
     assert outcome != "done", text
+    assert "it maps the log, now denied by" in text, "before anything else is looked at"
     assert stranger.do("put_guessed", 8) == ["NOT_GRANTED"], "whatever row it guesses"
     with office.cluster.connect() as client, client.pull_consumer("orders") as consumer:
         assert sum(consumer.max_offset(queue) for queue in consumer.queues()) == 10
