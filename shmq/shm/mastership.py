@@ -10,8 +10,10 @@ broker_name share, and beside it the record of who has it and where the set's me
 
 A lock file can be deleted and made anew by a person or a cleaner while its holder lives. So whoever
 gets the lock believes it only if the life in the record has ended too, and a holder looks now and
-then whether its file is still the one at that path (`hold`): if not, it locks the new one, or
-learns that another has, and must not go on as master.
+and then whether its file is still the one at that path (`hold`): if not, it locks the new one, or
+learns that another has, and must not go on as master. Where the record was deleted too, memory
+itself tells: the head of a master's control segment names the life that owns it
+(`living_master`).
 
 Both files are of one boot, as the memory is: a record of another boot says only how far epochs are.
 Which process: any member, one at a time. What may fail: OwnerError: another life has it; ShmError:
@@ -35,10 +37,14 @@ from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ConfigError, FencedError, OwnerError, ShmError
 from shmq.json_fields import Fields
 from shmq.shm.fds import open_error
+from shmq.shm.header import SegmentHeader
+from shmq.shm.in_use import marked_stores
 from shmq.shm.incarnation import Incarnation, boot_id
 from shmq.shm.lock_file import LockFile, open_private
+from shmq.shm.names import ObjectKind
+from shmq.shm.segment import SHM_FOLDER
 
-__all__ = ["MasterRecord", "Mastership", "load_record"]
+__all__ = ["MasterRecord", "Mastership", "living_master", "load_record"]
 
 _LOCK_NAME: Final = "mastership.lock"
 _RECORD_NAME: Final = "mastership.json"
@@ -222,6 +228,31 @@ class Mastership:
             except OSError as error:
                 raise open_error(f"write {self._folder / _RECORD_NAME}", error) from error
         self._record = record
+
+
+def living_master(folder: Path) -> Incarnation | None:
+    """Another life that is master here, as the memory says that is marked in this folder.
+
+    Raises:
+        OwnerError, ShmError: the folder or /proc cannot be read.
+    """
+    own = Incarnation.current()
+    for store in marked_stores(folder):
+        name = store.object(ObjectKind.CONTROL, 0)
+        try:
+            fd = os.open(f"{SHM_FOLDER}{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue  # it has no memory (any more)
+        try:
+            header = SegmentHeader.read(fd, name=str(name))
+        except ShmError:
+            continue  # its creator died before anybody could be told of it
+        finally:
+            os.close(fd)
+        is_masters = header.is_finished and header.master_epoch > 0
+        if is_masters and header.owner != own and header.owner.is_alive():
+            return header.owner
+    return None
 
 
 def load_record(folder: Path) -> MasterRecord | None:

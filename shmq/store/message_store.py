@@ -41,6 +41,7 @@ from shmq.shm.budget import (
 )
 from shmq.shm.in_use import InUseMark
 from shmq.shm.incarnation import boot_id
+from shmq.shm.mastership import living_master
 from shmq.shm.names import ObjectKind
 from shmq.status import FlushDiskType
 from shmq.store import boot_files, positions
@@ -208,6 +209,8 @@ class MessageStore:
             _make_private(self._runtime_path)
             self._manifest_path = manifests.manifest_path(config.store_path)
             self._positions_path = positions.positions_path(config.store_path)
+            if self._mastership is not None and self._mastership.record is None:
+                self._refuse_second_master()
             self.epochs = EpochFile.load(config.store_path)
             manifest = manifests.load(self._manifest_path)
             made = contextlib.ExitStack()
@@ -233,6 +236,21 @@ class MessageStore:
         except StoreCorruptError as error:
             _log.warning("positions lost: %s", error)
             return None
+
+    def _refuse_second_master(self) -> None:
+        """Return if no other life is master: its lock and record may have been deleted. Where there
+        is a record, that tells: a master that handed over lives on, and owns what it left.
+
+        Raises:
+            OwnerError: one is.
+        """
+        life = living_master(self._runtime_path)
+        if life is not None:
+            raise OwnerError(
+                f"open {self.config.store_path} as master: process {life.pid} is master and lives,"
+                " though its lock is free: was it deleted?",
+                hint="that process makes its lock again or ends, within a second: try again then",
+            )
 
     def _try_inherit(self, undo: contextlib.ExitStack) -> bool:
         """Adopt the memory of the member that was master last, if that was another one; False:
@@ -391,7 +409,7 @@ class MessageStore:
     def _next_epoch(self, memory_epoch: int, *, is_ours: bool) -> int:
         """Of this mastership: the last one goes on where we were master and have that memory."""
         if self._mastership is None:
-            return memory_epoch
+            return 0 if self._is_slave else memory_epoch  # 0: the memory of no master
         if self._given_epoch is not None:
             return self._given_epoch
         record = self._mastership.record

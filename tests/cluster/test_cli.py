@@ -192,6 +192,22 @@ def test_brokers_and_cluster_are_shown(shell: Shell) -> None:
     assert "NameServers: namesrv-ns0" in shell.out("cluster", "list")
 
 
+def test_members_and_epochs_are_shown_and_a_broker_on_its_own_has_nobody_to_switch_to(
+    shell: Shell,
+) -> None:
+    members = shell.json("ha", "status")["members"]
+    assert [(row["brokerName"], row["brokerId"], row["role"]) for row in members] == [
+        ("broker-a", 0, "ASYNC_MASTER"),
+        ("broker-b", 0, "ASYNC_MASTER"),
+    ]
+    assert "broker-b" in shell.out("ha", "status", "broker-b")
+    (epoch,) = shell.json("broker", "epoch", "broker-a")["epochList"]
+    assert epoch == {"epoch": members[0]["masterEpoch"], "startOffset": 0}
+    assert "STARTS AT" in shell.out("broker", "epoch", "broker-a", "--id", "0")
+    said = shell.fails("ha", "switch", "broker-a", code=1)
+    assert "members that wait: none; see shmq ha status" in said
+
+
 def test_shared_memory_in_use_is_listed_and_kept(shell: Shell) -> None:
     states = [store["state"] for store in shell.json("shm", "ls")["stores"]]
     for name in ("broker-a", "broker-b"):

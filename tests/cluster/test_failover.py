@@ -20,6 +20,7 @@ import pytest
 import shmq
 from shmq.errors import ConfigError
 from shmq.remoting import namesrv_requests as requests
+from shmq.shm.mastership import Mastership, load_record
 from tests.cluster.namesrv_process import NamesrvProcess
 from tests.support.cluster import wait_for
 from tests.support.scale import scaled
@@ -171,6 +172,37 @@ def test_switch_over_and_back_under_load_fails_no_send(pair: Pair) -> None:
             admin.switch_master(NAME, 7)
         items = pair.members().values()
         assert [item["restartCount"] for item in items] == [0, 0]
+
+
+def test_deleted_lock_is_made_again_and_a_master_that_lost_it_ends(pair: Pair) -> None:
+    """The files of mastership are deleted while the master lives: it makes them again. Where
+    another process was quicker, the master ends; a member is master once that process lets go.
+    """
+    folder = pair.runtime / "broker-broker-a-0.d"
+    files = [folder / "mastership.lock", folder / "mastership.json"]
+    with shmq.connect(pair.runtime) as client:
+        pid = pair.pid_of(pair.master(client))
+        client.create_topic("t", queues=1)
+        pair.await_both()
+        pair.copy_config("a0", "a1")
+        sender = Sender(client)
+        sender.start()
+        sender.go_on()
+        before = load_record(folder)
+        for path in files:
+            path.unlink()
+        wait_for(lambda: load_record(folder) == before, "the files again")
+        assert Mastership.try_take(folder) is None
+
+        taken = None
+        while taken is None:  # between two looks of the master
+            for path in files:
+                path.unlink(missing_ok=True)
+            taken = Mastership.try_take(folder)
+        wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the end of the master that lost it")
+        taken.release()
+        sender.go_on()
+        sender.stop()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])

@@ -11,7 +11,7 @@ import pytest
 
 from shmq.config import StoreConfig
 from shmq.core import core
-from shmq.errors import FencedError
+from shmq.errors import FencedError, OwnerError
 from shmq.shm import manifest as manifests
 from shmq.shm.mastership import Mastership, load_record
 from shmq.store.message_store import MessageStore
@@ -171,6 +171,19 @@ def test_member_that_lacks_more_than_memory_has_leaves_it_alone(
     with caplog.at_level(logging.ERROR), pytest.raises(FencedError, match="no continuation of"):
         members.open(other)
     assert "what is missing is in the files of the dead master" in caplog.text
+
+
+def test_living_master_keeps_others_out_though_lock_and_record_were_deleted(
+    config: StoreConfig, other: StoreConfig, members: Members
+) -> None:
+    master = StoreProcess(config, is_member=True)
+    assert config.runtime_path is not None
+    for name in ("mastership.lock", "mastership.json"):
+        (config.runtime_path / name).unlink()
+    with pytest.raises(OwnerError, match=rf"process {master.pid} is master and lives, though its"):
+        members.open(other)
+    master.abandon()
+    assert members.open(config).is_adopted
 
 
 def test_own_memory_of_a_dead_slave_goes_to_its_files_first(
