@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _HEAD = struct.Struct("<IIQI")
 BODY_MIN = _HEAD.size
+_FILLER = bytes(i % 251 for i in range(251 + 64))
 
 
 class Sent(NamedTuple):
@@ -32,7 +33,8 @@ class Sent(NamedTuple):
 def body_of(sent: Sent, size: int = BODY_MIN) -> bytes:
     """The body of a message, `size` bytes, at least BODY_MIN."""
     head = _HEAD.pack(*sent, size)
-    filler = bytes((sent.producer * 31 + sent.sequence * 7 + i) % 251 for i in range(64))
+    begin = (sent.producer * 31 + sent.sequence * 7) % 251
+    filler = _FILLER[begin : begin + 64]
     return (head + filler * (size // 64 + 1))[:size]
 
 

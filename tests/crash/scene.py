@@ -38,6 +38,10 @@ _FLUSHED_PLACE = 3 * core.LINE + field_place("flush_positions", "flushed_positio
 CHUNK_BYTES = 256 * 1024
 LARGE = 6000
 """Bytes of a body that goes through chunk memory: more than a ring's largest record."""
+PAD_BYTES = 4150
+"""Of the log, at most, for each message that pads it."""
+PAD_BURST = 8
+"""Messages that pad, under way at a time: half a ring."""
 REFUSED = -1
 """As a queue: one that the client may not send to."""
 TOPICS = (("async", FlushDiskType.ASYNC_FLUSH), ("sync", FlushDiskType.SYNC_FLUSH), ("other", None))
@@ -104,7 +108,8 @@ class Scene(contextlib.ExitStack):
     def pad(self, room: int) -> None:
         """Send until less than `room` bytes are left in the file the log is in."""
         while (left := self.room()) >= room:  # bounded by the file
-            self.put(2, 0, max(BODY_MIN, min(4000, left - room - 150)))
+            for _ in range(max(1, min(PAD_BURST, (left - room) // PAD_BYTES))):
+                self.put(2, 0, max(BODY_MIN, min(PAD_BYTES - 150, left - room - 150)))
             self.settle()
 
     def room(self) -> int:
@@ -254,13 +259,18 @@ def frames_between(config: StoreConfig, begin: int, end: int) -> Iterator[Frame]
         path = config.store_path / "commitlog" / f"{position - place:020d}"
         fd = os.open(path, os.O_RDONLY)
         try:
-            claim = int.from_bytes(os.pread(fd, 4, place), "big")
-            data = os.pread(fd, max(8, claim), place)
+            data = os.pread(fd, min(size - place, end - position), place)
         finally:
             os.close(fd)
-        frame = decode_frame(data, physical_offset=position)
-        assert frame is not None, f"no frame at {position}, though {end} is flushed"
-        if not isinstance(frame, Blank):
-            yield frame
-        position += frame.total_size
+        taken = 0
+        while taken < len(data):
+            claim = int.from_bytes(data[taken : taken + 4], "big")
+            frame = decode_frame(
+                data[taken : taken + max(8, claim)], physical_offset=position + taken
+            )
+            assert frame is not None, f"no frame at {position + taken}, though {end} is flushed"
+            if not isinstance(frame, Blank):
+                yield frame
+            taken += frame.total_size
+        position += taken
     assert position == end
