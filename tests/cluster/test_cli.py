@@ -168,6 +168,12 @@ def test_group_remembers_and_is_reset(shell: Shell) -> None:
     assert "shmq group list" in shell.fails("group", "lag", "billing", code=1)
 
 
+def test_topic_that_may_not_be_read_is_told(shell: Shell) -> None:
+    shell.out("topic", "create", "closed", "--perm", "w")
+    said = shell.fails("sub", "closed", code=1)
+    assert "closed: its perm has no R on broker-a, broker-b; give it back: shmq topic" in said
+
+
 def test_living_member_is_seen(shell: Shell) -> None:
     shell.out("topic", "create", "watched")
     with (

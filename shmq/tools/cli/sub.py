@@ -14,13 +14,15 @@ import orjson
 from shmq.client.admin import Admin
 from shmq.client.instance import connect
 from shmq.clock import SYSTEM_CLOCK
-from shmq.errors import ShmqError
+from shmq.errors import PermissionDeniedError, ShmqError, TopicNotExistError
 from shmq.subscription import ConsumeFromWhere, SubscriptionGroupConfig
 from shmq.tools.cli.output import SECONDS, TIME_WANTED, cluster_option, json_option, parse_time_ms
+from shmq.topic import Permission
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from shmq.client.instance import Client
     from shmq.client.stored_message import StoredMessage
     from shmq.core._core import Message
 
@@ -142,6 +144,8 @@ def sub(
         client.consumer(topic, name, filter=tags, from_where=where, from_time=time) as consumer,
         contextlib.suppress(KeyboardInterrupt, BrokenPipeError),
     ):
+        if not consumer.assigned:
+            _check_readable(client, topic)
         out = sys.stdout.buffer
         printed = 0
         seen_ns = SYSTEM_CLOCK.monotonic_ns()
@@ -159,6 +163,21 @@ def sub(
             elif idle is not None and now_ns - seen_ns > idle * 1e9:
                 break
         consumer.receive(1, timeout=0.0)  # settles what was printed
+
+
+def _check_readable(client: Client, topic: str) -> None:
+    """Say so where nothing can come; a topic that is not there yet is waited for.
+
+    Raises:
+        PermissionDeniedError: no broker lets the topic be read.
+    """
+    with contextlib.suppress(TopicNotExistError):
+        datas = client.routes.route(topic).queue_datas
+        if datas and not any(Permission.READ in data.perm for data in datas):
+            raise PermissionDeniedError(
+                f"consume {topic}: its perm has no R on {', '.join(d.broker_name for d in datas)}",
+                hint=f"give it back: shmq topic update {topic} --perm rw",
+            )
 
 
 def _beginning(place: str, *, has_group: bool) -> tuple[ConsumeFromWhere, float | None]:
