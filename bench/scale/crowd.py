@@ -9,17 +9,21 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import shmq
-from shmq.errors import ShmqError
+from shmq.errors import ServiceNotAvailableError, ShmqError
 
 AT_ONCE = 16
 """Clients that are attaching."""
+ATTEMPTS = 10
 COME = b"+"
 """What one says that is there."""
+T = TypeVar("T")
 Place = tuple[str, str]
 """(topic, group): where a client consumes; without a group it sends one message to the topic."""
 
@@ -98,15 +102,23 @@ def _one_more(reading: int) -> None:
         sys.exit("a client did not come; why: above")
 
 
+def _patiently(do: Callable[[], T]) -> T:
+    """On a machine that is busy with others one may have to ask twice."""
+    for _ in range(ATTEMPTS - 1):
+        with suppress(ServiceNotAvailableError):
+            return do()
+    return do()
+
+
 def _be_client(folder: str, topic: str, group: str, writing: int) -> None:
     """A child: attach, say so, and stay until it is killed."""
     said = b"-"
     try:
-        with shmq.connect(folder) as client:
+        with _patiently(partial(shmq.connect, folder)) as client:
             if group:
                 _consumer = client.consumer(topic, group)
             else:
-                client.producer().send(topic, b"here", timeout=60)
+                _patiently(partial(client.producer().send, topic, b"here", timeout=60))
             os.write(writing, COME)
             said = b""
             while True:  # until it is killed
