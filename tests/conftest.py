@@ -9,9 +9,10 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import settings
 from tests.support.dev_shm import DEV_SHM, RUN_TOKEN, left_behind, ours_in_dev_shm
 from tests.support.require import in_ci
 from tests.support.scale import is_full_run, scaled
-from tests.support.two_workers import TwoWorkers
+from tests.support.two_workers import TwoWorkers, encodable
 
 HARD_LIMIT_EXTRA_S = 60.0
 RERUNS = 1
@@ -108,6 +109,12 @@ _mark_key = pytest.StashKey[Path]()
 def _is_worker(config: pytest.Config) -> bool:
     """Whether this process is one of two that run the tests (bin/test without a path)."""
     return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """What a worker reports may show the name of a file that is no text."""
+    return encodable((yield))
 
 
 @pytest.hookimpl(optionalhook=True)

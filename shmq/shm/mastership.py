@@ -30,6 +30,7 @@ import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote, unquote_to_bytes
 
 import orjson
 
@@ -288,7 +289,7 @@ def _encode(record: MasterRecord) -> bytes:
             "broker_name": record.broker_name,
             "broker_id": record.broker_id,
             "master_epoch": record.master_epoch,
-            "manifest_path": os.fsdecode(record.manifest_path),
+            "manifest_path": quote(os.fsencode(record.manifest_path)),  # its bytes need be no text
             "pid": record.owner.pid if record.owner else 0,
             "start_time": record.owner.start_time if record.owner else 0,
             "boot_id": record.boot_id.hex(),
@@ -310,7 +311,7 @@ def _decode(data: bytes, path: Path) -> MasterRecord:
             broker_name=take.text("broker_name"),
             broker_id=take.number("broker_id"),
             master_epoch=take.number("master_epoch"),
-            manifest_path=Path(take.text("manifest_path")),
+            manifest_path=Path(os.fsdecode(unquote_to_bytes(take.text("manifest_path")))),
             owner=Incarnation(pid, start_time) if pid else None,
             boot_id=bytes.fromhex(take.text("boot_id")),
         )

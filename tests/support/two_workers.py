@@ -1,8 +1,8 @@
 """How a run of all tests uses two cores: which worker gets which test, and when.
 
-What lives here: `TwoWorkers`, the scheduler of pytest-xdist that tests/conftest.py names, and
-ALONE. It runs in the process that was started; the tests run in its workers. Whole files are
-handed out one by one, so that what a module shares is made once; when both workers have done
+What lives here: `TwoWorkers`, the scheduler of pytest-xdist that tests/conftest.py names, ALONE,
+and `encodable`. It runs in the process that was started; the tests run in its workers. Files are
+handed out whole, so that what a module shares is made once; when both workers have done
 theirs, one of them runs the tests of ALONE with nothing beside it.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -145,3 +145,14 @@ class TwoWorkers:
 def _is_ending(node: WorkerController) -> bool:
     """What is sent to a worker behind the word that nothing comes is not done."""
     return bool(node.shutting_down)
+
+
+def encodable(value: Any) -> Any:
+    """A report as it may be sent: xdist ends the run over a string that has no UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {encodable(key): encodable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(encodable, value))
+    return value

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.repository import ROOT
-from tests.support.two_workers import ALONE, TwoWorkers
+from tests.support.two_workers import ALONE, TwoWorkers, encodable
 
 FILES = [f"tests/unit/test_{letter}.py" for letter in "abcdefgh"]
 TESTS = [f"{file}::test_{number}" for file in FILES for number in range(len(file) % 7 + 1)]
@@ -133,3 +133,15 @@ def test_what_is_said_to_be_alone_exists() -> None:
     for name in ALONE:
         file, _, test = name.partition("::")
         assert f"def {test}" in (ROOT / file).read_text("utf-8")
+
+
+def test_report_with_a_name_that_is_no_text_can_be_sent() -> None:
+    report = {
+        "sections": [("stderr", "no \udcff text")],
+        "longrepr": {"größe": ["\udc80", 3, None]},
+    }
+    sent = encodable(report)
+    assert sent == {
+        "sections": [("stderr", "no \\udcff text")],
+        "longrepr": {"größe": ["\\udc80", 3, None]},
+    }

@@ -32,7 +32,7 @@ def _declare(
         broker_name="broker-a",
         broker_id=0,
         master_epoch=master_epoch,
-        manifest_path=Path("/a/m.json"),
+        manifest_path=Path(manifest),
     )
 
 
@@ -48,6 +48,13 @@ def test_record_says_who_is_master_and_where_its_memory_is_listed(runtime_folder
     given_up = load_record(runtime_folder)
     assert given_up == replace(written, owner=None)
     assert not given_up.lives
+
+
+@pytest.mark.parametrize("name", [b"no \xff text", "größe".encode(), b"100%", b'"\n'])
+def test_manifest_may_lie_in_a_folder_of_any_name(runtime_folder: Path, name: bytes) -> None:
+    with Mastership.take(runtime_folder, timeout_ms=0) as mastership:
+        written = _declare(mastership, 1, f"/{os.fsdecode(name)}/m.json")
+        assert load_record(runtime_folder) == written
 
 
 def test_successor_gets_it_with_the_record_once_its_holder_was_killed(runtime_folder: Path) -> None:
