@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import shmq
-from shmq.errors import ConfigError
+from shmq.errors import ConfigError, ServiceNotAvailableError
 from shmq.remoting import namesrv_requests as requests
 from shmq.shm.mastership import Mastership, load_record
 from tests.cluster.namesrv_process import NamesrvProcess
@@ -172,6 +172,30 @@ def test_switch_over_and_back_under_load_fails_no_send(pair: Pair) -> None:
             admin.switch_master(NAME, 7)
         items = pair.members().values()
         assert [item["restartCount"] for item in items] == [0, 0]
+
+
+def test_client_goes_to_no_master_of_an_older_epoch(pair: Pair) -> None:
+    with shmq.connect(pair.runtime) as client:
+        first = pair.master(client)
+        client.create_topic("t", queues=1)
+        pair.await_both()
+        pair.copy_config("a0", "a1")
+        sender = Sender(client)
+        sender.start()
+        sender.go_on()
+        link = client.link(NAME)
+        assert link.master_epoch == 1
+        link.master_epoch = 100  # as if it had been with a later one
+        os.kill(pair.pid_of(first), signal.SIGKILL)
+        wait_for(lambda: not link.is_up, "the end of the connection")
+        pair.await_both()
+        wait_for(lambda: client.routes.brokers().get(NAME), "a master again")
+        with pytest.raises(ServiceNotAvailableError, match=r"master epoch \d, it was 100 before"):
+            link.reconnect(pair.master(client))
+        link.master_epoch = 1
+        sender.go_on()
+        sender.stop()
+        assert link.master_epoch in (1, 2)  # the first one, restarted, may have been told
 
 
 def test_deleted_lock_is_made_again_and_a_master_that_lost_it_ends(pair: Pair) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from shmq.shm.manifest import manifest_path
+from shmq.shm.reaper import Finding, Verdict, reap
 from shmq.store.epochs import EpochFile
 from tests.crash.crowd import read_log
 from tests.crash.test_store_killed_under_load import Load, check_log
@@ -38,6 +40,15 @@ def copy_prefix(master: StoreConfig, broker_id: int) -> StoreConfig:
     unwanted = shutil.ignore_patterns("manifest.json", "lock")
     shutil.copytree(master.store_path, path, ignore=unwanted)
     return replace(master, store_path=path, broker_id=broker_id)
+
+
+def reaped(members: list[StoreConfig]) -> list[Finding]:
+    """What `shmq shm clean` removes now."""
+    runtime_path = members[0].runtime_path
+    assert runtime_path is not None
+    lists = [manifest_path(member.store_path) for member in members]
+    findings = reap([runtime_path], lists, dry_run=False)
+    return [finding for finding in findings if finding.verdict is Verdict.REMOVED]
 
 
 def test_members_that_take_over_from_each_other_lose_and_double_nothing(
@@ -90,6 +101,7 @@ def test_takeover_killed_at_any_step_is_taken_over_again(
             with contextlib.suppress(ConnectionError):  # its death
                 load.store = load.store.restart(rng.choice(members), dies_at=step)
                 load.store.kill()  # this one had fewer steps to go
+            assert not reaped(members), f"step {step}: a list names what is still to be taken over"
         load.succeed(rng.choice(members))
         load.pass_time()
         reports = load.finish()
