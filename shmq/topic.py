@@ -108,7 +108,10 @@ def check_sendable_topic(name: str) -> None:
     """Raise IllegalTopicError unless a client may send to a topic of this name."""
     check_topic(name)
     if name in NOT_SENDABLE_TOPICS:
-        raise IllegalTopicError(f"send to {name}: only the broker's own services write this topic")
+        raise IllegalTopicError(
+            f"send to {name}: only the broker's own services write this topic",
+            hint="choose another name",
+        )
 
 
 def is_system_topic(name: str) -> bool:

@@ -322,7 +322,9 @@ class TopicTable:
             name = config.topic_name
             check_topic(name)
             if self.is_reserved(name):
-                raise IllegalTopicError(f"change topic {name}: the name is reserved")
+                raise IllegalTopicError(
+                    f"change topic {name}: the name is reserved", hint="choose another name"
+                )
             _check_values(config)
             before = self._topics.get(name)
             _check_idle(config, before or TopicConfig(topic_name=name))
@@ -396,7 +398,9 @@ class TopicTable:
             DiskFullError, StoreError: nothing is deleted.
         """
         if self.is_reserved(topic):
-            raise IllegalTopicError(f"delete topic {topic}: the name is reserved")
+            raise IllegalTopicError(
+                f"delete topic {topic}: the name is reserved", hint="the brokers need it"
+            )
         before = self._topics.get(topic)
         if before is None:
             return []

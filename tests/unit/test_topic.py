@@ -36,8 +36,9 @@ def test_illegal_topic_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["SCHEDULE_TOPIC_XXXX", "RMQ_SYS_TRANS_HALF_TOPIC"])
 def test_topic_of_a_service_is_not_sendable(name: str) -> None:
     check_topic(name)
-    with pytest.raises(IllegalTopicError, match="only the broker's own services"):
+    with pytest.raises(IllegalTopicError, match="only the broker's own services") as refused:
         check_sendable_topic(name)
+    assert refused.value.hint == "choose another name"
 
 
 def test_system_topics_are_known() -> None:
