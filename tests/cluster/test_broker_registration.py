@@ -20,6 +20,7 @@ from tests.support.broker_process import (
     Queue,
     RunningBroker,
 )
+from tests.support.standing_still import stop_process
 from tests.support.store_process import wait_until
 
 
@@ -105,7 +106,7 @@ def test_namesrv_that_hangs_holds_nobody_up(tmp_path, runtime, cluster_name):
     ):
         wait_until(lambda: route(hung, "TBW102") is not None)
         wait_until(lambda: route(other, "TBW102") is not None)
-        hung.process.send_signal(signal.SIGSTOP)
+        stop_process(hung.process.pid)
         client.create_topic("orders", 1)
         wait_until(lambda: route(other, "orders") is not None)
         assert client.send(client.send_queues("orders")[0], b"x") == 0

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-from pathlib import Path
 
 import orjson
 import pytest
@@ -12,6 +11,7 @@ from shmq.errors import ClosedError, ShmError, ShmqError
 from shmq.remoting.codes import RequestCode
 from tests.support.broker_process import BrokerClient, BrokerProcess, ClientProcess, Queue
 from tests.support.require import require_program
+from tests.support.standing_still import stop_process
 from tests.support.store_process import wait_until
 
 GROUP = "readers"
@@ -206,8 +206,7 @@ def test_broker_that_was_stopped_and_continued_goes_on(broker):
     with BrokerClient(broker, "c") as client:
         where = client.send_queues(TOPIC)[0]
         client.send(where, b"one")
-        broker.process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: _is_stopped(broker.pid))
+        stop_process(broker.pid)
         sequence = client.lanes[0].put(where.row, where.generation, b"two", keep=True)
         assert client.bodies(where) == [b"one"]  # reads need nobody
         assert client.lanes[0].wait(sequence, 0.05)[0] == core.STATUS["TIMED_OUT"][0]
@@ -231,14 +230,6 @@ def test_what_a_killed_client_published_is_appended(broker):
         where = reader.read_queues(TOPIC)[0]
         wait_until(lambda: reader.reader.visible_max(where.row) == 2000)
         assert reader.bodies(where, count=3000) == [b"%d" % n for n in range(200)] * 10
-
-
-def _is_stopped(pid: int) -> bool:
-    """Whether every thread stands still: the signal reaches them one by one."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return all(
-        task.joinpath("stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks
-    )
 
 
 @pytest.mark.crash
@@ -360,7 +351,7 @@ def test_second_broker_on_the_same_store_or_name_is_refused(broker, tmp_path):
     assert broker.status()["phase"] == "RUNNING"
 
 
-def test_broker_that_is_asked_for_a_slave_says_that_there_is_none(tmp_path, cluster_name):
-    slave = BrokerProcess(tmp_path, cluster_name, wait=False, broker_id="1")
-    assert slave.process.wait(30) == 2
-    assert "no slaves yet" in slave.log
+def test_member_whom_nobody_makes_master_stands_by_until_it_is_stopped(tmp_path, cluster_name):
+    with BrokerProcess(tmp_path, cluster_name, wait=False, broker_id="1") as member:
+        wait_until(lambda: "standby: waits to be told to become master" in member.log)
+        assert member.stop() == 0

@@ -21,6 +21,7 @@ from shmq import Message
 from shmq.errors import ClosedError, LoopError, SendTimeoutError, TopicNotExistError
 from tests.support.cluster import WAIT_S, Cluster, Program
 from tests.support.scale import scaled
+from tests.support.standing_still import stop_process
 
 pytestmark = pytest.mark.cluster
 
@@ -132,8 +133,7 @@ def test_sends_that_wait_for_room_are_not_overtaken(run_own, own_cluster):
         for key in "ab":
             await producer.send("t", b"x", key=key)
         broker = psutil.Process(own_cluster.brokers[0].process.pid)
-        broker.suspend()
-        await until(lambda: broker.status() == psutil.STATUS_STOPPED)
+        stop_process(broker.pid)
         sends: dict[str, list[asyncio.Task[shmq.SendResult]]] = {"a": [], "b": []}
         try:
             for number in range(600):
@@ -449,8 +449,7 @@ def test_stopped_broker_makes_a_send_time_out_and_the_loop_goes_on(run_own_once,
 
         ticking = asyncio.create_task(tick())
         broker = psutil.Process(own_cluster.brokers[0].process.pid)
-        broker.suspend()
-        await until(lambda: broker.status() == psutil.STATUS_STOPPED)
+        stop_process(broker.pid)
         try:
             with pytest.raises(TimeoutError):
                 await producer.send("t", b"x", timeout=0.2)

@@ -1,8 +1,6 @@
 """Clients beside a broker that hangs, and what they learn by looking at the routes again."""
 
-import contextlib
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +10,8 @@ import pytest
 import shmq
 from shmq.client import broker_link, instance
 from shmq.errors import ForkError
-from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
+from tests.support.standing_still import stopped
 
 pytestmark = pytest.mark.cluster
 
@@ -26,16 +24,6 @@ def pair(tmp_path: Path, cluster_name) -> Iterator[Cluster]:
         yield made
 
 
-@contextlib.contextmanager
-def hung(broker: BrokerProcess) -> Iterator[None]:
-    """It stands still for the block."""
-    os.kill(broker.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(broker.pid, signal.SIGCONT)
-
-
 def brokers_of(producer: shmq.Producer) -> set[str]:
     """Where ten sends without a key go."""
     return {producer.send("t", b"x").message_queue.broker_name for _ in range(10)}
@@ -46,7 +34,7 @@ def test_client_that_comes_while_a_broker_hangs_uses_the_others(pair: Cluster, m
     monkeypatch.setattr(instance, "HEARTBEAT_S", 0.1)
     with pair.connect() as client:
         client.create_topic("t", queues=2)
-    with hung(pair.brokers[0]):
+    with stopped(pair.brokers[0].pid):
         client = pair.connect()
         producer = client.producer()
         assert brokers_of(producer) == {"broker-b"}

@@ -3,11 +3,7 @@
 Each question alone would wait for LONG_S here, so that a send which waits for one is seen.
 """
 
-import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,7 @@ import shmq
 from shmq.client import broker_link, route_cache
 from shmq.errors import ShmqError
 from tests.support.cluster import WAIT_S, Cluster
+from tests.support.standing_still import stopped
 
 pytestmark = pytest.mark.cluster
 
@@ -30,15 +27,6 @@ def _patient_requests(monkeypatch: pytest.MonkeyPatch) -> None:
         (route_cache, "_TIMEOUT_S"),
     ):
         monkeypatch.setattr(module, name, LONG_S)
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def assert_fails_in_time(producer: shmq.Producer, topic: str) -> None:

@@ -17,8 +17,9 @@ import pytest
 
 from tests.crash.crowd import Crowd, read_log
 from tests.crash.stepping import Points, Stepper, address_of, learn_until_sure
-from tests.crash.worker import Worker, is_stopped
+from tests.crash.worker import Worker
 from tests.support.scale import scaled
+from tests.support.standing_still import is_stopped
 from tests.support.store_process import wait_until
 from tests.support.zygote import ForkedStore, Zygote
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import signal
 import socket
 import sys
 import threading
@@ -22,6 +21,7 @@ from shmq.core import core
 from shmq.core.fields import field_place
 from shmq.shm.incarnation import Incarnation
 from tests.crash.ledger import Sent, body_of, parse_body
+from tests.support.standing_still import stop_process
 from tests.support.store_process import (
     ANSWER_TIMEOUT_S,
     ClientSide,
@@ -418,8 +418,7 @@ class Worker:
 
     def freeze(self) -> None:
         """SIGSTOP, and wait until it stands."""
-        self.process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: is_stopped(self.pid))
+        stop_process(self.pid)
 
     def close(self) -> None:
         self.kill()
@@ -443,12 +442,6 @@ def await_progress(workers: list[Worker], *, by: int = 1) -> None:
         for worker in workers:
             worker.check()
         raise
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether SIGSTOP holds the process."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-        return file.read().rpartition(")")[2].split()[0] == "T"
 
 
 def _close(fds: dict[str, int]) -> None:

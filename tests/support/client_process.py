@@ -18,6 +18,7 @@ from dataclasses import asdict
 from typing import Any
 
 from shmq.shm.incarnation import Incarnation
+from tests.support.standing_still import stop_process
 from tests.support.store_process import (
     ANSWER_TIMEOUT_S,
     ROOT,
@@ -112,8 +113,8 @@ class ClientProcess(Talk):
             os.close(fd)
 
     def stop(self) -> None:
-        """SIGSTOP."""
-        self.process.send_signal(signal.SIGSTOP)
+        """SIGSTOP, and wait until it stands."""
+        stop_process(self.process.pid)
 
     def go_on(self) -> None:
         """SIGCONT."""

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ import pytest
 from shmq import errors
 from shmq.core import core
 from shmq.store.queues import QueueHandle
+from tests.support import standing_still
 from tests.support.repository import ROOT
 from tests.support.store_process import StoreClient, StoreProcess, wait_until
 from tests.unit.core.store_in_thread import StoreInThread
@@ -31,15 +32,9 @@ OK = STATUS["OK"]
 NO_PLACE = (-1, -1, 0)
 
 
-@contextlib.contextmanager
-def stopped(store: StoreProcess) -> Iterator[None]:
+def stopped(store: StoreProcess) -> contextlib.AbstractContextManager[None]:
     """While it is stopped nothing is taken from any ring."""
-    os.kill(store.pid, signal.SIGSTOP)
-    try:
-        os.waitid(os.P_PID, store.pid, os.WSTOPPED)
-        yield
-    finally:
-        os.kill(store.pid, signal.SIGCONT)
+    return standing_still.stopped(store.pid)
 
 
 def in_thread(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:

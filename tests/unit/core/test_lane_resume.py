@@ -1,7 +1,6 @@
 """A lane whose broker dies: the ring goes on under the successor, each record once."""
 
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from shmq import errors
 from shmq.config import StoreConfig
 from shmq.core import core
 from shmq.store.queues import QueueHandle
+from tests.support.standing_still import stop_process
 from tests.support.store_process import StoreClient, StoreProcess, wait_until
 from tests.unit.core.test_lane import OK, STATUS, bodies, in_thread, is_asleep
 
@@ -37,7 +37,7 @@ class Pair:
 
     def freeze(self) -> None:
         """From here on nothing is taken; it will be killed."""
-        os.kill(self.store.pid, signal.SIGSTOP)
+        stop_process(self.store.pid)
 
     def succeed(self) -> None:
         """Kill it, start its successor, hand the session over."""

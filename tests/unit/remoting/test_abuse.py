@@ -19,6 +19,7 @@ from shmq.remoting.runtime_folder import RuntimeFolder
 from shmq.remoting.server import ServerLimits
 from tests.support.repository import ROOT
 from tests.support.scale import scaled
+from tests.support.store_process import wait_until
 from tests.unit.remoting.abused import CONNECTION_COUNT_MAX_PER_UID, ECHO, TAKE, WAIT
 from tests.unit.remoting.conftest import NAME
 
@@ -164,7 +165,9 @@ def test_flood_of_silent_connections_is_bounded(abused: Abused, folder: RuntimeF
     for sock in socks[first:]:
         sock.setblocking(True)
         assert b"FLOW_CONTROL" in sock.recv(1000)
-    assert abused.fd_count() <= abused.fd_count_before + 2 * first
+        assert sock.recv(1000) == b""
+    # It closes its own end a moment after it has sent the last word.
+    wait_until(lambda: abused.fd_count() <= abused.fd_count_before + 2 * first)
     for sock in socks:
         sock.close()
     abused.settle()
