@@ -6,6 +6,8 @@ is master, or while one that was told lives and still may become it. Else:
     a master's process ended, and its memory is there: any member that answers will do, since it
         goes on with that memory; at once. One that cannot, for its log is too far behind, says so,
         and another is told: the old master itself, once it is back
+    we have just begun, and the last master's memory is there: the same, once all that run have said
+        that they are not master
     nobody was master yet, in this boot: the member whose files say most, by master_epoch and then
         by the length of its log; once all answer, or have had their time
 
@@ -52,6 +54,7 @@ class Election:
 
     def __init__(self) -> None:
         self._is_free = False
+        self._is_first = True
         self._since_ns: int | None = None
         self._told_id: int | None = None
         self._told_ns = 0
@@ -73,7 +76,7 @@ class Election:
         """
         living = [member for member in members if member.is_alive]
         if any(member.is_master for member in living):
-            self._is_free, self._since_ns, self._told_id = False, None, None
+            self._is_free, self._is_first, self._since_ns, self._told_id = False, False, None, None
             return None
         if self._since_ns is None:
             self._since_ns = now_ns
@@ -85,7 +88,8 @@ class Election:
         waited_ns = now_ns - self._since_ns
         ready = [member for member in living if member.is_master is not None]
         if has_memory:
-            is_time = self._is_free or waited_ns >= _HANDED_OVER_NS
+            has_asked_all = self._is_first and len(ready) == len(living)
+            is_time = self._is_free or has_asked_all or waited_ns >= _HANDED_OVER_NS
         else:
             is_time = len(ready) == len(members) or waited_ns >= _GRACE_NS
         if not ready or not is_time:

@@ -59,6 +59,15 @@ def test_member_that_was_told_and_does_nothing_is_told_again_in_time() -> None:
     assert election.decide([DEAD, ONE], now_ns=10 * S, has_memory=True) == ONE
 
 
+def test_supervisor_that_comes_to_a_cluster_asks_all_that_run_before_it_tells_one() -> None:
+    election = Election()
+    assert election.decide([STARTING, ONE], now_ns=0, has_memory=True) is None
+    assert election.decide([MASTER, ONE], now_ns=S, has_memory=True) is None
+    stopped = Election()
+    assert stopped.decide([STARTING, ONE], now_ns=0, has_memory=True) is None
+    assert stopped.decide([ZERO, ONE], now_ns=1, has_memory=True) == ZERO
+
+
 def test_member_that_cannot_is_passed_over_for_one_that_may() -> None:
     election = Election()
     election.master_ended()
