@@ -117,7 +117,7 @@ class BrokerLink:
         except (ClosedError, RequestTimeoutError, SystemBusyError) as error:
             raise self._away("attach", error) from None  # it hangs, as good as gone for us
         try:
-            self._attach()
+            self._attach(self.connection)
         except BaseException as error:
             self.connection.close()
             if isinstance(error, ClosedError | RequestTimeoutError | SystemBusyError):
@@ -136,8 +136,8 @@ class BrokerLink:
             on_end=lambda: self._on_end(self),
         )
 
-    def _attach(self) -> None:
-        answer = self.connection.call(
+    def _attach(self, connection: Connection) -> None:
+        answer = connection.call(
             Command(RequestCode.ATTACH_SESSION, {"clientId": self._client_id}),
             timeout_s=at_most(CALL_TIMEOUT_S),
             fd_count_max=_FD_MAX,
@@ -181,6 +181,7 @@ class BrokerLink:
                 self._handles.clear()
                 self._bells.clear()
                 self._claims.clear()
+                self.connection = connection  # before anybody who waits for a session asks over it
                 self.generation += 1
                 self._changed.notify_all()
         finally:
@@ -239,16 +240,27 @@ class BrokerLink:
             if self._shared is not None:
                 self._shared.close()  # it is the session's with the broker that went
             self._socket_name = socket_name or self._socket_name
-            self.connection = self._connect()
+            # Nobody else asks over it before there is a session: it would be refused, and ended.
+            connection = self._connect()
             try:
-                self._resume()
-            except ShmError as error:
-                _log.warning("session not resumed broker=%s: %s", self.broker_name, error)
-                self._attach()
-                return False
-            return True
+                is_resumed = self._resumed(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self.connection = connection
+            return is_resumed
 
-    def _resume(self) -> None:
+    def _resumed(self, connection: Connection) -> bool:
+        """Have a session in a new connection; whether it is the one from before."""
+        try:
+            self._resume(connection)
+        except ShmError as error:
+            _log.warning("session not resumed broker=%s: %s", self.broker_name, error)
+            self._attach(connection)
+            return False
+        return True
+
+    def _resume(self, connection: Connection) -> None:
         names = list(self._memfds)
         with self._lock:
             body = {
@@ -259,7 +271,7 @@ class BrokerLink:
                 ],
                 "claims": [claim for claim in self._claims.values() if claim],
             }
-        answer = self.connection.call(
+        answer = connection.call(
             Command(
                 RequestCode.RESUME_SESSION,
                 {

@@ -1,6 +1,7 @@
 """A client in many groups: what its brokers are told of them, and when."""
 
 import gc
+import threading
 import weakref
 from pathlib import Path
 
@@ -121,7 +122,15 @@ def test_group_that_is_refused_keeps_no_other_from_a_broker_that_is_back(cluster
         admin.update_group("closed", consume_enable=False)
         cluster.brokers[0].kill()
         cluster.brokers[0].restart()
-        client.producer().send("t", b"one", timeout=30)
+
+        def is_sent() -> bool:
+            try:
+                client.producer().send("t", b"one", timeout=30)
+            except ServiceNotAvailableError:
+                return False  # not back yet
+            return True
+
+        wait_for(is_sent, "the broker")
         assert [bytes(message) for message in good.receive(1, timeout=30)] == [b"one"]
         more = client.consumer("t", "more")
         assert [bytes(message) for message in more.receive(1, timeout=30)] == [b"one"]
@@ -150,3 +159,31 @@ def test_producer_that_is_closed_is_forgotten(cluster):
                 RequestCode.GET_PRODUCER_CONNECTION_LIST, {"producerGroup": "kept"}
             )
             assert len(answer.json()["connectionSet"]) == 1  # type: ignore[arg-type]
+
+
+def test_nobody_asks_over_a_connection_that_has_no_session_yet(cluster):
+    with cluster.connect() as client:
+        client.create_topic("t", queues=1)
+        link = client.link("broker-a")
+        generation = link.generation
+        said: list[str] = []
+        is_over = threading.Event()
+
+        def ask() -> None:
+            while not is_over.is_set():
+                try:
+                    link.grant_send("t", is_auto_create=False)
+                except ServiceNotAvailableError as error:
+                    said.append(str(error))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            cluster.brokers[0].kill()
+            cluster.brokers[0].restart()
+            wait_for(lambda: said and link.is_up, "the session")
+        finally:
+            is_over.set()
+            asking.join()
+        assert link.generation == generation
+        assert not [text for text in said if "session" in text]
