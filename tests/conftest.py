@@ -138,6 +138,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(
+                f"{item.nodeid}: an address in its id; all workers must have the same: give ids"
+            )
     if in_ci():
         for item in items:
             if _starts_processes(item):
