@@ -23,7 +23,7 @@ from types import UnionType
 from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
 
 from shmq.errors import ConfigError, ShmqError
-from shmq.status import FlushDiskType
+from shmq.status import BrokerRole, FlushDiskType
 
 __all__ = [
     "AUTO",
@@ -172,6 +172,9 @@ class StoreConfig:
         5_000, rocketmq=("syncFlushTimeout",), least=1, most=3_600_000
     )
     """Milliseconds after which a SYNC_FLUSH send completes as FLUSH_DISK_TIMEOUT. RocketMQ's."""
+    broker_role: BrokerRole = _setting(BrokerRole.ASYNC_MASTER, rocketmq=("brokerRole",))
+    """Whether a send waits for slaves where this broker is master. RocketMQ's default. SLAVE: it
+    does not become master by itself, and as ASYNC_MASTER when it is told to."""
     slave_timeout_ms: int = _setting(3_000, rocketmq=("slaveTimeout",), least=1, most=3_600_000)
     """Milliseconds after which a SYNC_MASTER send completes as FLUSH_SLAVE_TIMEOUT. RocketMQ's."""
 
@@ -241,6 +244,12 @@ class StoreConfig:
             wanted = f'1 to {DELAY_LEVEL_MAX} of "1s", "5m", "2h", "1d", joined by blanks'
             raise _refused("StoreConfig", "message_delay_level", text, wanted)
         return tuple(int(match[1]) * _DELAY_MS[match[2]] for match in matches if match)
+
+    @property
+    def master_role(self) -> BrokerRole:
+        """What it is where it is master."""
+        is_sync = self.broker_role is BrokerRole.SYNC_MASTER
+        return BrokerRole.SYNC_MASTER if is_sync else BrokerRole.ASYNC_MASTER
 
     def _check_host(self) -> None:
         try:
@@ -315,6 +324,27 @@ class BrokerConfig(StoreConfig):
     each second at least."""
     keep_memory: KeepMemory = _setting(KeepMemory.ATTACHED)
     """Whether shared memory outlives an orderly stop. Attached: only where somebody needs it."""
+
+    all_ack_in_sync_state_set: bool = _setting(True, rocketmq=("allAckInSyncStateSet",))
+    """SYNC_MASTER: a send waits for every slave of the SyncStateSet. RocketMQ's default is false,
+    where with its inSyncReplicas of 1 nothing is waited for."""
+    in_sync_replicas: int = _setting(1, rocketmq=("inSyncReplicas",), least=1, most=17)
+    """Where not for all: how many must have a message, the master included. RocketMQ's default."""
+    min_in_sync_replicas: int = _setting(1, rocketmq=("minInSyncReplicas",), least=1, most=17)
+    """SYNC_MASTER: with fewer in sync, the master included, a send is refused
+    (IN_SYNC_REPLICAS_NOT_ENOUGH). RocketMQ's default."""
+    ha_max_time_slave_not_catchup_ms: int = _setting(
+        15_000, rocketmq=("haMaxTimeSlaveNotCatchup",), least=100, most=3_600_000
+    )
+    """Milliseconds after which a slave that has not caught up leaves the SyncStateSet. RocketMQ's
+    default; one that died leaves it at once."""
+    ha_max_gap_not_in_sync_bytes: int = _setting(
+        256 * MIB, rocketmq=("haMaxGapNotInSync",), least=4096
+    )
+    """Bytes that a slave in sync may be behind. RocketMQ's default."""
+    slave_sync_interval_ms: int = _setting(3_000, least=100, most=600_000)
+    """Milliseconds between two looks of a slave for changed topics, groups and offsets of its
+    master. RocketMQ's interval."""
 
     acl_file: Path | None = _setting(None)
     """The rules of who may do what (docs/operate/rights.md), read again when they change. None:

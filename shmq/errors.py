@@ -418,6 +418,7 @@ _BY_STATUS: dict[str, type[ShmqError]] = {
     "ARENA_FULL": ShmFullError,
     "NOT_WRITABLE": ServiceNotAvailableError,
     "OFFSET_TOO_SMALL": OffsetIllegalError,
+    "IN_SYNC_REPLICAS_NOT_ENOUGH": SystemBusyError,
 }
 
 

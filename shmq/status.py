@@ -116,8 +116,9 @@ class BrokerRole(StrEnum):
     ASYNC_MASTER = "ASYNC_MASTER"
     """A send completes without waiting for slaves."""
     SYNC_MASTER = "SYNC_MASTER"
-    """A send completes when inSyncReplicas have the message."""
+    """A send completes when the slaves in sync have the message."""
     SLAVE = "SLAVE"
+    """Takes no message: copies a master's log."""
 
 
 @unique
@@ -145,6 +146,7 @@ _PUT_OF_CORE: dict[str, PutMessageStatus] = {
     "DISK_FULL": PutMessageStatus.SERVICE_NOT_AVAILABLE,
     "FLUSH_FAILED": PutMessageStatus.SERVICE_NOT_AVAILABLE,
     "NOT_WRITABLE": PutMessageStatus.SERVICE_NOT_AVAILABLE,
+    "IN_SYNC_REPLICAS_NOT_ENOUGH": PutMessageStatus.IN_SYNC_REPLICAS_NOT_ENOUGH,
 }
 
 # The four that mean "stored"; all others reach the caller as exceptions (errors.for_status).

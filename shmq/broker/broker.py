@@ -26,6 +26,8 @@ from shmq.broker.client_registry import Client, ClientRegistry
 from shmq.broker.consumer_offsets import OffsetTable
 from shmq.broker.enforcement import Enforcement
 from shmq.broker.expired_unread import ExpiredUnread
+from shmq.broker.ha_client import HAClient
+from shmq.broker.ha_service import HAService
 from shmq.broker.interests import Interests
 from shmq.broker.locks import LockTable
 from shmq.broker.notices import Notices
@@ -61,14 +63,16 @@ from shmq.store.config_files import ConfigFiles
 from shmq.store.message_store import MessageStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from shmq.broker.processors.role import OnTold
     from shmq.config import BrokerConfig
     from shmq.remoting.command import Scalar
     from shmq.shm.mastership import Mastership
+    from shmq.store.config_files import DelayOffsets
     from shmq.store.expire import ExpiredFile
     from shmq.store.queues import QueueHandle
+    from shmq.store.replica import LogBegin
 
 __all__ = ["Broker"]
 
@@ -99,20 +103,22 @@ class Broker:
     Args:
         config: its settings.
         clock: monotonic and wall time.
-        mastership: of its broker_name, held as long as this runs.
+        mastership: of its broker_name, held as long as this runs; None: it is a slave.
         master_epoch: of this mastership, from a Controller; None: counted on from the last.
         is_unclean: serve what our own log has where the last master's memory is not for our files.
         on_told: called in the loop's thread when it is told to change its role.
+        begin: where the log of a slave begins that has none.
     """
 
     def __init__(
         self,
         config: BrokerConfig,
         *,
-        mastership: Mastership,
+        mastership: Mastership | None,
         on_told: OnTold,
         master_epoch: int | None = None,
         is_unclean: bool = False,
+        begin: LogBegin | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.config = config
@@ -120,6 +126,7 @@ class Broker:
         self.mastership = mastership
         self._master_epoch = master_epoch
         self._is_unclean = is_unclean
+        self._begin = begin
         self.on_told = on_told
         self.hands_over = False
         """It stops for another member to go on: its memory stays."""
@@ -139,6 +146,13 @@ class Broker:
         self._enforcement: Enforcement | None = None
         self.schedule: ScheduleService | None = None
         self.retries: RetryService | None = None
+        self.is_slave = mastership is None
+        """It copies a master's log, and takes no message."""
+        self.ha: HAService | None = None
+        """A master's slaves; None of a slave, and before it serves."""
+        self.ha_client: HAClient | None = None
+        """A slave's way to its master."""
+        self._delay_offsets: Mapping[int, int] = {}
         self.interests = Interests()
         self.registry = ClientRegistry(clock, self._group_changed)
         self.notices = Notices(self.registry.consumers)
@@ -172,6 +186,8 @@ class Broker:
         self._loop.start()
         self._loop.run(self._listen(listener), timeout_s=_LOOP_TIMEOUT_S)
         private = self._folder.private(broker_socket_name(config.broker_name, 0))
+        if self.is_slave:
+            self.ha_client = HAClient(self, self._folder)
         self.store = MessageStore(
             replace(config, runtime_path=private, session_count=_session_count(config)),
             clock=self.clock,
@@ -180,21 +196,28 @@ class Broker:
             mastership=self.mastership,
             master_epoch=self._master_epoch,
             is_unclean=self._is_unclean,
+            is_slave=self.is_slave,
+            begin=self._begin,
         )
         self.store.open()
         self._is_store_open = True
         self._load()
         self.store.start()
+        if not self.is_slave:
+            self._start_services()
+        self._loop.run(self._serve(name), timeout_s=_LOOP_TIMEOUT_S)
+
+    def _start_services(self) -> None:
+        """What only a master does."""
         self.schedule = ScheduleService(
             self.store,
             ConfigFiles(self.store.config.store_path),
-            config,
+            self.config,
             self.clock,
             self.topics.configs,
         )
         self.schedule.start()
-        self.retries = RetryService(self.store, self.topics, len(config.delay_levels_ms))
-        self._loop.run(self._serve(name), timeout_s=_LOOP_TIMEOUT_S)
+        self.retries = RetryService(self.store, self.topics, len(self.config.delay_levels_ms))
 
     def _load(self) -> None:
         """Read config/ and bring memory in line with it. No message comes yet."""
@@ -233,10 +256,30 @@ class Broker:
         if self.rights.file is not None:
             self._enforcement = Enforcement(self, self.rights.file)
             self._run(self._enforcement.watch())
+        self.topics.on_changed = self._topics_changed
+        self._running_ns = self.clock.monotonic_ns()
+        self.phase = Phase.RUNNING
+        if self.ha_client is not None:
+            self._run(self.ha_client.run())
+        else:
+            self.ha = HAService(self.store, config, self.clock)
+            self._run(self.ha.watch())
+            # A master is registered as such, whatever its id among the members.
+            self._register(socket_name, 0)
+        self._run(self._scan_clients())
+        self._run(self._save_offsets())
+        self._run(self._watch_store())
+        if self.mastership is not None:
+            self._run(self._hold_mastership(self.mastership))
+        self._run(self.sessions.forget_lost_after(config.session_grace_ms / 1000))
+
+    def _register(self, socket_name: str, broker_id: int) -> None:
+        assert self._folder is not None
+        config = self.config
         address = BrokerAddress(
             cluster_name=config.cluster_name,
             broker_name=config.broker_name,
-            broker_id=0,  # a master is registered as such, whatever its id among the members
+            broker_id=broker_id,
             socket_name=socket_name,
             master_epoch=self.store.master_epoch,
         )
@@ -246,15 +289,14 @@ class Broker:
             self.topics,
             interval_s=config.register_broker_interval_ms / 1000,
         )
-        self.topics.on_changed = self._topics_changed
-        self._running_ns = self.clock.monotonic_ns()
-        self.phase = Phase.RUNNING
         self._registration.start()
-        self._run(self._scan_clients())
-        self._run(self._save_offsets())
-        self._run(self._watch_store())
-        self._run(self._hold_mastership())
-        self._run(self.sessions.forget_lost_after(config.session_grace_ms / 1000))
+
+    def follows(self, socket_name: str, master_id: int) -> None:
+        """A slave follows a master of this id: it is registered, once, as a slave. The master has
+        the id 0 in the routes; a slave whose own that is has the master's.
+        """
+        if self._registration is None:
+            self._register(socket_name, self.config.broker_id or master_id)
 
     def reload(self) -> None:
         """Read the ACL file again; returns when its rules are in force, or the log says why not."""
@@ -315,6 +357,8 @@ class Broker:
         if self._registration is not None:
             await self._registration.stop()
         await server.stop(timeout_s=_STOP_TIMEOUT_S)
+        if self.ha_client is not None:
+            self.ha_client.stop()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -325,8 +369,10 @@ class Broker:
     def _stop_store(self) -> None:
         """Flush and close; clients that are attached, or not back yet, need the memory."""
         keep_memory = self.hands_over or self.config.keep_memory is KeepMemory.ALWAYS
-        if not keep_memory and self.config.keep_memory is KeepMemory.ATTACHED:
-            keep_memory = bool(self.store.sessions.live or self.store.sessions.lost)
+        if self.is_slave:
+            keep_memory = False  # what it has, its files and its master have
+        elif not keep_memory and self.config.keep_memory is KeepMemory.ATTACHED:
+            keep_memory = self.store.sessions.is_needed
         try:
             self.store.stop(keep_memory=keep_memory)
         except FlushFailedError as error:
@@ -380,14 +426,14 @@ class Broker:
         _log.error("the store takes no more messages, only reads go on: %s", self.problem)
         self.topics.set_read_only()
 
-    async def _hold_mastership(self) -> None:
+    async def _hold_mastership(self, mastership: Mastership) -> None:
         """See that nobody else can be master; if somebody is, end at this instruction: what is in
         memory is the other's, and nothing more may be written to it.
         """
         while True:  # until the broker stops
             await asyncio.sleep(_HOLD_S)
             try:
-                self.mastership.hold()
+                mastership.hold()
             except FencedError as error:
                 _log.critical("not master any more, this process ends: %s", error)
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -404,6 +450,8 @@ class Broker:
         if self._is_leaving or self.phase is Phase.STARTING:
             return
         self.interests.remove(connection)
+        if self.ha is not None:
+            self.ha.remove(connection)
         session = self.sessions.find(connection)
         if session is not None:
             _log.info(
@@ -481,6 +529,25 @@ class Broker:
                 f"broker {self.config.broker_name} is {self.phase.lower()}; try again in a moment"
             )
 
+    def require_master(self) -> None:
+        """Return if this broker takes messages.
+
+        Raises:
+            ServiceNotAvailableError: it is a slave.
+        """
+        if self.is_slave:
+            raise ServiceNotAvailableError(
+                f"broker {self.config.broker_name}:{self.config.broker_id} is a slave: it takes no "
+                "message and changes nothing; ask the master of that name"
+            )
+
+    async def copy_delay_offsets(self, wanted: DelayOffsets) -> None:
+        """Write down how far the master's delay levels are: a slave that becomes master goes on."""
+        if self._delay_offsets != wanted.offsets:
+            files = ConfigFiles(self.store.config.store_path)
+            await asyncio.to_thread(files.store, wanted)
+            self._delay_offsets = wanted.offsets
+
     def left_of_start_s(self, seconds: float) -> float:
         """What is left of so many seconds since the broker began to serve."""
         since_s = (self.clock.monotonic_ns() - self._running_ns) / 1e9
@@ -554,9 +621,10 @@ class Broker:
             "startTime": self._own.start_time,
             "isHealthy": True,  # the loop answers; an append thread that hangs would hold it here
             "problem": self.problem or self._retention_problem(),
+            "replicaProblem": self._replica_problem(),
             "brokerName": self.config.broker_name,
             "brokerId": self.config.broker_id,
-            "role": BrokerRole.ASYNC_MASTER,
+            "role": BrokerRole.SLAVE if self.is_slave else self.config.master_role,
         }
         if self.phase is not Phase.STARTING:
             now = self.store.positions
@@ -620,6 +688,11 @@ class Broker:
             "aclProblem": (self.rights.file and self.rights.file.problem) or "",
         }
         return {key: str(value) for key, value in facts.items()}
+
+    def _replica_problem(self) -> str | None:
+        if self.ha_client is None:
+            return None
+        return self.ha_client.problem or (self.store.replica.problem if self._is_loaded else None)
 
     def _retention_problem(self) -> str | None:
         return self.store.retention.problem if self._is_loaded else None

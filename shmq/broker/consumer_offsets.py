@@ -143,6 +143,27 @@ class OffsetTable:
             queues[queue_id] = consumer_offset
             self._is_changed = True
 
+    @property
+    def table(self) -> Mapping[str, Mapping[int, int]]:
+        """All of them, by topic@group and queue_id."""
+        return self._offsets
+
+    @property
+    def next_claim(self) -> int:
+        """Of the next claim: a slave that becomes master goes on behind it."""
+        return self._next_claim
+
+    def copy(self, wanted: Mapping[str, Mapping[int, int]], *, next_claim: int) -> None:
+        """Have the offsets of the master, and no other."""
+        self._next_claim = max(self._next_claim, next_claim)
+        if self._offsets == wanted:
+            return
+        self._offsets = {key: dict(queues) for key, queues in wanted.items()}
+        self._topic_groups = {}
+        for key in self._offsets:
+            self._note(key)
+        self._is_changed = True
+
     def queues_of(self, group: str, topic: str) -> Mapping[int, int]:
         """All offsets of a group in a topic, by queue_id."""
         return self._offsets.get(offset_key(topic, group), {})

@@ -1,11 +1,12 @@
 """A broker's role: master of its broker_name, or a member that waits to become it.
 
 What lives here: `Member`, the shmq.service.Service of a broker's process. It has mastership and
-runs a `Broker`, or it has not and runs a `Standby`, and it goes from one to the other within the
-process when it is told to (NOTIFY_BROKER_ROLE_CHANGED):
+runs a `Broker`; or it has not, and runs a `Standby`, or a `Broker` that is a slave; and it goes
+from one to the other within the process when it is told to (NOTIFY_BROKER_ROLE_CHANGED):
 
-    standby --told, mastership free--> broker     with the memory that the last master left
-    broker  --told, memory kept------> standby    mastership is free for the next
+    standby        --a master serves-------> slave      copies its log
+    standby, slave --told, mastership free-> master     with the memory that the last one left
+    master         --told, memory kept-----> standby    mastership is free for the next
 
 Told it is by a supervisor (a master's process ended), by a Controller, or by a person (`shmq ha
 switch`). Who tells cannot be wrong: mastership is the kernel's to give, and a promotion while the
@@ -28,16 +29,20 @@ from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.errors import FencedError, ShmqError
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.shm.mastership import Mastership
+from shmq.status import BrokerRole
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from shmq.config import BrokerConfig
+    from shmq.store.replica import LogBegin
 
 __all__ = ["Member"]
 
 _log = logging.getLogger("shmq.broker")
 
+_SLAVE_RETRY_S = 1.0
+"""Between two attempts to be a slave, where the store cannot be opened."""
 _MASTERSHIP_TIMEOUT_MS = 10_000
 """How long a promotion waits for a master that was told to hand over: for its last flush."""
 
@@ -51,6 +56,8 @@ class _Change(NamedTuple):
     """Of the mastership, where a Controller counts; None: counted here."""
     is_unclean: bool = False
     """Whatever is given up by that (MessageStore)."""
+    begin: LogBegin | None = None
+    """A master serves, whose slave's log begins there."""
 
 
 class Member:
@@ -85,7 +92,8 @@ class Member:
         with RuntimeFolder.make(config.runtime_folder()) as folder:
             self._folder = folder.private(broker_socket_name(config.broker_name, 0))
         with self._changing:
-            if not self._is_waiting and config.broker_id == 0:
+            may_begin = config.broker_id == 0 and config.broker_role is not BrokerRole.SLAVE
+            if not self._is_waiting and may_begin:
                 self._mastership = Mastership.try_take(self._folder)
             if self._mastership is None:
                 self._begin_standby()
@@ -141,7 +149,7 @@ class Member:
                     self._current.promotion_problem = str(error)
 
     def _change(self, change: _Change) -> None:
-        if change.is_master and isinstance(self._current, Standby):
+        if change.is_master and self._mastership is None:
             # First, and while we still answer: it is refused as long as the last master lives.
             mastership = Mastership.take(self._folder, timeout_ms=_MASTERSHIP_TIMEOUT_MS)
             self._end_current()
@@ -152,7 +160,10 @@ class Member:
                 mastership.release()
                 self._begin_standby()
                 raise
-        elif not change.is_master and isinstance(self._current, Broker):
+        elif change.begin is not None:
+            if isinstance(self._current, Standby):
+                self._begin_slave(change.begin)
+        elif isinstance(self._current, Broker) and self._mastership is not None:
             self._current.hands_over = True
             self._end_current()
             self._begin_standby()
@@ -181,8 +192,26 @@ class Member:
         broker.start()
         _log.info("master epoch=%d", broker.store.master_epoch)
 
-    def _begin_standby(self) -> None:
-        self._current = standby = Standby(self.config, on_told=self.tell)
+    def _begin_slave(self, begin: LogBegin) -> None:
+        self._end_current()
+        self._current = slave = Broker(
+            self.config, clock=self._clock, mastership=None, on_told=self.tell, begin=begin
+        )
+        try:
+            slave.start()
+        except ShmqError:
+            self._end_current()
+            self._begin_standby(look_after_s=_SLAVE_RETRY_S)
+            raise
+        _log.info("slave")
+
+    def _begin_standby(self, *, look_after_s: float = 0.0) -> None:
+        self._current = standby = Standby(
+            self.config,
+            on_told=self.tell,
+            on_master=lambda begin: self._changes.put(_Change(False, None, begin=begin)),
+            look_after_s=look_after_s,
+        )
         standby.start()
         _log.info("standby: waits to be told to become master")
 

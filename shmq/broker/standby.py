@@ -1,17 +1,19 @@
-"""A member of a replica set that is not master: it answers, and waits to be told.
+"""A member of a replica set that is neither master nor copies one: it answers, and waits.
 
-What lives here: `Standby`, what a broker's process is while another member is master: its socket,
-on which it says how it is and is told to become master. Its store is closed: its files are what
-they were, for the member itself to open as master.
+What lives here: `Standby`, what a broker's process is while nobody is master: its socket, on which
+it says how it is and is told to become master. Its store is closed: its files are what they were,
+for the member itself to open as master, or as the slave of whoever becomes it.
 
 Which process: a broker's. Writes: its socket. May fail: the name is taken (OwnerError).
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from shmq.acl import AclFile
+from shmq.broker.ha_client import MasterFinder
 from shmq.broker.processors.role import RoleProcessor
 from shmq.broker.rights import Rights
 from shmq.errors import ServiceNotAvailableError
@@ -27,8 +29,11 @@ from shmq.store import positions
 from shmq.store.epochs import EpochFile
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shmq.broker.processors.role import OnTold
     from shmq.config import BrokerConfig
+    from shmq.store.replica import LogBegin
 
 __all__ = ["Standby"]
 
@@ -48,10 +53,23 @@ class Standby:
     Args:
         config: its settings.
         on_told: called in the loop's thread when it is told to change its role.
+        on_master: called there, once, when a master serves that can be copied.
+        look_after_s: seconds before it looks for one.
     """
 
-    def __init__(self, config: BrokerConfig, *, on_told: OnTold) -> None:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        *,
+        on_told: OnTold,
+        on_master: Callable[[LogBegin], None],
+        look_after_s: float = 0.0,
+    ) -> None:
         self._config = config
+        self._on_master = on_master
+        self._look_after_s = look_after_s
+        self._looking: asyncio.Task[None] | None = None
+        self._finder: MasterFinder | None = None
         self._on_told = on_told
         self.promotion_problem: str | None = None
         """Why it did not become master when it was told last."""
@@ -85,7 +103,7 @@ class Standby:
         try:
             if self._server is not None:
                 self._loop.run(
-                    self._server.stop(timeout_s=_STOP_TIMEOUT_S),
+                    self._leave(self._server),
                     timeout_s=_STOP_TIMEOUT_S + _LOOP_TIMEOUT_S,
                 )
         finally:
@@ -100,6 +118,18 @@ class Standby:
             **{code: Processor(handler=self._refuse) for code in _REFUSED},
         }
         self._server = Server(listener, table, role="broker")
+        self._looking = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        assert self._folder is not None
+        await asyncio.sleep(self._look_after_s)
+        self._finder = MasterFinder(self._config, self._folder)
+        self._on_master(await self._finder.await_begin())
+
+    async def _leave(self, server: Server) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        await server.stop(timeout_s=_STOP_TIMEOUT_S)
 
     def _status(self, _connection: Connection, command: Command) -> Command:
         store_path = self._config.store_path
@@ -114,6 +144,7 @@ class Standby:
             "isHealthy": True,
             "problem": self.promotion_problem,
             "promotionProblem": self.promotion_problem,
+            "replicaProblem": None if self._finder is None else self._finder.problem,
             "masterEpoch": EpochFile.load(store_path).last_epoch,
             "flushedPosition": known.flushed_position if known else 0,
             "committedPosition": known.flushed_position if known else 0,

@@ -110,6 +110,16 @@ class GroupTable:
         await self._save()
         _log.info("group set group=%s", wanted.group_name)
 
+    async def copy(self, wanted: Mapping[str, SubscriptionGroupConfig]) -> None:
+        """Have the groups of the master, and no other.
+
+        Raises:
+            DiskFullError, StoreError: they hold, but not beyond this broker's life.
+        """
+        if self._groups != wanted:
+            self._groups = dict(wanted)
+            await self._save()
+
     async def delete(self, group: str) -> None:
         """Forget a group; one that is not there is forgotten already."""
         if self._groups.pop(group, None) is not None:

@@ -332,6 +332,14 @@ class TopicTable:
                 self._check_drained(before, config, lag)
         await self._put(wanted)
 
+    async def copy(self, wanted: Mapping[str, TopicConfig]) -> None:
+        """Have these topics of the master as it has them; those that are gone are deleted before.
+
+        Raises:
+            ShmFullError, DiskFullError, StoreError: call it again.
+        """
+        await self._put(list(wanted.values()))
+
     async def create_for_send(self, topic: str, queue_nums: int) -> TopicConfig:
         """Make a topic that a producer wants to send to, after TBW102.
 

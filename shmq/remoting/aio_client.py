@@ -166,6 +166,13 @@ class AsyncClient:
         """Nothing can be asked any more."""
         return self._ended_with is not None
 
+    def when_closed(self, told: Callable[[], None]) -> None:
+        """Call this once the connection has ended; at once if it has."""
+        if self._ended_with is not None:
+            told()
+        else:
+            self._on_close = lambda _error: told()
+
     def close(self) -> None:
         """End the connection; whoever waits for an answer gets ClosedError. Twice does nothing."""
         self._channel.end(ClosedError(f"the connection to {self.name} was closed here"))

@@ -159,6 +159,10 @@ class RequestCode(IntEnum):
     """Broker -> client: another has claimed the queues."""
     NOTIFY_TOPIC_CHANGED = 9113
     """Broker -> client: ask for the topic's queues again."""
+    GET_REPLICA_BEGIN = 9114
+    """A slave asks its master where the log of a slave begins, before it has a store."""
+    ATTACH_REPLICA = 9115
+    """A slave hands its control segment over, and gets what a client that maps the log gets."""
     GET_BROKER_STATUS = 9120
     """Whether a broker lives and how far it is."""
 

@@ -65,6 +65,7 @@ class AppendService:
         self._on_replica_need = on_replica_need
         self._on_tick = on_tick
         self._refused = 0
+        self._stopping = False
         self._thread = threading.Thread(target=appender.run, name="shmq-append", daemon=True)
         self._keeper = threading.Thread(target=self._keep, name="shmq-keeper", daemon=True)
 
@@ -75,6 +76,7 @@ class AppendService:
 
     def stop(self) -> None:
         """Stop after the turn at hand; blocks until both threads have ended."""
+        self._stopping = True
         self._appender.stop()
         if self._thread.is_alive():
             self._thread.join()
@@ -108,7 +110,7 @@ class AppendService:
     def _prepare_ahead(self) -> bool:
         """Make files ready until enough are; False if one must wait for the flusher."""
         size = self._hot_log.file_size_bytes
-        while True:  # bounded by the hot slots
+        while not self._stopping:  # bounded by the hot slots
             log_end = self._appender.state()["log_end"]
             ready_end = self._hot_log.ready_end
             if ready_end - (log_end - log_end % size) > self._files_ahead * size:
@@ -117,6 +119,7 @@ class AppendService:
             if not self._hot_log.try_prepare(ready_end):
                 return ready_end - log_end > size
             self.trim()
+        return True
 
     def trim(self) -> None:
         """Free the ConsumeQueue blocks of what is not in hot memory any more."""

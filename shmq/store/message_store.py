@@ -30,6 +30,7 @@ from shmq.errors import (
     ShmqError,
     StoreCorruptError,
     StoreError,
+    TopicNotExistError,
 )
 from shmq.shm import manifest as manifests
 from shmq.shm.budget import (
@@ -43,7 +44,7 @@ from shmq.shm.in_use import InUseMark
 from shmq.shm.incarnation import boot_id
 from shmq.shm.mastership import living_master
 from shmq.shm.names import ObjectKind
-from shmq.status import FlushDiskType
+from shmq.status import BrokerRole, FlushDiskType
 from shmq.store import boot_files, positions
 from shmq.store.append import AppendService
 from shmq.store.consume_queue_files import QueueKey
@@ -173,6 +174,7 @@ class MessageStore:
         self._failure: FlushFailedError | None = None
         self._positions_due_ns = 0
         self._record_crc_position: int | None = None
+        self._waits_for_slaves = config.broker_role is BrokerRole.SYNC_MASTER and not is_slave
         self.queues: Queues
         self.replica: ReplicaService
         """What copies a master's log, where this is a slave."""
@@ -977,7 +979,21 @@ class MessageStore:
     def default_flags(self, flush_disk_type: FlushDiskType | None = None) -> int:
         """Row flags that the level alone gives; None: the store's."""
         level = flush_disk_type or self.config.flush_disk_type
-        return core.ROW_FLUSH if level is FlushDiskType.SYNC_FLUSH else 0
+        flags = core.ROW_FLUSH if level is FlushDiskType.SYNC_FLUSH else 0
+        return flags | (core.ROW_REPLICA if self._waits_for_slaves else 0)
+
+    def wait_for_slaves(self, is_waiting: bool) -> None:
+        """Whether messages count, and show themselves, only once they are confirmed: of a
+        SYNC_MASTER and of its slaves. Holds for the queues there are, too.
+        """
+        self._waits_for_slaves = is_waiting
+        bit = core.ROW_REPLICA if is_waiting else 0
+        for topic, queue_id, handle in self.queues:
+            is_writable, flags = self.queues.state(handle)
+            wanted = flags & ~core.ROW_REPLICA | bit
+            if wanted != flags:
+                with contextlib.suppress(TopicNotExistError):  # deleted meanwhile
+                    self.queues.set(topic, queue_id, flags=wanted, is_writable=is_writable)
 
     def open_service(self, service_id: int, *, is_reading: bool = False) -> StoreService:
         """A service of the broker that appends messages of its own; see StoreService."""

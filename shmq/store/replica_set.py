@@ -88,15 +88,29 @@ class ReplicaSet:
                 self._in_sync.discard(index)
             return self._appender.set_replica(index, is_in_sync)
 
-    def confirm(self, is_confirming: bool, *, needed: int = 0, by_flushed: bool = False) -> None:
+    def confirm(
+        self,
+        is_confirming: bool,
+        *,
+        needed: int = 0,
+        by_flushed: bool = False,
+        status: str = "OK",
+    ) -> None:
         """Say what confirmed_position follows.
 
         Args:
             is_confirming: False: nothing; it stays where it is, and nobody reads it.
             needed: slaves in sync that must have a message; 0: all of them.
             by_flushed: it must be on their disks.
+            status: of the core, that sends get which wait for slaves: SLAVE_NOT_AVAILABLE: stored,
+                and not waited for; IN_SYNC_REPLICAS_NOT_ENOUGH: refused.
         """
-        self._appender.confirm(is_confirming, needed=needed, by_flushed=by_flushed)
+        self._appender.confirm(
+            is_confirming,
+            needed=needed,
+            by_flushed=by_flushed,
+            status=-core.STATUS[status][0],
+        )
 
     def positions(self, index: int) -> ReplicaPositions:
         """How far a slave is, as of now."""

@@ -465,8 +465,10 @@ class Sessions:
                 if self._slot(session)["state"] in (core.SESSION_LIVE, core.SESSION_LOST)
             }
             for session in tuple(self._lost):
-                if self._slot(session)["service_id"] != 0:
-                    self.forget_lost(session)  # its memory died with the broker; see services.py
+                slot = self._slot(session)
+                if slot["service_id"] != 0 or not _has_memory(slot):
+                    # A service's memory died with the broker; who has none, as a slave, comes anew.
+                    self.forget_lost(session)
             return sorted(self._lost)
 
     def forget_lost(self, session: int) -> None:
@@ -476,6 +478,12 @@ class Sessions:
                 self._lost.discard(session)
                 self._appender.free_session(session)
                 self._memory.drop_completion(session)
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether somebody has rings or pages that a successor must go on with."""
+        with self._lock:
+            return bool(self._lost) or any(_has_memory(self._slot(one)) for one in self._live)
 
     def ended(self) -> list[tuple[int, int]]:
         """Sessions that broke a rule of the ring: (session, positive status)."""
@@ -544,6 +552,10 @@ _CLIENT_HEADS = {
     "ingress": (core.MAGIC_INGRESS, core.KIND_INGRESS),
     "consumer": (core.MAGIC_CONSUMER, core.KIND_CONSUMER),
 }
+
+
+def _has_memory(slot: dict[str, int]) -> bool:
+    return slot["lane_count"] != 0 or slot["claim_capacity"] != 0
 
 
 def _inode(fd: int | None) -> int:

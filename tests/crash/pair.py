@@ -88,8 +88,6 @@ class Pair(contextlib.ExitStack):
         self.master.kill()
         self.master = self.master.restart()
         assert self.master.is_adopted
-        if self._session is not None:
-            self.master.call("forget_lost", session=self._session)
         self.slave.call("unfollow")
         self.join()
 

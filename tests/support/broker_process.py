@@ -50,9 +50,9 @@ SMALL = {
 class RunningBroker:
     """A broker that somebody else started."""
 
-    def __init__(self, runtime: Path, name: str) -> None:
+    def __init__(self, runtime: Path, name: str, broker_id: int = 0) -> None:
         self.runtime_path = runtime
-        self.socket_name = broker_socket_name(name, 0)
+        self.socket_name = broker_socket_name(name, broker_id)
 
     def connect(self, **options: Any) -> Client:
         with RuntimeFolder.open(self.runtime_path) as folder:
@@ -76,6 +76,7 @@ class BrokerProcess(RunningBroker):
         cluster_name: str,
         *,
         name: str = "broker-a",
+        broker_id: int = 0,
         runtime: Path | None = None,
         wait: bool = True,
         module: str = "shmq.broker",
@@ -88,6 +89,7 @@ class BrokerProcess(RunningBroker):
             folder: of the test; the store and the runtime folder are made in it.
             cluster_name: from the fixture of that name.
             name: broker_name.
+            broker_id: 0 is the master.
             runtime: runtime folder, where brokers share one.
             wait: until it is RUNNING.
             module: what is run.
@@ -100,7 +102,8 @@ class BrokerProcess(RunningBroker):
         self.module = module
         self.environment = {**os.environ, **(environment or {})}
         self.settings = {**SMALL, **settings}
-        super().__init__(runtime or folder / "run", name)
+        self.broker_id = broker_id
+        super().__init__(runtime or folder / "run", name, broker_id)
         self.store_path = folder / f"store-{name}"
         self.log_path = folder / f"{name}.log"
         self.process = self._start()
@@ -117,6 +120,7 @@ class BrokerProcess(RunningBroker):
             "--runtime", str(self.runtime_path),
             "--cluster", self.cluster_name,
             "--name", self.name,
+            "--id", str(self.broker_id),
         ]  # fmt: skip
         for key, value in self.settings.items():
             options += ["--set", f"{key}={value}"]
@@ -178,7 +182,8 @@ class BrokerProcess(RunningBroker):
             self.process.send_signal(signal.SIGCONT)
             self.stop()
         # Whatever memory is left belongs to nobody any more: a last life removes it.
-        if any(name.startswith(f"shmq.{self.cluster_name}.") for name in os.listdir("/dev/shm")):
+        own = f"shmq.{self.cluster_name}.{self.name}.{self.broker_id}."
+        if any(name.startswith(own) for name in os.listdir("/dev/shm")):
             self.settings["keep_memory"] = "never"
             self.process = self._start()
             self.wait_running()

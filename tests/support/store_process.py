@@ -30,7 +30,7 @@ from shmq.core import core
 from shmq.errors import ShmqError, for_name
 from shmq.shm.incarnation import Incarnation
 from shmq.shm.mastership import Mastership
-from shmq.status import FlushDiskType
+from shmq.status import BrokerRole, FlushDiskType
 from shmq.store.message_store import MessageStore
 from shmq.store.queues import QueueHandle
 from shmq.store.replica import LogBegin, MasterLog
@@ -382,6 +382,7 @@ def _config_from_json(fields: dict[str, Any]) -> dict[str, Any]:
         converted[key] = Path(fields[key])
     converted["waiting_policy"] = WaitingPolicy(fields["waiting_policy"])
     converted["flush_disk_type"] = FlushDiskType(fields["flush_disk_type"])
+    converted["broker_role"] = BrokerRole(fields["broker_role"])
     return converted
 
 

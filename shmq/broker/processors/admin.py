@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shmq.broker.processors.fields import json_response, ranged
 from shmq.broker.rights import Action
 from shmq.broker.topics import PERM_MAX, changed_attributes
-from shmq.errors import ConfigError, TopicNotExistError
+from shmq.errors import ConfigError, ServiceNotAvailableError, TopicNotExistError
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command, response_to
 from shmq.remoting.server import Connection, Handler, Processor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from shmq.broker.broker import Broker
 
-__all__ = ["AdminProcessor"]
+__all__ = ["AdminProcessor", "page_of"]
 
 LIST_COUNT_DEFAULT = 1000
 LIST_COUNT_MAX = 10_000
@@ -113,7 +113,7 @@ class AdminProcessor:
     def _topics(self, connection: Connection, command: Command) -> Command:
         self._broker.rights.require(connection.identity, Action.ADMIN, "")
         topics = self._broker.topics
-        names, is_last = _page(command, topics.configs)
+        names, is_last = page_of(command, topics.configs)
         table = {name: topics.configs[name].to_dict() for name in names}
         return json_response(
             command,
@@ -188,7 +188,7 @@ class AdminProcessor:
     def _groups(self, connection: Connection, command: Command) -> Command:
         self._broker.rights.require(connection.identity, Action.ADMIN, "")
         groups = self._broker.groups
-        names, is_last = _page(command, groups.configs)
+        names, is_last = page_of(command, groups.configs)
         table = {name: groups.configs[name].to_dict() for name in names}
         return json_response(
             command,
@@ -213,14 +213,15 @@ class AdminProcessor:
 
     def _delay_offsets(self, connection: Connection, command: Command) -> Command:
         self._broker.rights.require(connection.identity, Action.ADMIN, "")
-        assert self._broker.schedule is not None  # it serves
+        if self._broker.schedule is None:
+            raise ServiceNotAvailableError("delay offsets: this broker is a slave; ask its master")
         return json_response(command, self._broker.schedule.offsets().to_dict())
 
     def _status(self, _connection: Connection, command: Command) -> Command:
         return response_to(command, ext_fields=self._broker.status())
 
 
-def _page(command: Command, table: Mapping[str, object]) -> tuple[list[str], bool]:
+def page_of(command: Command, table: Mapping[str, object]) -> tuple[list[str], bool]:
     """The names behind `after`, at most `count`, and whether they are the last."""
     take = command.fields()
     after = take.text("after", "")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shmq.broker.processors.admin import AdminProcessor
 from shmq.broker.processors.attach import AttachProcessor
 from shmq.broker.processors.claim import ClaimProcessor
+from shmq.broker.processors.ha import HAProcessor
 from shmq.broker.processors.heartbeat import HeartbeatProcessor
 from shmq.broker.processors.lock import LockProcessor
 from shmq.broker.processors.message import MessageProcessor
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["processor_table"]
 
-_ALWAYS = frozenset({RequestCode.GET_BROKER_STATUS})
+_ALWAYS = frozenset({RequestCode.GET_BROKER_STATUS, RequestCode.NOTIFY_BROKER_ROLE_CHANGED})
 _WHILE_DRAINING = frozenset(
     {
         RequestCode.DETACH_SESSION,
@@ -50,6 +51,29 @@ _WHILE_DRAINING = frozenset(
 """What ends things, and reads; nothing new begins."""
 
 
+_MASTER_ONLY = frozenset(
+    {
+        RequestCode.ATTACH_SESSION,
+        RequestCode.RESUME_SESSION,
+        RequestCode.HEART_BEAT,
+        RequestCode.GRANT_SEND,
+        RequestCode.CONSUMER_SEND_MSG_BACK,
+        RequestCode.CLAIM_QUEUES,
+        RequestCode.LOCK_BATCH_MQ,
+        RequestCode.UPDATE_CONSUMER_OFFSET,
+        RequestCode.INVOKE_BROKER_TO_RESET_OFFSET,
+        RequestCode.CLONE_GROUP_OFFSET,
+        RequestCode.UPDATE_AND_CREATE_TOPIC,
+        RequestCode.UPDATE_AND_CREATE_TOPIC_LIST,
+        RequestCode.DELETE_TOPIC_IN_BROKER,
+        RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP,
+        RequestCode.DELETE_SUBSCRIPTIONGROUP,
+    }
+)
+"""What changes the log, or what a slave copies of its master; and what a client begins with, that
+takes whom it is answered by for the master."""
+
+
 def processor_table(broker: Broker) -> dict[int, Processor]:
     """All processors by code, each refused where the broker's phase does not allow it."""
     table: dict[int, Processor] = {}
@@ -65,20 +89,26 @@ def processor_table(broker: Broker) -> dict[int, Processor]:
         SendBackProcessor(broker),
         AdminProcessor(broker),
         RoleProcessor(broker.config, lambda: broker.rights, on_told=broker.on_told),
+        HAProcessor(broker),
     ):
         for code, row in part.table().items():
             if code not in _ALWAYS:
-                row = replace(row, handler=_guarded(broker, row.handler, code in _WHILE_DRAINING))
+                row = replace(row, handler=_guarded(broker, row.handler, code))
             table[code] = row
     return table
 
 
-def _guarded(broker: Broker, handler: Handler, while_draining: bool) -> Handler:
+def _guarded(broker: Broker, handler: Handler, code: int) -> Handler:
+    while_draining = code in _WHILE_DRAINING
+    is_masters = code in _MASTER_ONLY
+
     def handle(
         connection: Connection, command: Command
     ) -> Command | Awaitable[Command | None] | None:
         if not (while_draining and broker.phase is Phase.DRAINING):
             broker.require_running()
+        if is_masters:
+            broker.require_master()
         return handler(connection, command)
 
     return handle

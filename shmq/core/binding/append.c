@@ -1232,7 +1232,8 @@ static PyObject *appender_drained(struct shmq_appender *self, PyObject *argument
     int drained;
     Py_BEGIN_ALLOW_THREADS
     shmq_role_take(self);
-    drained = shmq_append_drained(&self->append, (uint32_t)session);
+    /* a slave takes nothing, so that nothing is waited for */
+    drained = self->is_slave || shmq_append_drained(&self->append, (uint32_t)session);
     shmq_role_give(self);
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(drained);
@@ -1438,7 +1439,7 @@ static PyMethodDef appender_methods[] = {
     METHOD("set_replica", shmq_appender_set_replica, METH_VARARGS,
            "set_replica(index, is_in_sync) -> bool: it has all that is confirmed."),
     METHOD("confirm", shmq_appender_confirm, METH_VARARGS | METH_KEYWORDS,
-           "confirm(is_confirming, *, needed=0, by_flushed=False): what confirmed_position follows."),
+           "confirm(is_confirming, *, needed=0, by_flushed=False, status=0): what confirmed_position follows."),
     METHOD("state", appender_state, METH_NOARGS, "state() -> dict of what only the append role knows."),
 #undef METHOD
     {NULL, NULL, 0, NULL},

@@ -316,11 +316,13 @@ PyObject *shmq_appender_set_replica(struct shmq_appender *self, PyObject *args)
 
 PyObject *shmq_appender_confirm(struct shmq_appender *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"is_confirming", "needed", "by_flushed", NULL};
+    static char *names[] = {"is_confirming", "needed", "by_flushed", "status", NULL};
     int is_confirming;
     unsigned int needed = 0;
     int by_flushed = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "p|$Ip:confirm", names, &is_confirming, &needed, &by_flushed) ||
+    unsigned int status = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "p|$IpI:confirm", names, &is_confirming, &needed, &by_flushed,
+                                     &status) ||
         shmq_appender_open(self, "confirm") < 0) {
         return NULL;
     }
@@ -328,6 +330,7 @@ PyObject *shmq_appender_confirm(struct shmq_appender *self, PyObject *args, PyOb
     shmq_role_take(self);
     self->replicas.is_confirming = (uint32_t)is_confirming;
     self->replicas.needed = needed;
+    self->append.replica_status = status;
     if (self->replicas.by_flushed != (uint32_t)by_flushed) {
         self->replicas.by_flushed = (uint32_t)by_flushed;
         for (uint32_t i = 0; i < self->replicas.limit; ++i) {

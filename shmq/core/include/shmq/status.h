@@ -31,7 +31,8 @@
     S(SLAVE_NOT_AVAILABLE, -21, "stored, but no replica is in sync")                               \
     S(NOT_WRITABLE, -22, "the queue or the store takes no messages now")                           \
     S(OFFSET_TOO_SMALL, -23, "below the first queue_offset that is kept")                          \
-    S(STOPPED, -24, "the loop was asked to stop")
+    S(STOPPED, -24, "the loop was asked to stop")                                                  \
+    S(IN_SYNC_REPLICAS_NOT_ENOUGH, -25, "not stored: fewer slaves in sync than the broker asks for")
 
 enum shmq_status {
 #define SHMQ_STATUS_MEMBER(name, value, meaning) SHMQ_##name = (value),

@@ -121,6 +121,8 @@ struct shmq_append {
     uint32_t settle_rows;             /* 1: the next settle looks at the pending rows even if nothing moved */
     uint64_t flush_timeout_ns;        /* syncFlushTimeout */
     uint64_t replica_timeout_ns;      /* slaveTimeout */
+    uint32_t replica_status;          /* 0, or what a send that waits for slaves gets: positive SLAVE_NOT_AVAILABLE
+                                         (stored all the same) or IN_SYNC_REPLICAS_NOT_ENOUGH (refused) */
     uint32_t blocked;                 /* 0, or LOG_FULL / ARENA_FULL as positive status: rings wait */
     uint32_t delay_level_count;
     uint64_t delay_ms[SHMQ_DELAY_LEVEL_MAX + 1];
@@ -350,6 +352,13 @@ static inline int shmq_turn_take(struct shmq_append *append, struct shmq_ring *r
     if (status == SHMQ_OK) {
         status = shmq_turn_check(append, ring, head, own_size);
     }
+    uint32_t levels = status == SHMQ_OK && (head->flags & SHMQ_RECORD_WAIT) != 0
+                          ? target->flags & (SHMQ_ROW_FLUSH | SHMQ_ROW_REPLICA)
+                          : 0;
+    uint32_t replica_status = (levels & SHMQ_ROW_REPLICA) != 0 ? append->replica_status : 0;
+    if (replica_status == (uint32_t)-SHMQ_IN_SYNC_REPLICAS_NOT_ENOUGH) {
+        status = SHMQ_IN_SYNC_REPLICAS_NOT_ENOUGH;
+    }
     if (status == SHMQ_OK) {
         struct shmq_row *row = to->row;
         uint32_t properties_size = head->properties_size;
@@ -419,8 +428,10 @@ static inline int shmq_turn_take(struct shmq_append *append, struct shmq_ring *r
                 completion.physical_offset = append->log.log_end;
                 completion.queue_offset = row->next_queue_offset;
                 completion.size = size;
-                if ((head->flags & SHMQ_RECORD_WAIT) != 0) {
-                    completion.need = (uint8_t)(target->flags & (SHMQ_ROW_FLUSH | SHMQ_ROW_REPLICA));
+                completion.need = (uint8_t)levels;
+                if (replica_status != 0) { /* it is stored, and there is nobody to wait for */
+                    completion.need &= (uint8_t)~SHMQ_NEED_REPLICA;
+                    completion.final_status = (uint8_t)replica_status;
                 }
                 append->log.log_end += size;
                 row->next_queue_offset += 1;

@@ -1,0 +1,282 @@
+"""A slave's side: finds its master, follows its log, copies its topics, groups and offsets.
+
+What lives here: `HAClient` (RocketMQ's name): one task. It looks for the master among the sockets
+of its broker_name in the runtime folder, hands over the store's control segment, has the store
+follow what it gets, and asks for the configuration each slaveSyncInterval while the connection
+lasts. When it ends, nothing is followed until a master answers again.
+
+The loop's thread owns it; writes through the store and the tables. Never raises for what a master
+does: it logs, and tries again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from shmq.errors import ConfigError, ShmqError
+from shmq.remoting.aio_client import AsyncClient
+from shmq.remoting.codes import RequestCode
+from shmq.remoting.command import Command
+from shmq.remoting.runtime_folder import broker_socket_name
+from shmq.service import Phase
+from shmq.status import BrokerRole
+from shmq.store.config_files import DelayOffsets, numbers_by_number
+from shmq.store.replica import LogBegin, MasterLog
+from shmq.subscription import SubscriptionGroupConfig
+from shmq.topic import TopicConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shmq.broker.broker import Broker
+    from shmq.config import BrokerConfig
+    from shmq.remoting.runtime_folder import RuntimeFolder
+
+__all__ = ["HAClient", "MasterFinder"]
+
+_log = logging.getLogger("shmq.broker")
+
+_TIMEOUT_S: Final = 5.0
+_CONNECT_TIMEOUT_S: Final = 1.0
+_BACK_OFF_S: Final = 0.02
+_BACK_OFF_MAX_S: Final = 0.5
+_PAGE_COUNT: Final = 500
+_FD_COUNT: Final = 3
+"""Descriptors that the answer to ATTACH_REPLICA brings: control, log, event."""
+
+
+class MasterFinder:
+    """Finds the master of a broker_name for another member of it.
+
+    Args:
+        config: of that member.
+        folder: the runtime folder; used as long as this lives.
+    """
+
+    def __init__(self, config: BrokerConfig, folder: RuntimeFolder) -> None:
+        self._broker_name = config.broker_name
+        self._folder = folder
+        self.own_name = broker_socket_name(config.broker_name, config.broker_id)
+        """The member's own socket."""
+        self._prefix = broker_socket_name(config.broker_name, 0).removesuffix("0")
+        self.problem: str | None = None
+        """Why there is no master, for people."""
+        self.master_id = 0
+        """The own broker_id of the master that was found last."""
+
+    async def await_begin(self) -> LogBegin:
+        """Where the log of a slave begins, once a master serves; waits for one."""
+        back_off_s = _BACK_OFF_S
+        while True:  # until the member stops, or is master itself
+            try:
+                client = await self.connect()
+                try:
+                    answer = await client.call(
+                        Command(RequestCode.GET_REPLICA_BEGIN), timeout_s=_TIMEOUT_S
+                    )
+                finally:
+                    client.close()
+                take = answer.fields()
+                self.problem = None
+                return LogBegin(
+                    take.number("fileSizeBytes"),
+                    take.number("minPosition"),
+                    take.number("recordCrcPosition"),
+                )
+            except ShmqError as error:
+                self.say(error)
+            await asyncio.sleep(back_off_s)
+            back_off_s = min(2 * back_off_s, _BACK_OFF_MAX_S)
+
+    def say(self, error: ShmqError) -> None:
+        """Note why there is none; each reason is logged once."""
+        if self.problem != str(error):
+            self.problem = str(error)
+            _log.warning("no master: %s", error)
+
+    async def connect(self) -> AsyncClient:
+        """A connection to the master.
+
+        Raises:
+            ShmqError: none answers as one.
+        """
+        names = [
+            name
+            for name in self._folder.socket_names("broker")
+            if name != self.own_name
+            and name.startswith(self._prefix)
+            and name.removeprefix(self._prefix).isdigit()
+        ]
+        reason: ShmqError = ConfigError(
+            f"find the master of {self._broker_name}: no other broker of that name "
+            f"listens in {self._folder.path}; start it"
+        )
+        for name in names:
+            try:
+                client = await AsyncClient.connect(
+                    self._folder, name, role="broker", timeout_s=_CONNECT_TIMEOUT_S
+                )
+            except ShmqError as error:
+                reason = error
+                continue
+            try:
+                status = await client.call(
+                    Command(RequestCode.GET_BROKER_STATUS), timeout_s=_TIMEOUT_S
+                )
+                said = status.ext_fields
+                if said.get("role") != BrokerRole.SLAVE and said["phase"] == Phase.RUNNING:
+                    self.master_id = status.fields().number("brokerId")
+                    return client
+            except ShmqError as error:
+                reason = error
+            client.close()
+        raise reason
+
+
+class HAClient:
+    """The way of one slave to its master.
+
+    Args:
+        broker: the slave.
+        folder: the runtime folder; used as long as this lives.
+    """
+
+    def __init__(self, broker: Broker, folder: RuntimeFolder) -> None:
+        self._broker = broker
+        self._finder = MasterFinder(broker.config, folder)
+        self._is_stopping = False
+        self.synced = asyncio.Event()
+        """Topics, groups and offsets have been copied once from the master at hand."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no master, for people; None while one is followed."""
+        return self._finder.problem
+
+    # ---- following ---------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Before its task is cancelled: asyncio.wait_for of Python 3.11 keeps a cancellation to
+        itself if the answer came in the same moment.
+        """
+        self._is_stopping = True
+
+    async def run(self) -> None:
+        """Follow whoever is master; until `stop`."""
+        back_off_s = _BACK_OFF_S
+        while not self._is_stopping:
+            try:
+                await self._follow()
+            except ShmqError as error:
+                self._finder.say(error)
+            if self.synced.is_set():
+                back_off_s = _BACK_OFF_S
+                self.synced.clear()
+            await asyncio.sleep(back_off_s)
+            back_off_s = min(2 * back_off_s, _BACK_OFF_MAX_S)
+
+    async def _follow(self) -> None:
+        """Attach, and copy what is configured until the connection ends."""
+        store = self._broker.store
+        client = await self._finder.connect()
+        ended = asyncio.Event()
+        client.when_closed(ended.set)
+        try:
+            ours, theirs = socket.socketpair()
+            with ours:
+                answer = await client.call(
+                    Command(
+                        RequestCode.ATTACH_REPLICA,
+                        {
+                            "clientId": f"slave@{self._finder.own_name}",
+                            "brokerId": self._broker.config.broker_id,
+                        },
+                        fds=[store.open_control(), theirs.detach()],
+                    ),
+                    timeout_s=_TIMEOUT_S,
+                    fd_count_max=_FD_COUNT,
+                )
+                begin = await client.call(
+                    Command(RequestCode.GET_REPLICA_BEGIN), timeout_s=_TIMEOUT_S
+                )
+                control_fd, log_fd, event_fd = answer.take_fds()
+                master = MasterLog(
+                    control_fd,
+                    log_fd,
+                    event_fd,
+                    ours.detach(),
+                    begin.fields().number("recordCrcPosition"),
+                )
+            store.wait_for_slaves(answer.fields().flag("waitsForSlaves", False))
+            try:
+                store.follow(master)
+            except ValueError as error:
+                raise ConfigError(f"follow {client.name}: {error}") from None
+            self._finder.problem = None
+            _log.info("following master=%s", client.name)
+            self._broker.follows(self._finder.own_name, self._finder.master_id)
+            while not ended.is_set() and not self._is_stopping:
+                await self._copy(client)
+                self.synced.set()
+                try:
+                    async with asyncio.timeout(self._broker.config.slave_sync_interval_ms / 1000):
+                        await ended.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            client.close()
+            store.replica.unfollow()
+
+    # ---- configuration -----------------------------------------------------------------------
+
+    async def _copy(self, client: AsyncClient) -> None:
+        """Topics, groups, consumer offsets and delay offsets, as the master has them now."""
+        broker = self._broker
+        topics, _ = await self._pages(client, RequestCode.GET_ALL_TOPIC_CONFIG, "topicConfigTable")
+        wanted = {name: TopicConfig.from_dict(_object(one)) for name, one in topics.items()}
+        for topic in [name for name in broker.topics if name not in wanted]:
+            if not broker.topics.is_reserved(topic):
+                await broker.delete_topic(topic)
+        await broker.topics.copy(wanted)
+        groups, _ = await self._pages(
+            client, RequestCode.GET_ALL_SUBSCRIPTIONGROUP_CONFIG, "subscriptionGroupTable"
+        )
+        await broker.groups.copy(
+            {name: SubscriptionGroupConfig.from_dict(_object(one)) for name, one in groups.items()}
+        )
+        offsets, last = await self._pages(
+            client, RequestCode.GET_ALL_CONSUMER_OFFSET, "offsetTable"
+        )
+        broker.offsets.copy(
+            {name: numbers_by_number(name, _object(one)) for name, one in offsets.items()},
+            next_claim=last.fields().number("nextClaim"),
+        )
+        delays = await client.call(Command(RequestCode.GET_ALL_DELAY_OFFSET), timeout_s=_TIMEOUT_S)
+        await broker.copy_delay_offsets(DelayOffsets.from_dict(delays.json()))
+
+    async def _pages(
+        self, client: AsyncClient, code: RequestCode, key: str
+    ) -> tuple[Mapping[str, object], Command]:
+        """A whole table of the master, and the last answer."""
+        found: dict[str, object] = {}
+        after = ""
+        while True:  # ends: each page begins behind the one before
+            answer = await client.call(
+                Command(code, {"after": after, "count": _PAGE_COUNT}), timeout_s=_TIMEOUT_S
+            )
+            page = _object(orjson.loads(answer.body).get(key))
+            found |= page
+            if answer.fields().flag("isLast", True) or not page:
+                return found, answer
+            after = max(page)
+
+
+def _object(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"the master's configuration: {value!r:.80}, wanted an object")
+    return value

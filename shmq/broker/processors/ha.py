@@ -1,0 +1,137 @@
+"""Replication: GET_REPLICA_BEGIN, ATTACH_REPLICA, GET_BROKER_HA_STATUS, GET_ALL_CONSUMER_OFFSET.
+
+In the loop's thread. A slave has its master's uid: it maps the whole log, and the master maps its
+control segment, which another uid could shrink under our eyes.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from shmq.broker.processors.admin import page_of
+from shmq.broker.processors.fields import client_id_of, json_response, ranged
+from shmq.broker.rights import Action
+from shmq.errors import ConfigError, PermissionDeniedError, ServiceNotAvailableError
+from shmq.remoting.codes import RequestCode
+from shmq.remoting.command import Command, Scalar, response_to
+from shmq.remoting.server import Connection, Processor
+from shmq.status import BrokerRole
+
+if TYPE_CHECKING:
+    from shmq.broker.broker import Broker
+    from shmq.broker.ha_service import HAService
+
+__all__ = ["GIVEN", "HANDED_OVER", "HAProcessor"]
+
+HANDED_OVER = ("control", "socket")
+"""Descriptors that come with ATTACH_REPLICA, in this order."""
+GIVEN = ("control", "log", "event")
+"""Descriptors that go with its answer."""
+_BROKER_ID_MAX = 1_000_000
+
+
+class HAProcessor:
+    """Serves slaves, and whoever asks how they do."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def table(self) -> dict[int, Processor]:
+        """By code."""
+        return {
+            RequestCode.GET_REPLICA_BEGIN: Processor(handler=self._begin),
+            RequestCode.ATTACH_REPLICA: Processor(
+                handler=self._attach, fd_count_max=len(HANDED_OVER)
+            ),
+            RequestCode.GET_BROKER_HA_STATUS: Processor(handler=self._status),
+            RequestCode.GET_ALL_CONSUMER_OFFSET: Processor(handler=self._offsets),
+        }
+
+    def _require_slave(self, connection: Connection) -> HAService:
+        broker = self._broker
+        if connection.identity.uid != os.geteuid():
+            raise PermissionDeniedError(
+                f"attach a slave: {connection} has uid {connection.identity.uid}, wanted "
+                f"{os.geteuid()}, the master's; run it as the same user"
+            )
+        if broker.ha is None:
+            raise ServiceNotAvailableError(
+                f"attach a slave: broker {broker.config.broker_name}:{broker.config.broker_id} is "
+                "a slave itself; ask the master"
+            )
+        return broker.ha
+
+    def _begin(self, connection: Connection, command: Command) -> Command:
+        self._require_slave(connection)
+        begin = self._broker.store.log_begin
+        fields: dict[str, Scalar] = {
+            "fileSizeBytes": begin.file_size_bytes,
+            "minPosition": begin.begin_position,
+            "recordCrcPosition": begin.record_crc_position,
+            "maxPosition": self._broker.store.positions.committed_position,
+        }
+        return response_to(command, ext_fields=fields)
+
+    def _attach(self, connection: Connection, command: Command) -> Command:
+        ha = self._require_slave(connection)
+        broker = self._broker
+        take = command.fields()
+        client_id = client_id_of(take, "clientId")
+        broker_id = ranged(take, "brokerId", 0, _BROKER_ID_MAX)
+        if len(command.fds) != len(HANDED_OVER):
+            raise ConfigError(
+                f"{command.name}: {len(command.fds)} descriptors, wanted {', '.join(HANDED_OVER)}"
+            )
+        broker.bind(connection, client_id)
+        offer = broker.sessions.attach(
+            connection, client_id, producer=False, consumer=False, map_log=True
+        )
+        try:
+            ha.add(connection, broker_id, *command.fds)
+            fields: dict[str, Scalar] = {
+                "waitsForSlaves": broker.config.master_role is BrokerRole.SYNC_MASTER,
+                "fds": ",".join(GIVEN),
+            }
+            fds = [offer.fds.pop(name) for name in GIVEN]
+            return response_to(command, ext_fields=fields, fds=fds)
+        except BaseException:
+            broker.sessions.end(connection)
+            raise
+        finally:
+            offer.close()
+
+    def _status(self, connection: Connection, command: Command) -> Command:
+        self._broker.rights.require(connection.identity, Action.ADMIN, "")
+        broker = self._broker
+        if broker.ha is not None:
+            return json_response(command, broker.ha.status())
+        replica = broker.store.replica
+        now = broker.store.positions
+        return json_response(
+            command,
+            {
+                "master": False,
+                "state": replica.state,
+                "problem": replica.problem,
+                "maxOffset": now.committed_position,
+                "confirmOffset": now.confirmed_position,
+                "masterCommitLogMaxOffset": replica.master_position,
+            },
+        )
+
+    def _offsets(self, connection: Connection, command: Command) -> Command:
+        self._broker.rights.require(connection.identity, Action.ADMIN, "")
+        broker = self._broker
+        broker.claims.harvest()
+        table = broker.offsets.table
+        names, is_last = page_of(command, table)
+        shown = {
+            name: {str(queue_id): offset for queue_id, offset in table[name].items()}
+            for name in names
+        }
+        return json_response(
+            command,
+            {"offsetTable": shown},
+            {"isLast": is_last, "nextClaim": broker.offsets.next_claim},
+        )

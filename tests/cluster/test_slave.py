@@ -1,0 +1,160 @@
+"""A slave as a broker process: it finds its master, copies it, takes no message, and comes back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from shmq.errors import ServiceNotAvailableError
+from shmq.remoting.codes import RequestCode
+from shmq.remoting.command import Command
+from shmq.status import SendStatus
+from tests.support.broker_process import BrokerProcess
+from tests.support.cluster import Cluster, wait_for
+from tests.support.rocketmq_decoder import decode_commit_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.cluster
+
+
+class Pair:
+    """A cluster with one master, and a slave of it."""
+
+    def __init__(self, folder: Path, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.master = cluster.brokers[0]
+        self.folder = folder
+        self.slave = BrokerProcess(
+            folder / "slave",
+            self.master.cluster_name,
+            name=self.master.name,
+            broker_id=1,
+            runtime=cluster.runtime,
+            wait=False,
+            broker_role="SLAVE",
+            slave_sync_interval_ms="100",
+        )
+
+    def await_equal(self) -> None:
+        """Return once the slave has what the master has now."""
+        end = self.master.status()["committedPosition"]
+        wait_for(lambda: self.slave.status().get("committedPosition", -1) >= end, "the slave")
+
+    def ha_status(self, broker: BrokerProcess | None = None) -> dict[str, Any]:
+        client = (broker or self.master).connect()
+        try:
+            command = Command(RequestCode.GET_BROKER_HA_STATUS)
+            return dict(orjson.loads(client.call(command, timeout_s=30.0).body))
+        finally:
+            client.close()
+
+    def await_in_sync(self, count: int = 1) -> None:
+        wait_for(lambda: self.ha_status()["inSyncSlaveNums"] == count, "the SyncStateSet")
+
+
+def start(folder: Path, cluster_name: str, **settings: str) -> Iterator[Pair]:
+    (folder / "slave").mkdir()
+    with Cluster(folder, cluster_name, **settings) as cluster:
+        pair = Pair(folder, cluster)
+        with pair.slave:
+            pair.slave.wait_running()
+            pair.await_in_sync()
+            yield pair
+
+
+@pytest.fixture
+def pair(tmp_path: Path, cluster_name: str) -> Iterator[Pair]:
+    yield from start(tmp_path, cluster_name)
+
+
+@pytest.fixture
+def sync_pair(tmp_path: Path, cluster_name: str) -> Iterator[Pair]:
+    yield from start(tmp_path, cluster_name, broker_role="SYNC_MASTER", slave_timeout_ms="500")
+
+
+def test_slave_copies_messages_topics_groups_and_offsets_and_comes_back(pair: Pair) -> None:
+    with pair.cluster.connect() as client:
+        client.create_topic("copied", queues=2)
+        producer = client.producer()
+        for number in range(200):
+            producer.send("copied", str(number).encode())
+        with client.consumer("copied", group="readers") as consumer:
+            left = 200
+            while left:
+                for message in consumer.receive(timeout=30.0):
+                    with message.process():
+                        left -= 1
+        pair.await_equal()
+        pair.await_in_sync()
+        pair.slave.kill()
+        pair.await_in_sync(0)
+        for number in range(200, 300):
+            assert producer.send("copied", str(number).encode()).send_status is SendStatus.SEND_OK
+        pair.slave.restart()
+        pair.await_in_sync()
+        pair.await_equal()
+        wait_for(lambda: "copied" in config(pair, "topics.json"), "the topic")
+        wait_for(lambda: "readers" in config(pair, "subscriptionGroup.json"), "the group")
+        wait_for(lambda: "copied@readers" in config(pair, "consumerOffset.json"), "the offsets")
+    end = pair.master.status()["committedPosition"]
+    pair.slave.stop()
+    pair.cluster.brokers[0].stop()
+    theirs = (pair.master.store_path / "commitlog/00000000000000000000").read_bytes()
+    ours = (pair.slave.store_path / "commitlog/00000000000000000000").read_bytes()
+    assert ours[:end] == theirs[:end]
+    bodies = {frame.body for frame in decode_commit_log(pair.slave.store_path / "commitlog")}
+    assert {str(number).encode() for number in range(300)} <= bodies
+
+
+def config(pair: Pair, name: str) -> str:
+    path = pair.slave.store_path / "config" / name
+    return path.read_text("utf-8") if path.exists() else ""
+
+
+def test_slave_refuses_what_only_a_master_does_and_says_who_it_is(pair: Pair) -> None:
+    client = pair.slave.connect()
+    try:
+        with pytest.raises(ServiceNotAvailableError, match="is a slave"):
+            client.call(
+                Command(RequestCode.UPDATE_AND_CREATE_TOPIC, {"topic": "no"}), timeout_s=30.0
+            )
+    finally:
+        client.close()
+    assert pair.slave.status()["role"] == "SLAVE"
+    with pair.cluster.connect() as user:
+        assert user.routes.brokers() == {pair.master.name: pair.master.socket_name}
+
+
+def test_slave_started_before_its_master_waits_for_it(pair: Pair) -> None:
+    pair.master.kill()
+    pair.slave.kill()
+    pair.slave.restart()
+    wait_for(lambda: pair.slave.status()["replicaProblem"], "the problem")
+    pair.master.restart()
+    wait_for(lambda: not pair.slave.status()["replicaProblem"], "the master")
+    pair.await_in_sync()
+
+
+def test_sync_master_waits_for_its_slave_and_says_what_it_did_not_get(sync_pair: Pair) -> None:
+    pair = sync_pair
+    with pair.cluster.connect() as client:
+        client.create_topic("safe", queues=1)
+        producer = client.producer()
+        pair.await_in_sync()
+        for number in range(50):
+            result = producer.send("safe", str(number).encode())
+            assert result.send_status is SendStatus.SEND_OK
+            # it is confirmed: on the slave, too
+            frames = pair.ha_status(pair.slave)
+            assert frames["maxOffset"] >= pair.ha_status()["confirmOffset"] > 0
+        pair.slave.kill()
+        pair.await_in_sync(0)
+        assert producer.send("safe", b"alone").send_status is SendStatus.SLAVE_NOT_AVAILABLE
+        pair.slave.restart()
+        pair.await_in_sync()
+        assert producer.send("safe", b"again").send_status is SendStatus.SEND_OK
