@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from shmq.errors import ConfigError, ShmqError
+from shmq.errors import ConfigError, ShmqError, StoreCorruptError
 from shmq.remoting.aio_client import AsyncClient
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
@@ -26,18 +26,19 @@ from shmq.remoting.runtime_folder import broker_socket_name
 from shmq.service import Phase
 from shmq.status import BrokerRole
 from shmq.store.config_files import DelayOffsets, numbers_by_number
+from shmq.store.epochs import Epoch, common_end
 from shmq.store.replica import LogBegin, MasterLog
 from shmq.subscription import SubscriptionGroupConfig
 from shmq.topic import TopicConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from shmq.broker.broker import Broker
     from shmq.config import BrokerConfig
     from shmq.remoting.runtime_folder import RuntimeFolder
 
-__all__ = ["HAClient", "MasterFinder"]
+__all__ = ["HAClient", "MasterFinder", "check_prefix"]
 
 _log = logging.getLogger("shmq.broker")
 
@@ -187,6 +188,16 @@ class HAClient:
         ended = asyncio.Event()
         client.when_closed(ended.set)
         try:
+            begin = await client.call(Command(RequestCode.GET_REPLICA_BEGIN), timeout_s=_TIMEOUT_S)
+            epochs = [Epoch(*pair) for pair in orjson.loads(begin.body)["epochs"]]
+            check_prefix(
+                store.epochs.epochs,
+                store.positions.committed_position,
+                epochs,
+                begin.fields().number("maxPosition"),
+            )
+            # Before the first frame that was written under a new one is copied.
+            store.epochs = await asyncio.to_thread(store.epochs.replace, epochs)
             ours, theirs = socket.socketpair()
             with ours:
                 answer = await client.call(
@@ -200,9 +211,6 @@ class HAClient:
                     ),
                     timeout_s=_TIMEOUT_S,
                     fd_count_max=_FD_COUNT,
-                )
-                begin = await client.call(
-                    Command(RequestCode.GET_REPLICA_BEGIN), timeout_s=_TIMEOUT_S
                 )
                 control_fd, log_fd, event_fd = answer.take_fds()
                 master = MasterLog(
@@ -274,6 +282,26 @@ class HAClient:
             if answer.fields().flag("isLast", True) or not page:
                 return found, answer
             after = max(page)
+
+
+def check_prefix(
+    ours: Sequence[Epoch], our_end: int, theirs: Sequence[Epoch], their_end: int
+) -> None:
+    """Return if our log can be a part of theirs, as far as masterships tell: nothing is copied
+    behind messages that the master does not have.
+
+    Raises:
+        StoreCorruptError: ours goes on where theirs is another one.
+    """
+    if not ours or not theirs:
+        return  # one was written under none: the frames themselves must fit
+    common = common_end(ours, our_end, theirs, their_end)
+    if common is None or common < our_end:
+        raise StoreCorruptError(
+            f"copy the master's log behind {our_end}: the two are the same up to {common or 0} and "
+            f"not beyond, so {our_end - (common or 0)} bytes are here alone; keep a copy of this "
+            "store, empty its folder and start it"
+        )
 
 
 def _object(value: object) -> Mapping[str, object]:

@@ -71,7 +71,8 @@ class HAProcessor:
             "recordCrcPosition": begin.record_crc_position,
             "maxPosition": self._broker.store.positions.committed_position,
         }
-        return response_to(command, ext_fields=fields)
+        epochs = {"epochs": [list(epoch) for epoch in self._broker.store.epochs.epochs]}
+        return json_response(command, epochs, fields)
 
     def _attach(self, connection: Connection, command: Command) -> Command:
         ha = self._require_slave(connection)
