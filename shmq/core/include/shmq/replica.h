@@ -70,7 +70,7 @@ struct shmq_replica_set {
 /* What is confirmed at the master is so here, as far as we have it: a message shows itself nowhere sooner. */
 static inline void shmq_replica_follow_confirmed(struct shmq_append *append, const struct shmq_replica_source *source)
 {
-    /* acquire: pairs with the release in shmq_replica_confirm */
+    /* acquire: pairs with the release in shmq_replica_set_confirm */
     uint64_t confirmed = shmq_load_acquire(&source->control->replica.confirmed_position);
     shmq_word64 *own = &append->control->replica.confirmed_position;
     confirmed = confirmed < append->log.log_end ? confirmed : append->log.log_end;
@@ -271,7 +271,7 @@ static inline int shmq_replica_sleep(struct shmq_append *append, const struct sh
 {
     shmq_word32 *epoch = &append->control->sleep.append_sleeps;
     uint32_t last = shmq_load_relaxed32(epoch); /* relaxed: own word */
-    /* relaxed: the master looks at it behind the fence in shmq_replica_set_confirm */
+    /* relaxed: the master looks at it in shmq_replica_set_tell, behind its fence */
     shmq_store_relaxed32(&append->control->replica.confirm_wanted, append->pending_row_count != 0);
     /* relaxed: the fence behind it orders it before the last look */
     shmq_store_relaxed32(epoch, (last | 1u) + (last & 1u) * 2u);

@@ -829,7 +829,7 @@ static inline int shmq_turn_settle(struct shmq_append *append, uint64_t now_ns)
 {
     /* acquire: pairs with the release in the flusher; the bytes below it are on disk */
     uint64_t flushed = shmq_load_acquire(&append->control->flush.flushed_position);
-    /* acquire: pairs with the release in the replica service; the replicas hold the bytes below it */
+    /* acquire: pairs with the release in shmq_replica_set_confirm; the replicas hold the bytes below it */
     uint64_t confirmed = shmq_load_acquire(&append->control->replica.confirmed_position);
     int changed = flushed != append->flushed_seen || confirmed != append->confirmed_seen ||
                   append->settle_rows != 0;
