@@ -244,6 +244,10 @@ def _check_recovered(
             ends[key] -= 1
             if ends[key] == 0:
                 del ends[key]
+        claimed, claimed_offset = _claim(region, bit)
+        if ends.get(claimed) == claimed_offset and recovered.queue_ends[claimed] != claimed_offset:
+            # It says now that it was the next of a queue: that offset is not given out, to be safe.
+            ends[claimed] += 1
         assert recovered.saved_tails == (), what
     elif region.kind == "BLANK":
         (hole,) = recovered.holes
@@ -255,6 +259,16 @@ def _check_recovered(
     else:
         assert recovered.holes == (), what
     assert recovered.queue_ends == ends, what
+
+
+def _claim(region: Region, bit: int) -> tuple[tuple[str, int], int]:
+    """Which message the victim says it was, once `bit` of it is flipped: queue, queue_offset."""
+    victim = region.victim
+    assert victim is not None
+    flipped = 1 << (region.end - 1 - bit // 8) * 8 + bit % 8  # RocketMQ's integers are big-endian
+    queue_id = victim.queue_id ^ (flipped if region.kind == "queueId" else 0)
+    queue_offset = victim.queue_offset ^ (flipped if region.kind == "queueOffset" else 0)
+    return (victim.topic, queue_id), queue_offset
 
 
 def _check_entries(store_path: Path, writer: Writer, region: Region, bit: int) -> None:
