@@ -17,7 +17,8 @@ from __future__ import annotations
 from shmq.client.aio_client import AsyncClient as Client
 from shmq.client.aio_client import connect, local
 from shmq.client.aio_consumer import AsyncConsumer as Consumer
+from shmq.client.aio_lite_pull_consumer import AsyncLitePullConsumer as LitePullConsumer
 from shmq.client.aio_producer import AsyncProducer as Producer
 from shmq.client.aio_push_consumer import AsyncPushConsumer as PushConsumer
 
-__all__ = ["Client", "Consumer", "Producer", "PushConsumer", "connect", "local"]
+__all__ = ["Client", "Consumer", "LitePullConsumer", "Producer", "PushConsumer", "connect", "local"]

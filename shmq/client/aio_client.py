@@ -15,11 +15,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shmq.client.aio_consumer import AsyncConsumer
+from shmq.client.aio_lite_pull_consumer import AsyncLitePullConsumer
 from shmq.client.aio_opening import Opening
 from shmq.client.aio_producer import AsyncProducer
 from shmq.client.aio_push_consumer import AsyncPushConsumer
 from shmq.client.closable import AsyncClosable
 from shmq.client.instance import DEFAULT_PRODUCER, Client
+from shmq.client.lite_pull_consumer import AUTO_COMMIT_INTERVAL_S, PULL_BATCH_SIZE
 from shmq.client.local import local as blocking_local
 from shmq.client.wake_hub import WakeHub
 from shmq.config import WaitingPolicy
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from shmq.allocation import Allocation
     from shmq.client.aio_push_consumer import AsyncListener
     from shmq.client.consumer import Consumer
+
+    _Member = AsyncConsumer | AsyncLitePullConsumer | AsyncProducer | AsyncPushConsumer
 
 __all__ = ["AsyncClient", "connect", "local"]
 
@@ -105,7 +109,7 @@ class AsyncClient(AsyncClosable):
         self._executor = executor
         self.hub = WakeHub(asyncio.get_running_loop(), executor)
         """What gets tasks up."""
-        self._closing: list[AsyncConsumer | AsyncProducer | AsyncPushConsumer] = []
+        self._closing: list[_Member] = []
         self._is_closed = False
         engine.on_session(self.hub.session_changed)
 
@@ -192,6 +196,34 @@ class AsyncClient(AsyncClosable):
         self._closing.append(made)
         return made
 
+    def lite_pull_consumer(
+        self,
+        group: str,
+        *,
+        auto_commit: bool = True,
+        auto_commit_interval: float = AUTO_COMMIT_INTERVAL_S,
+        batch_size: int = PULL_BATCH_SIZE,
+        from_where: ConsumeFromWhere = ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET,
+        from_time: float | None = None,
+        allocation: Allocation = "average",
+    ) -> AsyncLitePullConsumer:
+        """A program that polls, of topics or of queues; arguments and errors as
+        Client.lite_pull_consumer.
+        """
+        self.check("make a lite pull consumer")
+        engine = self.engine.lite_pull_consumer(
+            group,
+            auto_commit=auto_commit,
+            auto_commit_interval=auto_commit_interval,
+            batch_size=batch_size,
+            from_where=from_where,
+            from_time=from_time,
+            allocation=allocation,
+        )
+        made = AsyncLitePullConsumer(self, engine)
+        self._closing.append(made)
+        return made
+
     async def _join(self, make: Callable[[], Consumer]) -> AsyncConsumer:
         self.check("make a consumer")
         joining = self.hub.loop.run_in_executor(self._executor, make)
@@ -250,7 +282,7 @@ class AsyncClient(AsyncClosable):
         """Whether this is a child of the process that connected."""
         return self.engine.is_forked
 
-    def leave(self, member: AsyncConsumer | AsyncProducer | AsyncPushConsumer) -> None:
+    def leave(self, member: _Member) -> None:
         """It is closed."""
         if member in self._closing:
             self._closing.remove(member)

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 _FOR_EVER_S = 3600.0
 """One sleep of an iteration; whatever happens meanwhile ends it."""
-_AT_ONCE_MAX = 256
+AT_ONCE_MAX = 256
 """Messages handed out without a turn for the other tasks of the loop."""
 
 
@@ -139,7 +139,7 @@ class AsyncConsumer(AsyncClosable):
         between a call that takes messages and its return: a cancelled task has taken none.
         """
         self._check()
-        if self._at_once_count >= _AT_ONCE_MAX:
+        if self._at_once_count >= AT_ONCE_MAX:
             self._at_once_count = 0
             await asyncio.sleep(0)
         if self._reading is None:
@@ -164,10 +164,9 @@ class AsyncConsumer(AsyncClosable):
 
     async def _sleep(self, timeout: float) -> None:
         readers, timeout = self._engine.watch(timeout)
-        links = {queue.link: None for queue in self._engine.assignment.queues}
-        if not all(map(self._hub.is_ready, links)):
-            await self._hub.ready(links)
-        await self._sleeper.sleep(readers, links, self._engine.assignment.bell, timeout)
+        bell = self._engine.assignment.bell
+        bells = ((queue.link, bell) for queue in self._engine.assignment.queues)
+        await self._sleeper.sleep(readers, bells, timeout)
 
     async def _read_slow(self) -> None:
         """A thread reads while nobody else does; it goes on if this task is cancelled."""

@@ -550,20 +550,25 @@ class Consumer(Closable):
         """Whether something is left to read_slow()."""
         return bool(self._slow)
 
-    def read_slow(self) -> bool:
-        """Read what a read that may not block has left; whether there was anything. Blocks up to
-        some seconds; nobody else may receive meanwhile.
+    def read_slow(self, read: Callable[[ProcessQueue], object] | None = None) -> bool:
+        """Read what a read that may not block has left, by `read` where somebody else than this
+        keeps it; whether there was anything. Blocks up to some seconds; nobody else may receive
+        meanwhile.
         """
         slow, self._slow = self._slow, []
         self.may_block = True
         try:
             for queue in dict.fromkeys(slow):
-                room = queue.room()
-                if room and not queue.is_dropped:
-                    self._read(queue, min(room, PULL_BATCH))
+                if not queue.is_dropped:
+                    (read or self._read_more)(queue)
         finally:
             self.may_block = False
         return bool(slow)
+
+    def _read_more(self, queue: ProcessQueue) -> None:
+        room = queue.room()
+        if room:
+            self._read(queue, min(room, PULL_BATCH))
 
     # ---- columns ---------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import itertools
 import logging
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shmq.client.arguments import (
@@ -45,7 +46,10 @@ if TYPE_CHECKING:
     from shmq.client.instance import Client
     from shmq.client.process_queue import ProcessQueue
 
-    QueueListener = Callable[[str, list[MessageQueue], list[MessageQueue]], None]
+    QueueListener = Callable[[str, list[MessageQueue], list[MessageQueue]], object]
+
+    _Found = tuple[int, list[core.Message], int]
+    """queue_offset it begins at, what passes the filter, queue_offset to go on at."""
 
 __all__ = ["LitePullConsumer"]
 
@@ -59,6 +63,8 @@ AUTO_COMMIT_INTERVAL_S = 5.0
 """RocketMQ's autoCommitIntervalMillis."""
 _LOOK_S = 1.0
 """A poll without any reader to wait on looks so often whether there is one."""
+_FOR_EVER_S = 3600.0
+"""One poll of an iteration; whatever happens meanwhile ends it."""
 
 
 class LitePullConsumer(Closable):
@@ -68,7 +74,8 @@ class LitePullConsumer(Closable):
     `assign`: it reads just these, and is no member.
 
     Messages of one poll count as consumed when the next poll begins: auto_commit commits up to
-    there, each interval_s and when the consumer closes.
+    there, each interval_s and when the consumer closes. Who iterates over it polls one message at
+    a time.
 
     Example:
         with client.lite_pull_consumer("billing") as consumer:
@@ -105,14 +112,21 @@ class LitePullConsumer(Closable):
         self._from_time = from_time
         self._allocation = allocation
         self._engines: dict[str, Consumer] = {}
-        self._is_assigned = False
+        self.is_assigned = False
+        """Whether queues were assigned by hand: a commit of these waits for their broker."""
         self._expressions: dict[str, str | None] = {}
-        self._listener: QueueListener | None = None
+        self.listener: QueueListener | None = None
+        """Told of `changes`."""
+        self.may_block = True
+        """Whether a read may wait for a broker; if not, it is left to read_slow()."""
+        self._wakers: list[Callable[[], None]] = []
         self._seen: dict[str, frozenset[MessageQueue]] = {}
         self._paused: frozenset[MessageQueue] = frozenset()
         self._polled: dict[ProcessQueue, int] = {}
         self._last: tuple[ProcessQueue, int] | None = None
         """Where the last poll that gave something began."""
+        self._ahead: dict[ProcessQueue, _Found] = {}
+        """What was read and not given yet."""
         self._turn = 0
         self._lock = threading.Lock()
         self._polling = threading.Lock()
@@ -136,13 +150,13 @@ class LitePullConsumer(Closable):
             What Client.consumer raises.
         """
         self._check("subscribe")
-        if self._is_assigned:
+        if self.is_assigned:
             raise ConfigError(
                 f"subscribe to {topic}: queues were assigned to this consumer by hand; subscribe "
                 "and assign exclude each other"
             )
         if listener is not None:
-            self._listener = listener
+            self.listener = listener
         self._begin(topic, filter, queues=None)
 
     def unsubscribe(self, topic: str) -> None:
@@ -166,7 +180,7 @@ class LitePullConsumer(Closable):
                 once it is.
         """
         self._check("assign")
-        if self._engines and not self._is_assigned:
+        if self._engines and not self.is_assigned:
             raise ConfigError(
                 f"assign queues: this consumer subscribed to {', '.join(sorted(self._engines))}; "
                 "subscribe and assign exclude each other"
@@ -177,7 +191,7 @@ class LitePullConsumer(Closable):
             wanted.setdefault(queue.topic, set()).add(queue)
         if not wanted:
             raise ConfigError("assign queues: none were given; take some of fetch_queues(topic)")
-        self._is_assigned = True
+        self.is_assigned = True
         for topic in self._engines.keys() - wanted.keys():
             self._end(topic)
         for topic, chosen in wanted.items():
@@ -205,16 +219,17 @@ class LitePullConsumer(Closable):
             auto_settle=False,
             queues=queues,
         )
-        engine.on_wake(self._changed.set)
+        engine.may_block = self.may_block
+        engine.on_wake(self._call_wakers)
         self._client.join(engine)
         with self._lock:
             self._engines[topic] = engine
-        self._changed.set()
+        self._call_wakers()
 
     def _end(self, topic: str) -> None:
         try:
             if self.auto_commit:
-                self._commit_polled(topic)
+                self.commit_places(self._places_polled(topic))
         finally:
             with self._lock:
                 engine = self._engines.pop(topic, None)
@@ -239,7 +254,8 @@ class LitePullConsumer(Closable):
         with self._lock:
             return list(self._engines.values())
 
-    def _queues(self) -> Iterator[tuple[Consumer, ProcessQueue]]:
+    def queues(self) -> Iterator[tuple[Consumer, ProcessQueue]]:
+        """Those of `assignment`, as they are consumed."""
         for engine in self._all():
             for queue in engine.assignment.queues:
                 yield engine, queue
@@ -254,31 +270,65 @@ class LitePullConsumer(Closable):
         """
         self._check("poll")
         check_timeout("poll", timeout)
+        return self._poll(timeout, self._batch_size)
+
+    def __iter__(self) -> Iterator[core.Message]:
+        """Messages, for ever: blocks while there is none; each counts as consumed when the next is
+        asked for. Ends when the consumer is closed.
+
+        Raises:
+            ClosedError: it, or its client, was closed before.
+        """
+        self._check("poll")
+        return self._messages()
+
+    def _messages(self) -> Iterator[core.Message]:
+        while not self._is_closed:
+            try:
+                messages = self._poll(_FOR_EVER_S, 1)
+            except ClosedError:
+                return
+            yield from messages
+
+    def _poll(self, timeout: float, count: int) -> list[core.Message]:
         with self._polling:
-            self._commit_when_due()
+            self.commit_when_due()
             deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(timeout * 1e9)
             while True:  # bounded by the deadline
-                self._tell_listener()
-                messages = self._read_round()
+                for change in self.changes():
+                    if self.listener is not None:
+                        self.listener(*change)
+                messages = self.read_round(count)
                 left_s = (deadline_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
                 if messages or left_s <= 0 or self._is_closed:
                     return messages
-                self._sleep(min(left_s, self._until_commit_s()))
+                self._sleep(left_s)
                 self._client.check("poll")
-                self._commit_when_due()
+                self.commit_when_due()
 
-    def _read_round(self) -> list[core.Message]:
-        queues = list(self._queues())
+    def read_round(self, count: int | None = None) -> list[core.Message]:
+        """What a poll gives now, up to `count` messages, None: batch_size. Blocks where may_block
+        is on; one caller at a time.
+        """
+        wanted = self._batch_size if count is None else count
+        self._forget_dropped()
+        queues = list(self.queues())
         self._turn = turn = self._turn + 1
         for index in range(len(queues)):
             engine, queue = queues[(turn + index) % len(queues)]
             if queue.message_queue in self._paused:
                 continue
-            first = queue.next_offset
-            found = engine.read_from(queue, first, self._batch_size)
+            found = self._read_ahead(engine, queue)
             if found is None:
                 continue
-            messages, next_offset = found
+            first, messages, next_offset = found
+            rest = messages[wanted:]
+            if rest:
+                messages = messages[:wanted]
+                end_offset, next_offset = next_offset, messages[-1].queue_offset + 1
+                self._ahead[queue] = next_offset, rest, end_offset
+            else:
+                del self._ahead[queue]
             with self._lock:
                 if queue.is_dropped or queue.next_offset != first:
                     continue  # revoked, or sought elsewhere, while it was read
@@ -290,30 +340,67 @@ class LitePullConsumer(Closable):
                 return messages
         return []
 
-    def _sleep(self, timeout: float) -> None:
+    def _read_ahead(self, engine: Consumer, queue: ProcessQueue) -> _Found | None:
+        """What comes next in a queue, a batch at most; taken by nobody yet."""
+        first = queue.next_offset
+        ahead = self._ahead.get(queue)
+        if ahead is None or ahead[0] != first:  # it was sought elsewhere
+            self._ahead.pop(queue, None)
+            found = engine.read_from(queue, first, self._batch_size)
+            if found is None:
+                return None
+            ahead = self._ahead[queue] = first, *found
+        return ahead
+
+    def _forget_dropped(self) -> None:
+        for queue in tuple(self._ahead):
+            if queue.is_dropped:
+                del self._ahead[queue]
+
+    @property
+    def has_slow(self) -> bool:
+        """Whether something is left to read_slow()."""
+        return any(engine.has_slow for engine in self._all())
+
+    def read_slow(self) -> None:
+        """Read what a read that may not block has left, for the next read_round(). Blocks up to
+        some seconds; nobody else may read meanwhile.
+        """
+        for engine in self._all():
+            engine.read_slow(partial(self._read_ahead, engine))
+
+    def watch(self, timeout: float) -> tuple[tuple[core.Reader, ...], float]:
+        """The readers to wait on, watching what there is to watch, and seconds until there is
+        something to do anyway, at most `timeout`.
+        """
+        timeout = min(timeout, self._until_commit_s())
         readers: dict[core.Reader, None] = {}
         for engine in self._all():
             found, timeout = engine.watch(timeout, without=self._paused)
             readers.update(dict.fromkeys(found))
+        return tuple(readers), timeout
+
+    def _sleep(self, timeout: float) -> None:
+        readers, timeout = self.watch(timeout)
         if self._changed.is_set() or not readers:
             self._changed.wait(min(timeout, _LOOK_S))
             self._changed.clear()
             return
         try:
-            core.Reader.wait_any(tuple(readers), timeout)
+            core.Reader.wait_any(readers, timeout)
         except ClosedError:
             self._changed.wait(min(timeout, 0.01))
 
-    def _tell_listener(self) -> None:
-        listener = self._listener
+    def changes(self) -> Iterator[tuple[str, list[MessageQueue], list[MessageQueue]]]:
+        """(topic, queues before, queues now) for each topic whose queues are others than when this
+        was asked last.
+        """
         for engine in self._all():
             now = frozenset(engine.assigned)
             before = self._seen.get(engine.topic)
-            if now == before:
-                continue
-            self._seen[engine.topic] = now
-            if listener is not None:
-                listener(engine.topic, sorted(before or ()), sorted(now))
+            if now != before:
+                self._seen[engine.topic] = now
+                yield engine.topic, sorted(before or ()), sorted(now)
 
     def pause(self, queues: Iterable[MessageQueue]) -> None:
         """Give nothing of these any more; their positions stay."""
@@ -386,7 +473,7 @@ class LitePullConsumer(Closable):
     def _one(self, queue: MessageQueue, what: str) -> ProcessQueue:
         self._check(what)
         check_message_queue(what, queue)
-        for _, one in self._queues():
+        for _, one in self.queues():
             if one.message_queue == queue:
                 return one
         raise OffsetIllegalError(
@@ -403,10 +490,19 @@ class LitePullConsumer(Closable):
             OffsetIllegalError: a queue is not assigned to this consumer.
             ServiceNotAvailableError: queues assigned by hand, and their broker is away.
         """
+        self.commit_places(self.places(offsets))
+
+    def places(self, offsets: Mapping[MessageQueue, int] | None) -> dict[ProcessQueue, int]:
+        """What `commit` is to commit: these queue_offsets, checked, or what was polled. Asks
+        nobody.
+
+        Raises:
+            OffsetIllegalError: no such place, or a queue is not assigned to this consumer.
+        """
         self._check("commit")
         if offsets is None:
-            self._commit_polled(None)
-            return
+            return self._places_polled(None)
+        places: dict[ProcessQueue, int] = {}
         for queue, queue_offset in offsets.items():
             check_message_queue("commit", queue)
             check_queue_offset("commit", queue_offset)
@@ -417,41 +513,54 @@ class LitePullConsumer(Closable):
                     f"commit {queue_offset} in queue {queue.queue_id} of {queue.topic} at "
                     f"{queue.broker_name}: its messages end at {last}"
                 )
-            self._commit(one, queue_offset)
+            places[one] = queue_offset
+        return places
 
     def committed(self, queue: MessageQueue) -> int | None:
         """The group's offset in a queue, as far as it was committed; None: none yet."""
         self._check("ask for the committed offset")
         check_message_queue("committed", queue)
-        for _, one in self._queues():
+        for _, one in self.queues():
             if one.message_queue == queue and one.slot >= 0:
                 return one.settled_offset
         link = self._client.link(queue.broker_name)
         return link.consumer_offset(self.group, queue.topic, queue.queue_id)
 
-    def _commit_when_due(self) -> None:
-        now_ns = SYSTEM_CLOCK.monotonic_ns()
-        if not self.auto_commit or now_ns < self._commit_ns:
+    @property
+    def is_commit_due(self) -> bool:
+        """Whether commit_when_due() commits."""
+        return self.auto_commit and SYSTEM_CLOCK.monotonic_ns() >= self._commit_ns
+
+    def commit_when_due(self) -> None:
+        """Commit what was polled, if auto_commit is on and its interval over."""
+        if not self.is_commit_due:
             return
-        self._commit_ns = now_ns + self._interval_ns
+        self._commit_ns = SYSTEM_CLOCK.monotonic_ns() + self._interval_ns
         try:
-            self._commit_polled(None)
+            self.commit_places(self._places_polled(None))
         except ShmqError as error:
             _log.debug("commit group=%s: %s", self.group, error)  # the next one says it again
 
     def _until_commit_s(self) -> float:
         if not self.auto_commit or not self._polled:
-            return 3600.0
+            return _FOR_EVER_S
         return max(0.001, (self._commit_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9)
 
-    def _commit_polled(self, topic: str | None) -> None:
+    def _places_polled(self, topic: str | None) -> dict[ProcessQueue, int]:
         with self._lock:
-            due = {
+            return {
                 one: queue_offset
                 for one, queue_offset in self._polled.items()
                 if topic is None or one.message_queue.topic == topic
             }
-        for one, queue_offset in due.items():
+
+    def commit_places(self, places: Mapping[ProcessQueue, int]) -> None:
+        """Commit what `places` gave. Blocks where queues were assigned by hand.
+
+        Raises:
+            As `commit`.
+        """
+        for one, queue_offset in places.items():
             self._commit(one, queue_offset)
             with self._lock:
                 if self._polled.get(one) == queue_offset:
@@ -473,9 +582,18 @@ class LitePullConsumer(Closable):
         self._client.check(what)
 
     def _wake(self) -> None:
-        self._changed.set()
+        self._call_wakers()
         for engine in self._all():
             engine.wake()
+
+    def _call_wakers(self) -> None:
+        self._changed.set()
+        for waker in tuple(self._wakers):
+            waker()
+
+    def on_wake(self, waker: Callable[[], None]) -> None:
+        """Call `waker` whenever there may be something other than a new message; in any thread."""
+        self._wakers.append(waker)
 
     def __exit__(
         self,
@@ -484,10 +602,10 @@ class LitePullConsumer(Closable):
         traceback: TracebackType | None,
     ) -> None:
         if exc_type is not None:
-            self._give_back()
+            self.give_back()
         super().__exit__(exc_type, exc, traceback)
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
         """The program failed with what the last poll gave: it does not count as consumed."""
         with self._lock:
             if self._last is not None and self._last[0] in self._polled:
@@ -508,6 +626,7 @@ class LitePullConsumer(Closable):
                     self._end(topic)
                 except ShmqError as error:
                     _log.warning("commit group=%s topic=%s: %s", self.group, topic, error)
+            self._ahead = {}  # messages know their consumer, and no collector of cycles knows them
         self._client.leave(self)
 
 

@@ -86,23 +86,25 @@ class Sleeper:
     async def sleep(
         self,
         readers: tuple[core.Reader, ...],
-        links: Iterable[BrokerLink],
-        bell: int,
+        bells: Iterable[tuple[BrokerLink, int]],
         timeout: float,
     ) -> None:
         """Until a reader has something to read, a call, or the end of the time.
 
         Args:
             readers: what to look at, each watching its queues.
-            links: the sessions they read in.
-            bell: the bell of these sessions that is rung for them.
+            bells: the sessions they read in, each with the bell that is rung for them.
             timeout: seconds.
         """
+        rung = dict.fromkeys(bells)
+        links = {link: None for link, _ in rung}
+        if not all(map(self._hub.is_ready, links)):
+            await self._hub.ready(links)
         loop = asyncio.get_running_loop()
         self._readers = readers
         self._future = future = loop.create_future()
         timer = loop.call_later(timeout, _give, future)
-        bells = [self._hub.lie_down(self, link, bell) for link in links]
+        beds = [self._hub.lie_down(self, link, bell) for link, bell in rung]
         try:
             if any(reader.closed for reader in readers):
                 await asyncio.sleep(min(timeout, _ENDED_S))
@@ -110,7 +112,7 @@ class Sleeper:
                 await future
         finally:
             timer.cancel()
-            for one in bells:
+            for one in beds:
                 if one is not None:
                     one.sleepers.pop(self, None)
             self._future = None

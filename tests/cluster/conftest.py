@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,9 +73,13 @@ def cluster(shared_cluster: SharedCluster) -> Cluster:
 @pytest.fixture
 def client(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[shmq.Client]:
     """Of the module's cluster; with a parameter, such as `both` gives, of another kind."""
-    kind = getattr(request, "param", "threads")
-    with cluster.connect() if kind == "threads" else BridgedClient(cluster.runtime, kind) as made:
+    with _connected(cluster, request) as made:
         yield made
+
+
+def _connected(cluster: Cluster, request: pytest.FixtureRequest) -> Any:
+    kind = getattr(request, "param", "threads")
+    return cluster.connect() if kind == "threads" else BridgedClient(cluster.runtime, kind)
 
 
 @pytest.fixture
@@ -90,8 +95,9 @@ def own_cluster(tmp_path: Path, cluster_name: str) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def own_client(own_cluster: Cluster) -> Iterator[shmq.Client]:
-    with own_cluster.connect() as made:
+def own_client(own_cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[shmq.Client]:
+    """Of `own_cluster`; with a parameter as `client`."""
+    with _connected(own_cluster, request) as made:
         yield made
 
 

@@ -1,7 +1,7 @@
 """Clients of event loops in a real cluster: what waiting costs, what ends it, and who may wait.
 
-What a send and a receive do is tested with both kinds of client in test_client_producer.py and
-test_client_consumer.py.
+What a send, a receive and a poll do is tested with both kinds of client in
+test_client_producer.py, test_client_consumer.py and test_client_lite_pull.py.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import pytest
 import uvloop
 
 import shmq.aio
-from shmq import Message
+from shmq import Message, MessageQueue
 from shmq.errors import ClosedError, LoopError, SendTimeoutError, TopicNotExistError
 from tests.support.cluster import WAIT_S, Cluster, Program
 from tests.support.scale import scaled
@@ -321,6 +321,78 @@ def test_push_consumer_that_closes_ends_what_it_began_and_leaves_the_rest(run_on
     run_once(work)
 
 
+def test_message_of_any_topic_gets_up_a_task_that_polls(run_both, topic, other_topic, group):
+    async def work(client: shmq.aio.Client) -> None:
+        producer = client.producer()
+        told: list[tuple[str, int]] = []
+
+        async def listen(topic: str, _: list[MessageQueue], now: list[MessageQueue]) -> None:
+            await asyncio.sleep(0)
+            told.append((topic, len(now)))
+
+        async with client.lite_pull_consumer(group) as consumer:
+            waiting = asyncio.create_task(consumer.poll(PATIENCE_S))
+            await asyncio.sleep(0)
+            for one in (topic, other_topic):  # while a poll waits, which has them from now on
+                await client.create_topic(one, queues=2)
+                await consumer.subscribe(one, listener=listen)
+            for number in range(100):
+                sent = await producer.send((topic, other_topic)[number % 2], b"%d" % number)
+                (message,) = await waiting
+                assert bytes(message) == b"%d" % number
+                assert message.message_id == sent.message_id
+                waiting = asyncio.create_task(consumer.poll(PATIENCE_S))
+                await asyncio.sleep(0)
+            assert sorted(told) == [(other_topic, 2), (topic, 2)]
+        assert await waiting == []  # closing gets it up
+
+    run_both(work)
+
+
+def test_cancelled_poll_loses_nothing(run, topic, group):
+    async def work(client: shmq.aio.Client) -> None:
+        producer = client.producer()
+        got: list[int] = []
+        async with client.lite_pull_consumer(group, auto_commit_interval=0.001) as consumer:
+            await client.create_topic(topic, queues=2)
+            await consumer.assign(await consumer.fetch_queues(topic))
+            for number in range(200):
+                waiting = asyncio.create_task(consumer.poll(PATIENCE_S))
+                for _ in range(number % 4):
+                    await asyncio.sleep(0)
+                sending = asyncio.create_task(producer.send(topic, b"%d" % number))
+                for _ in range(number % 7):
+                    await asyncio.sleep(0)
+                waiting.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    got += [int(bytes(message)) for message in await waiting]
+                await sending
+            while len(got) < 200:
+                messages = await consumer.poll(PATIENCE_S)
+                assert messages
+                got += [int(bytes(message)) for message in messages]
+        assert sorted(got) == list(range(200))
+
+    run(work)
+
+
+def test_cancelled_subscription_is_given_back_by_close(run_once, topic, group):
+    async def work(client: shmq.aio.Client) -> None:
+        await client.create_topic(topic, queues=2)
+        leaving = client.lite_pull_consumer(group)
+        subscribing = asyncio.create_task(leaving.subscribe(topic))
+        await asyncio.sleep(0)
+        subscribing.cancel()
+        await asyncio.wait([subscribing])
+        await leaving.close()
+        async with client.consumer(topic, group) as consumer:
+            assert len(consumer.assigned) == 2
+        with pytest.raises(ClosedError, match="this lite pull consumer is closed"):
+            await leaving.subscribe(topic)
+
+    run_once(work)
+
+
 FORKED = """
 import asyncio, json, os, sys, shmq.aio
 
@@ -482,6 +554,14 @@ def test_what_has_left_memory_is_read_without_stopping_the_loop(tmp_path, cluste
                     assert messages
                     got += [int(bytes(message).split()[0]) for message in messages]
             assert got == list(range(400))
+            async with client.lite_pull_consumer("lite") as lite:
+                await lite.subscribe("t")
+                got = []
+                async for message in lite:
+                    got.append(int(bytes(message).split()[0]))
+                    if len(got) == 400:
+                        break
+            assert got == list(range(400))
 
         _runner(cluster, "asyncio")(work)
 
@@ -500,10 +580,18 @@ async def main():
             )
             for n in range(count)
         ]
+        polling = [
+            client.lite_pull_consumer(f"{topic}-lite-{n}", from_where="CONSUME_FROM_LAST_OFFSET")
+            for n in range(10)
+        ]
+        for consumer in polling:
+            await consumer.subscribe(topic)
         got = []
-        async def wait(consumer):
-            got.extend(await consumer.receive(timeout=3600))
-        tasks = [asyncio.create_task(wait(consumer)) for consumer in consumers]
+        async def wait(receiving):
+            got.extend(await receiving)
+        receiving = [consumer.receive(timeout=3600) for consumer in consumers]
+        receiving += [consumer.poll(3600) for consumer in polling]
+        tasks = [asyncio.create_task(wait(one)) for one in receiving]
         await asyncio.sleep(1.0)
         begin = time.process_time()
         await asyncio.sleep(2.0)
@@ -525,7 +613,7 @@ def test_idle_consumers_cost_no_threads_and_hardly_any_time(cluster, topic):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     threads, used_s, received, fds = json.loads(done.stdout)
-    assert received == count
+    assert received == count + 10
     assert threads < 12
     assert fds < 60
     assert used_s < 1.0

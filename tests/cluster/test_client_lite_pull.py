@@ -13,6 +13,10 @@ pytestmark = pytest.mark.cluster
 
 PATIENCE_S = 30.0
 
+both = pytest.mark.parametrize("client", ["threads", "asyncio"], indirect=True)
+"""The client of shmq, and that of shmq.aio."""
+both_own = pytest.mark.parametrize("own_client", ["threads", "asyncio"], indirect=True)
+
 
 def send(client: shmq.Client, topic: str, count: int, *, first: int = 0) -> None:
     producer = client.producer()
@@ -31,6 +35,7 @@ def poll(consumer: shmq.LitePullConsumer, count: int) -> list[int]:
     return got
 
 
+@both
 def test_poll_gives_batches_of_one_queue_in_order(client, topic, group):
     client.create_topic(topic, queues=3)
     send(client, topic, 100)
@@ -53,6 +58,7 @@ def test_poll_gives_batches_of_one_queue_in_order(client, topic, group):
         waiting.join()
 
 
+@both
 def test_subscribe_and_assign_exclude_each_other(client, other_group, topic, group):
     client.create_topic(topic, queues=2)
     with client.lite_pull_consumer(group) as one, client.lite_pull_consumer(other_group) as other:
@@ -70,6 +76,7 @@ def test_subscribe_and_assign_exclude_each_other(client, other_group, topic, gro
             other.assign([MessageQueue(topic, "broker-a", 7)])
 
 
+@both
 def test_filter_passes_wanted_tags_by_subscription_and_by_assignment(
     client, other_group, topic, group
 ):
@@ -86,6 +93,7 @@ def test_filter_passes_wanted_tags_by_subscription_and_by_assignment(
         assert sorted(poll(consumer, 20)) == wanted
 
 
+@both
 def test_seek_is_checked_and_commits_nothing(client, topic, group):
     client.create_topic(topic, queues=1)
     send(client, topic, 50)
@@ -110,10 +118,11 @@ def test_seek_is_checked_and_commits_nothing(client, topic, group):
         assert consumer.offset_for_time(queue, 0.0) == 0
 
 
+@both
 def test_pause_keeps_the_position_and_lets_the_others_go_on(client, topic, group):
     client.create_topic(topic, queues=2)
     send(client, topic, 40)
-    with client.lite_pull_consumer(group) as consumer:
+    with client.lite_pull_consumer(group, auto_commit=False) as consumer:  # which gets polls up
         consumer.subscribe(topic)
         one, other = consumer.assignment
         consumer.seek(one, 5)
@@ -125,11 +134,13 @@ def test_pause_keeps_the_position_and_lets_the_others_go_on(client, topic, group
         assert consumer.position(one) == 5
         waiting = threading.Timer(0.1, lambda: consumer.resume([one]))
         waiting.start()
-        (first, *_) = consumer.poll(PATIENCE_S)  # a poll that waits already goes on
+        # A poll that waits already goes on; at its end, which is far away, it would look as well.
+        (first, *_) = consumer.poll(10 * PATIENCE_S)
         assert (first.queue_id, first.queue_offset) == (one.queue_id, 5)
         waiting.join()
 
 
+@both
 def test_auto_commit_counts_what_earlier_polls_gave(client, topic, group):
     client.create_topic(topic, queues=1)
     send(client, topic, 30)
@@ -143,6 +154,7 @@ def test_auto_commit_counts_what_earlier_polls_gave(client, topic, group):
         assert consumer.committed(queue) == 10
 
 
+@both
 @pytest.mark.parametrize("way", ["subscribe", "assign"])
 def test_close_commits_what_was_polled(way, client, topic, group):
     client.create_topic(topic, queues=1)
@@ -156,6 +168,7 @@ def test_close_commits_what_was_polled(way, client, topic, group):
         assert consumer.poll(0.05) == []
 
 
+@both
 @pytest.mark.parametrize("way", ["subscribe", "assign"])
 def test_without_auto_commit_only_commit_counts(way, client, topic, group):
     client.create_topic(topic, queues=1)
@@ -177,6 +190,51 @@ def test_without_auto_commit_only_commit_counts(way, client, topic, group):
         assert poll(consumer, 18) == list(range(12, 30))
 
 
+@both
+def test_iteration_counts_a_message_when_the_next_is_asked_for(client, topic, group):
+    client.create_topic(topic, queues=1)
+    send(client, topic, 30)
+
+    def work(count: int) -> list[int]:
+        got = []
+        with client.lite_pull_consumer(group, batch_size=8) as consumer:
+            consumer.subscribe(topic)
+            (queue,) = consumer.assignment
+            for message in consumer:
+                got.append(int(bytes(message)))
+                assert consumer.position(queue) == got[-1] + 1
+                if len(got) == count:
+                    break
+            if count == 11:
+                raise ZeroDivisionError
+        return got
+
+    assert work(12) == list(range(12))
+    with pytest.raises(ZeroDivisionError):
+        work(11)  # of which the last does not count
+    assert work(8) == list(range(22, 30))
+
+
+@both
+def test_seek_and_a_batch_follow_an_iteration_that_was_left(client, topic, group):
+    client.create_topic(topic, queues=1)
+    send(client, topic, 30)
+    with client.lite_pull_consumer(group, batch_size=8) as consumer:
+        consumer.subscribe(topic)
+        (queue,) = consumer.assignment
+        messages = iter(consumer)
+        assert [int(bytes(next(messages))) for _ in range(3)] == [0, 1, 2]
+        assert poll(consumer, 5) == [3, 4, 5, 6, 7]  # the rest of what was read at once
+        assert int(bytes(next(messages))) == 8
+        consumer.seek(queue, 20)
+        assert [int(bytes(message)) for message in consumer.poll(0.0)] == list(range(20, 28))
+        assert int(bytes(next(messages))) == 28
+        consumer.close()
+        assert list(messages) == []
+        with pytest.raises(ClosedError, match="this lite pull consumer is closed"):
+            iter(consumer)
+
+
 def begin(consumer: shmq.LitePullConsumer, way: str, topic: str) -> None:
     if way == "subscribe":
         consumer.subscribe(topic)
@@ -184,6 +242,7 @@ def begin(consumer: shmq.LitePullConsumer, way: str, topic: str) -> None:
         consumer.assign(consumer.fetch_queues(topic))
 
 
+@both
 def test_assigned_queues_are_read_beside_a_group_and_can_be_exchanged(client, topic, group):
     client.create_topic(topic, queues=3)
     send(client, topic, 30)
@@ -209,6 +268,7 @@ with shmq.connect(sys.argv[1]) as client, client.lite_pull_consumer(sys.argv[3])
 """
 
 
+@both
 def test_members_share_queues_and_the_listener_is_told(cluster, client, topic, group):
     client.create_topic(topic, queues=4)
     told: list[tuple[str, int, int]] = []
@@ -231,6 +291,7 @@ def test_members_share_queues_and_the_listener_is_told(cluster, client, topic, g
         assert told[2:] == [(topic, 2, 4)]
 
 
+@both
 def test_several_topics_are_polled_and_one_is_given_back(client, topic, other_topic, group):
     send(client, topic, 5)
     send(client, other_topic, 5, first=100)
@@ -244,6 +305,7 @@ def test_several_topics_are_polled_and_one_is_given_back(client, topic, other_to
         assert poll(consumer, 1) == [200]
 
 
+@both_own
 def test_broker_that_is_killed_is_waited_for_by_a_poll(own_cluster, own_client):
     own_client.create_topic("t", queues=1)
     send(own_client, "t", 9)
@@ -261,6 +323,7 @@ def test_broker_that_is_killed_is_waited_for_by_a_poll(own_cluster, own_client):
         assert poll(consumer, 1) == [10]
 
 
+@both
 def test_closed_one_says_so_and_a_waiting_poll_gets_up(client, topic, group):
     send(client, topic, 1)
     consumer = client.lite_pull_consumer(group)
@@ -278,6 +341,7 @@ def test_closed_one_says_so_and_a_waiting_poll_gets_up(client, topic, group):
         client.lite_pull_consumer(group, batch_size=0)
 
 
+@both
 def test_what_a_failing_program_polled_last_is_not_committed(client, topic, group):
     client.create_topic(topic, queues=1)
     send(client, topic, 10)
@@ -300,6 +364,7 @@ def test_what_a_failing_program_polled_last_is_not_committed(client, topic, grou
         assert poll(consumer, 2) == [8, 9]
 
 
+@both
 def test_queue_that_is_not_there_is_told_and_read_once_it_is(client, topic, group):
     client.create_topic(topic, queues=1)
     send(client, topic, 1)
@@ -315,6 +380,7 @@ def test_queue_that_is_not_there_is_told_and_read_once_it_is(client, topic, grou
         assert sorted(poll(consumer, 2)) == [0, 1]
 
 
+@both
 def test_what_is_no_queue_is_refused(client, topic, group):
     client.create_topic(topic, queues=2)
     with client.lite_pull_consumer(group) as consumer:

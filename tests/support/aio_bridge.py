@@ -82,7 +82,7 @@ class Bridged:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self._thread.run(self._real.__aexit__(exc_type, exc, traceback))
 
 
 class BridgedClient(Bridged):
@@ -104,6 +104,14 @@ class BridgedClient(Bridged):
         """As Client.pull_consumer: tests look through it at what is stored."""
         found: shmq.PullConsumer = self._real.engine.pull_consumer(topic)
         return found
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
         self._thread.run(self._real.close())
