@@ -162,7 +162,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _starts_processes(item: pytest.Item) -> bool:
-    rooms = {"cluster", "crash", "interop", "remoting", "stress"}
+    rooms = {"cluster", "crash", "interop", "model", "stress"}
+    rooms |= {"broker", "client", "namesrv", "remoting", "store"}  # of tests/unit
     return bool(rooms & ({*item.path.parent.parts} | {mark.name for mark in item.iter_markers()}))
 
 
