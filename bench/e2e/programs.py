@@ -16,10 +16,10 @@ _ROLES = Path(__file__).with_name("roles.py")
 class Program:
     """One process with a role."""
 
-    def __init__(self, role: str, *arguments: object) -> None:
+    def __init__(self, role: str, *arguments: object, file: Path = _ROLES) -> None:
         self._role = role
         self._process = subprocess.Popen(
-            [sys.executable, str(_ROLES), role, *map(str, arguments)],
+            [sys.executable, str(file), role, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -60,9 +60,9 @@ class Programs:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
 
-    def start(self, role: str, *arguments: object) -> Program:
-        """One that is ready."""
-        program = Program(role, *arguments)
+    def start(self, role: str, *arguments: object, file: Path = _ROLES) -> Program:
+        """One that is ready; its role is one of those in the file."""
+        program = Program(role, *arguments, file=file)
         self._stack.callback(program.close)
         program.answer()
         return program

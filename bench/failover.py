@@ -1,0 +1,56 @@
+"""bin/bench failover: what the death of a master costs, and whether any message pays for it.
+
+    bin/bench failover [--rounds N] [--mode async|sync] [--how kill|stop] [--json] [--out FILE]
+                       [--rate N] [--seed N] [--hung-ms N]
+
+A NameServer that supervises a replica set of two, two producers and a consumer, all processes. In
+each round the master is killed (or stopped, so that it is fenced) at a random instant under load,
+and the first send that is accepted afterwards is timed. At the end what producers were told is
+held against what is stored and what the consumer got. Ends with 1 if anything was lost, doubled or
+out of order, or a round failed. How it is counted: bench/README.md.
+"""
+
+import argparse
+import json
+import secrets
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).with_name("micro")))
+sys.path.insert(0, str(Path(__file__).with_name("e2e")))
+sys.path.insert(0, str(Path(__file__).with_suffix("")))
+
+from measuring import machine
+from rounds import run_rounds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bin/bench failover", description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=10, help="how often the master dies")
+    parser.add_argument("--mode", choices=("async", "sync"), default="async", help="..._MASTER")
+    parser.add_argument("--how", choices=("kill", "stop"), default="kill", help="SIGKILL, SIGSTOP")
+    parser.add_argument("--rate", type=int, default=1000, help="sends/s of each producer")
+    parser.add_argument(
+        "--hung-ms", type=int, default=10_000, help="broker_hung_timeout_ms, of which stop has most"
+    )
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the instants")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--out", type=Path, help="add it to the JSON there, as MODE HOW")
+    options = parser.parse_args()
+    if options.rounds < 1 or options.rate < 1:
+        parser.error("--rounds and --rate: wanted 1 or more")
+    print(f"failover {options.mode} {options.how}: seed {options.seed}", flush=True)
+    result = run_rounds(options) | {"machine": machine()}
+    if options.out:
+        runs = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
+        runs[f"{options.mode} {options.how}"] = result
+        options.out.write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
+    for problem in result["problems"]:
+        print(f"problem: {problem}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(result))
+    return 1 if result["problems"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
