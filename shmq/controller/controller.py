@@ -134,7 +134,7 @@ class Controller:
         self._heartbeats: dict[tuple[str, int], tuple[int, Heartbeat]] = {}
         self._refused: dict[tuple[str, int, Elected], tuple[int, int]] = {}
         self._masterless_ns: dict[str, int] = {}
-        self._told: dict[str, tuple[int, int]] = {}
+        self._told_ns: dict[str, int] = {}
 
     def apply(self, records: Iterable[Record]) -> None:
         """The records of the last outcome are durable.
@@ -384,15 +384,12 @@ class Controller:
         holder = self._host.mastership_holder(name)
         if info.is_begun and holder == master:
             self._masterless_ns.pop(name, None)
-            self._told.pop(name, None)
+            self._told_ns.pop(name, None)
             return self._fenced(info, holder, now_ns)
         since_ns = self._masterless_ns.setdefault(name, now_ns)
         living = self._living(info, now_ns)
         if master is not None and not info.is_begun and master in living:
-            told_epoch, told_ns = self._told.setdefault(name, (info.master_epoch, now_ns))
-            if told_epoch != info.master_epoch:
-                told_ns = now_ns
-                self._told[name] = (info.master_epoch, now_ns)
+            told_ns = self._told_ns.setdefault(name, now_ns)
             is_refused = self._is_refused(info, master, now_ns)
             if not is_refused and (holder == master or now_ns - told_ns < _TOLD_NS):
                 return Outcome(info=info)
@@ -436,7 +433,7 @@ class Controller:
             master_epoch=max(info.master_epoch, *epochs, 0) + 1,
             elected=elected,
         )
-        self._told[info.broker_name] = (record.master_epoch, now_ns)
+        self._told_ns[info.broker_name] = now_ns
         after = apply_record(info, record)
         return Outcome(info=after, records=(record,), notices=self._notices(after, now_ns))
 

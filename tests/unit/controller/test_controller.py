@@ -103,6 +103,7 @@ def test_dead_master_with_memory_is_followed_at_once_by_any_member() -> None:
 
 def test_dead_master_without_memory_is_followed_by_a_member_in_sync() -> None:
     machine = serving(2, others=(3,))
+    machine.after(30)  # however long ago it was that nobody was master
     machine.beat(3, log_end=999)
     assert not machine.end_master(leaves_memory=False).records, "1 may come back with more"
     machine.beat(2)
@@ -181,6 +182,55 @@ def test_nobody_is_elected_while_a_living_process_holds_mastership() -> None:
     assert machine.info.master_broker_id == 2
 
 
+def test_hung_holder_whom_nobody_elected_is_fenced_too() -> None:
+    machine = serving(2, 3)
+    machine.host.holder = 2
+    machine.now_ns += 10_000_000_000
+    machine.beat(3)
+    assert machine.after(0).fences == (Fence(broker_name=NAME, broker_id=2),)
+    assert machine.info.master_broker_id == 1, "nobody is elected while it lives"
+
+
+def test_learner_that_holds_mastership_is_not_elected_for_it() -> None:
+    machine = serving()
+    machine.register(learners=(4,))
+    machine.host.holder = 4
+    machine.beat(4)
+    assert machine.info.master_broker_id == 1
+
+
+def test_member_that_is_silent_is_not_elected() -> None:
+    machine = serving(2)
+    machine.after(10)
+    machine.end_master(leaves_memory=True)
+    assert machine.info.master_broker_id == 1
+    machine.beat(2)
+    assert machine.info.master_broker_id == 2
+
+
+def test_member_that_goes_on_refusing_is_asked_again_after_ten_seconds() -> None:
+    machine = serving(others=(2,))
+    machine.end_master(leaves_memory=True)
+    epoch = machine.info.master_epoch
+    for _ in range(10):
+        machine.beat(2, refused=epoch)
+        assert machine.info.master_epoch == epoch
+        machine.now_ns += 1_000_000_000
+    machine.beat(2, refused=epoch)
+    assert machine.info.master_epoch == epoch + 1
+
+
+def test_member_that_refused_and_starts_anew_is_asked_at_once() -> None:
+    machine = serving(others=(2, 3))
+    machine.end_master(leaves_memory=True)
+    machine.beat(2, refused=machine.info.master_epoch)
+    assert machine.info.master_broker_id == 3
+    machine.controller.register_broker(broker_name=NAME, broker_id=2, address="socket-2")
+    machine.beat(2)
+    machine.beat(3, refused=machine.info.master_epoch)
+    assert machine.info.master_broker_id == 2
+
+
 def test_hung_master_is_fenced_and_followed_only_once_it_is_dead() -> None:
     machine = serving(2)
     machine.now_ns += 9_900_000_000
@@ -210,6 +260,7 @@ def test_election_by_hand_hands_over_to_a_member_in_sync() -> None:
     assert outcome.code == ResponseCode.SUCCESS
     assert outcome.info == machine.info
     assert (machine.info.master_broker_id, machine.info.master_epoch) == (2, 2)
+    assert machine.info.elected == Elected.IN_SYNC, "its log will do, should the memory not"
     assert machine.alter(1, by=1, epoch=1).code == ResponseCode.CONTROLLER_INVALID_MASTER
     machine.host.holder = None
     assert not machine.after(1).records, "2 was told"

@@ -138,10 +138,36 @@ def test_lines_of_another_journal_are_refused() -> None:
         replay(first + encode_records(twice, 1), what="journal")
     with pytest.raises(StoreCorruptError, match="that broker_id is another's"):
         replay(first + encode_records([_applied(1), _applied(1)], 1), what="journal")
+    in_sync = SyncStateSetAltered(broker_name="a", sync_state_set=(1,), sync_state_set_epoch=1)
+    for records, wanted in (
+        ([_applied(1), _elected(1, 1), in_sync, in_sync], "sync_state_set_epoch is 1"),
+        ([_applied(1), _elected(None, 1), in_sync], "master is None"),
+        ([_applied(1), _elected(2, 1)], "no such member"),
+        (
+            [
+                _applied(1),
+                BrokerUpdated(broker_name="a", broker_id=2, address="t", is_async_learner=False),
+            ],
+            "no such member",
+        ),
+    ):
+        with pytest.raises(StoreCorruptError, match=wanted):
+            replay(first + encode_records(records, 1), what="journal")
     with pytest.raises(StoreCorruptError, match="format_version"):
         replay(encode_records([_applied(1)], 1), what="journal")
     with pytest.raises(StoreCorruptError, match="line 1"):
         replay(b"a file of somebody else\n", what="journal")
+
+
+def test_mastership_ends_with_the_member() -> None:
+    table = ReplicasInfoTable()
+    for records in (OUTCOMES[0], OUTCOMES[1], OUTCOMES[2], OUTCOMES[3]):
+        for record in records:
+            table.apply(record)
+    table.apply(BrokerDataCleaned(broker_name="a", broker_ids=(1,)))
+    info = table.get("a")
+    assert info is not None
+    assert (info.master_broker_id, info.is_begun, info.sync_state_set) == (None, False, set())
 
 
 def test_one_controller_at_a_time_has_it(folder: Path) -> None:
