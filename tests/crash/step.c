@@ -19,7 +19,8 @@
  *     finish           to the return of the function that `until` came to
  *     walk COUNT       the same as step, but on to the end of the vDSO: its clock begins anew when time goes on meanwhile, so
  *                      a thread that stands there now and then would never come out
- *     meet ADDRESS     as step, to the next time that it stands at this instruction
+ *     meet ADDRESS REST  as step, to the next time that it stands at this instruction; every MEET_STEPS instructions it
+ *                      stands still for REST microseconds, as it would on a busy machine
  *     calls COUNT      COUNT entries into and exits from system calls, answered as step; the work ends at recvmsg, or with
  *                      the thread
  *     kill             SIGKILL to the process
@@ -66,6 +67,7 @@
 #define WAY_MAX (UINT64_C(1) << 20)
 #define NOT_THERE UINT64_MAX
 #define LEAP_MIN 8 /* instructions; a shorter leap costs more than its steps */
+#define MEET_STEPS 64u
 #define TEXT_SLOTS 4096u
 #define MISS_SECONDS 2u
 #define SYSCALL_STOP 0x80 /* PTRACE_O_TRACESYSGOOD marks such stops with it */
@@ -442,10 +444,11 @@ static int step_many(uint64_t count, int is_walking)
     return say(is_going);
 }
 
-/* Step by step, so that time passes as it did when the way was learnt. */
-static int meet(uint64_t address)
+/* Step by step, so that time passes as it did when the way was learnt, or slower. */
+static int meet(uint64_t address, useconds_t rest_us)
 {
     struct user_regs_struct registers;
+    uint64_t since = 0;
     int is_going = 1;
     int was_syscall;
     pass_end();
@@ -455,6 +458,11 @@ static int meet(uint64_t address)
         }
         if (registers.rip == address) {
             break;
+        }
+        since += 1;
+        if (rest_us != 0 && since >= MEET_STEPS && !is_of_vdso(registers.rip)) { /* whose clock would begin anew */
+            (void)usleep(rest_us);
+            since = 0;
         }
         is_going = step(is_first, &was_syscall);
     }
@@ -757,6 +765,7 @@ int main(void)
     char path[384];
     uint64_t number;
     size_t size;
+    unsigned rest_us;
     struct sigaction action = {.sa_handler = on_alarm}; /* no SA_RESTART: it ends a wait */
     if (sigaction(SIGALRM, &action, NULL) != 0 ||
         sched_getaffinity(0, sizeof all_processors, &all_processors) != 0) {
@@ -775,8 +784,8 @@ int main(void)
             (void)call_many(number);
         } else if (sscanf(line, "walk %" SCNu64, &number) == 1) {
             (void)step_many(number, 1);
-        } else if (sscanf(line, "meet %" SCNu64, &number) == 1) {
-            (void)meet(number);
+        } else if (sscanf(line, "meet %" SCNu64 " %u", &number, &rest_us) == 2) {
+            (void)meet(number, rest_us);
         } else if (sscanf(line, "leap %" SCNu64, &number) == 1) {
             (void)leap_many(number);
         } else if (strcmp(line, "learn\n") == 0) {

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 LEARN_MAX = 8
 SEEK_TRIES = 10
+SEEK_REST_US = 5000
+"""Of each second try, every 64 instructions: what is done every 10 ms is done all the time."""
 PROGRESS_VICTIMS = 1000
 """How many are broken between two lines of progress: full runs take long."""
 _SOURCE = Path(__file__).with_name("step.c")
@@ -171,9 +173,14 @@ class Stepper:
         """
         return self._go_on("leap", count)
 
-    def meet(self, address: int) -> tuple[int, bool]:
-        """Step by step to the next time that it stands at this instruction; as `step`."""
-        return self._go_on("meet", address)
+    def meet(self, address: int, rest_us: int = 0) -> tuple[int, bool]:
+        """Step by step to the next time that it stands at this instruction; as `step`.
+
+        Args:
+            address: of the instruction.
+            rest_us: how long it stands still now and then, as on a busy machine.
+        """
+        return self._go_on(f"meet {address}", rest_us)
 
     def learn(self) -> list[int]:
         """To the end of the work: the addresses of its instructions, for later leaps; 0 is one of
@@ -298,8 +305,8 @@ class Points:
         self._at = next(self._points)
         self._is_leaping = True
         self._sought = self._seek()
-        self._seeks: int | None = None
-        """The address of the instruction that is sought."""
+        self._seeks: tuple[int, int] | None = None
+        """The address of the instruction that is sought, and the rest of the thread meanwhile."""
         self._stood: set[int] = set()
         self.is_over = False
         self.count = 0
@@ -316,7 +323,7 @@ class Points:
         if self.count % PROGRESS_VICTIMS == 0:
             logger.info("%d victims so far, the next one at %d", self.count, self._at)
         if self._seeks is not None:
-            self._reach_sought(self._seeks, between)
+            self._reach_sought(*self._seeks, between)
         elif not self._reach_point(between):
             return
         self._stood.add(self._stepper.stands_at)
@@ -340,16 +347,17 @@ class Points:
         self._at = following or 0
         return True
 
-    def _reach_sought(self, address: int, between: Callable[[], None]) -> None:
+    def _reach_sought(self, address: int, rest_us: int, between: Callable[[], None]) -> None:
         self.sought_count += 1
-        _, is_over = self._stepper.meet(address)
+        _, is_over = self._stepper.meet(address, rest_us)
         if is_over:
             between()
-            self._stepper.meet(address)
+            self._stepper.meet(address, rest_us)
 
-    def _seek(self) -> Iterator[int]:
-        for _ in range(SEEK_TRIES if self._is_every else 0):
-            yield from sorted(self._missed())
+    def _seek(self) -> Iterator[tuple[int, int]]:
+        for number in range(SEEK_TRIES if self._is_every else 0):
+            for address in sorted(self._missed()):
+                yield address, number % 2 * SEEK_REST_US
 
     def _missed(self) -> set[int]:
         return self._known() - self._stood
