@@ -18,6 +18,7 @@ file, DiskFullError, StoreError; then nothing half-done stays. All calls block f
 """
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -437,14 +438,29 @@ def _kept_name(kind: str, position: int, number: int) -> str:
 
 
 def _dirty_chunks(fd: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield (place, size) of the chunks in begin..end of an open file that are not all zero."""
+    """Yield (place, size) of the chunks in begin..end of an open file that are not all zero.
+
+    What was allocated and never written is zero without being read: a failover waits for this.
+    """
     place = begin
-    while place < end:
+    while (place := _next_written(fd, place, end)) < end:
         size = min(_CHUNK_BYTES - place % _CHUNK_BYTES, end - place)
         chunk = os.pread(fd, size, place)
         if chunk != _ZEROS[: len(chunk)]:
             yield place, size
         place += size
+
+
+def _next_written(fd: int, place: int, end: int) -> int:
+    """Return the first place from `place` on that may have been written; `end` if none was."""
+    if place >= end:
+        return end
+    try:
+        return min(os.lseek(fd, place, os.SEEK_DATA), end)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return end  # nothing but holes up to the end of the file
 
 
 def _dirty_end(fd: int, chunk: tuple[int, int]) -> int:

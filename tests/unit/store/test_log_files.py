@@ -196,6 +196,23 @@ def test_clearing_a_clean_tail_changes_nothing(tmp_path: Path) -> None:
     assert commit_log_bytes(tmp_path) == middle
 
 
+@pytest.mark.timeout(20)
+def test_what_was_never_written_is_not_read_to_find_a_tail(tmp_path: Path) -> None:
+    size = 1 << 40
+    files = LogFiles(tmp_path, size)
+    files.make_folders()
+    with files.path(0).open("wb") as file:
+        file.truncate(size)
+        assert files.clear_tail(0) == []
+        file.write(b"left of an earlier life")
+    (tail,) = files.clear_tail(5)
+    assert (tail.position, tail.size) == (5, len(b"of an earlier life"))
+    assert files.clear_tail(0)
+    assert files.clear_tail(0) == []
+    with files.path(0).open("rb") as file:
+        assert not any(file.read(1 << 20))
+
+
 def test_tail_in_large_chunks_is_zeroed_to_the_last_byte(tmp_path: Path) -> None:
     size = (2 << 20) + 4096 * 3
     writer = Writer(tmp_path, file_size=size)
