@@ -140,6 +140,8 @@ class AsyncLitePullConsumer(AsyncClosable):
 
         Raises:
             ClosedError: this consumer or its client is closed.
+            PermissionDeniedError: there is nothing, and the right to a topic or to the group was
+                taken away; names the rule.
         """
         check_timeout("poll", timeout)
         return await self._poll(timeout, None)
@@ -183,7 +185,10 @@ class AsyncLitePullConsumer(AsyncClosable):
                     messages = self._read_round(count)
                 self._at_once_count += len(messages)
                 left_s = (deadline_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
-                if messages or left_s <= 0 or self._is_closed:
+                if messages or self._is_closed:
+                    return messages
+                self._engine.check_denied()
+                if left_s <= 0:
                     return messages
                 self._at_once_count = 0
                 if not self._engine.has_slow:

@@ -267,6 +267,8 @@ class LitePullConsumer(Closable):
 
         Raises:
             ClosedError: this consumer or its client is closed.
+            PermissionDeniedError: there is nothing, and the right to a topic or to the group was
+                taken away; names the rule.
         """
         self._check("poll")
         check_timeout("poll", timeout)
@@ -300,7 +302,10 @@ class LitePullConsumer(Closable):
                         self.listener(*change)
                 messages = self.read_round(count)
                 left_s = (deadline_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
-                if messages or left_s <= 0 or self._is_closed:
+                if messages or self._is_closed:
+                    return messages
+                self.check_denied()
+                if left_s <= 0:
                     return messages
                 self._sleep(left_s)
                 self._client.check("poll")
@@ -339,6 +344,16 @@ class LitePullConsumer(Closable):
             if messages:
                 return messages
         return []
+
+    def check_denied(self) -> None:
+        """Return if no broker denies any of the topics, or the group.
+
+        Raises:
+            PermissionDeniedError: names the rule.
+        """
+        for engine in self._all():
+            if engine.assignment.denial is not None:
+                raise engine.assignment.denial
 
     def _read_ahead(self, engine: Consumer, queue: ProcessQueue) -> _Found | None:
         """What comes next in a queue, a batch at most; taken by nobody yet."""

@@ -183,7 +183,8 @@ def test_without_auto_commit_only_commit_counts(way, client, topic, group):
         with pytest.raises(OffsetIllegalError, match="its messages end at 30"):
             consumer.commit({queue: 31})
         with pytest.raises(OffsetIllegalError, match="not assigned to this consumer"):
-            consumer.commit({queue._replace(queue_id=9): 0})
+            consumer.commit({queue: 11, queue._replace(queue_id=9): 0})
+        assert consumer.committed(queue) == 10  # all of them, or none
         consumer.commit({queue: 12})
     with client.lite_pull_consumer(group) as consumer:
         begin(consumer, way, topic)

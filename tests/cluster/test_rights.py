@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from shmq.remoting.codes import RequestCode
 from tests.support.cluster import Cluster, wait_for
 from tests.support.other_uid import Person
 from tests.support.require import require_root
@@ -336,6 +337,25 @@ def test_rights_are_taken_from_living_sessions_and_given_back(office: Office) ->
     assert wait_for(lambda: reader.try_to("receive", "orders", "g-reader", 1)[0] == "done")
     assert mapper.do("mapped") is False, "until it connects anew"
     assert office.person(MAPPER).do("mapped") is True
+
+
+@pytest.mark.parametrize("way", ["poll", "aio_poll"])
+def test_poll_that_waits_hears_that_its_right_is_taken(way: str, office: Office) -> None:
+    reader, writer = office.person(READER), office.person(WRITER)
+    reader.begin(way, "orders", "g-reader", 1000)
+    with office.cluster.connect() as client:
+        link = client.link("broker-a")
+        fields = {"consumerGroup": "g-reader", "topic": "orders"}
+        code = RequestCode.GET_CONSUMER_LIST_BY_GROUP
+        assert wait_for(lambda: link.call(code, fields).json()["consumerIdList"])
+    assert writer.do("send", "orders") == "SEND_OK"
+    office.change(
+        f"[[accounts]]\nuser = {WRITER}\ntopic_perms = ['orders=PUB']\ngroup_perms = ['*=SUB']"
+    )
+    outcome, said = reader.end()
+    assert outcome == "PermissionDeniedError", said
+    assert f"as no account of uid {READER}" in said
+    office.change(RULES)
 
 
 def test_writer_under_load_is_refused_within_its_ring_and_hears_the_rule(office: Office) -> None:

@@ -175,6 +175,24 @@ def aio_receive(topic, group):
             return len(await consumer.receive(1, timeout=0.1))
     return aio(work)
 
+def poll(topic, group, count):
+    with client().lite_pull_consumer(group) as consumer:
+        consumer.subscribe(topic)
+        found = 0
+        while found < count:
+            found += len(consumer.poll(60.0))
+        return found
+
+def aio_poll(topic, group, count):
+    async def work(made):
+        async with made.lite_pull_consumer(group) as consumer:
+            await consumer.subscribe(topic)
+            found = 0
+            while found < count:
+                found += len(await consumer.poll(60.0))
+            return found
+    return aio(work)
+
 def leave():
     kept.pop("client").close()
 
