@@ -4,6 +4,12 @@ What lives here: `local`, and the guard process behind it (`python -m shmq.clien
 starts a NameServer that supervises the brokers, and stops all when its standard input ends: when
 the program closes it, exits, or is killed. Writes: the folder; a temporary one is removed at the
 end. May fail: ServiceNotAvailableError if the cluster does not come up.
+
+Nothing stays in shared memory, whoever is attached. Brokers that stop remove theirs; that of one
+which was killed is forgotten with a temporary store. In a kept one it may have messages that no
+file has: the cluster is started once more, and stopped, which writes them. Memory that outlives
+that, because the disk refuses, stays for the next cluster of the folder. A guard that is killed
+leaves all this to the program's `close`.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from shmq.errors import ConfigError, OwnerError, ServiceNotAvailableError, ShmqE
 from shmq.remoting.identity import peer_of
 from shmq.remoting.runtime_folder import RuntimeFolder
 from shmq.shm.manifest import load, manifest_path
-from shmq.shm.reaper import reap
+from shmq.shm.reaper import Verdict, reap
 
 if TYPE_CHECKING:
     from shmq.remoting.identity import Peer
@@ -37,9 +43,13 @@ __all__ = ["LOG", "end_brokers", "forget_memory", "local", "start"]
 _START_TIMEOUT_S = 60.0
 _LOOK_NS = 500_000_000
 """Between two looks whether a broker was given up."""
+_LOOK_S = 0.05
+"""Between two looks whether successors are up."""
 _CONNECT_TIMEOUT_S = 2.0
 _STOP_TIMEOUT_MS = 30_000
 """For a broker that the guard itself has to stop."""
+_STOP_ALL_TIMEOUT_MS = 90_000
+"""For a NameServer, which kills brokers after 35 s: slaves, then masters."""
 LOG = "cluster.log"
 """Where in its folder a private cluster logs."""
 
@@ -95,8 +105,11 @@ def start(root: Path, run: Path, *, brokers: int, is_temporary: bool) -> Client:
     stdin = guard.stdin
 
     def end() -> None:
-        stdin.close()
-        guard.wait()
+        with suppress(BrokenPipeError):
+            stdin.close()
+        if guard.wait() < 0:  # killed: what it ran goes on
+            _end_listeners(run, "namesrv", _STOP_ALL_TIMEOUT_MS)
+            _end_all(root, run, is_temporary=is_temporary)
 
     client: Client | None = None
     look_ns = 0
@@ -131,9 +144,11 @@ def _start_guard(
     root.mkdir(parents=True, exist_ok=True)
     run.parent.mkdir(parents=True, exist_ok=True)
     run.mkdir(mode=0o750, exist_ok=True)
-    # Nobody comes back for the memory of a store that is removed, whoever is still attached; and
-    # who finds some of it sees by the folder's name whose it was.
-    own = f'keep_memory = "never"\ncluster_name = "{root.name}"\n' if is_temporary else ""
+    # A cluster that ends with its program has no successor to keep memory for, whoever is still
+    # attached; who finds some of a removed store sees by the folder's name whose it was.
+    own = 'keep_memory = "never"\n'
+    if is_temporary:
+        own += f'cluster_name = "{root.name}"\n'
     # Stores are relative to the file, for a folder may have a name that no TOML can hold.
     tables = [f'[broker."{name}"]\nstore_path = "{name}"\n{own}' for name in names]
     (root / "cluster.toml").write_text("\n".join(tables), encoding="utf-8")
@@ -213,11 +228,44 @@ def _guard(root: Path, run: Path, program_pid: int, *, is_temporary: bool) -> in
         process = _start_namesrv(root, run)  # killed: this one adopts the brokers
     process.terminate()
     process.wait()
+    _end_all(root, run, is_temporary=is_temporary)
+    return process.returncode
+
+
+def _end_all(root: Path, run: Path, *, is_temporary: bool) -> None:
+    """Stop what still runs, and see that nothing of it stays in shared memory."""
     end_brokers(run)
     if is_temporary:
         forget_memory(root, run)
         shutil.rmtree(root, ignore_errors=True)
-    return process.returncode
+        return
+    with suppress(ShmqError):  # what is in doubt stays
+        if _is_wanted(root, run):
+            _write_left(root, run)
+            _is_wanted(root, run)
+
+
+def _is_wanted(root: Path, run: Path) -> bool:
+    """Whether a broker was killed, and its memory waits for a successor; what does not goes."""
+    manifests = [manifest_path(store) for store in root.glob("broker-*")]
+    findings = reap(sorted(run.glob("broker-*.d")), manifests, dry_run=False)
+    return any(finding.verdict is Verdict.WANTED for finding in findings)
+
+
+def _write_left(root: Path, run: Path) -> None:
+    """Have successors adopt what killed brokers left, and stop them, so that it is in files."""
+    process = _start_namesrv(root, run)
+    waiting = threading.Event()
+    deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(_START_TIMEOUT_S * 1e9)
+    while SYSTEM_CLOCK.monotonic_ns() < deadline_ns and process.poll() is None:
+        with suppress(ShmqError, OSError), Admin(run) as admin:
+            wards = admin.supervised()
+            if wards and all(ward["phase"] in ("RUNNING", "GIVEN_UP") for ward in wards):
+                break
+        waiting.wait(_LOOK_S)
+    process.terminate()
+    process.wait()
+    end_brokers(run)
 
 
 def end_brokers(run: Path) -> None:
@@ -227,27 +275,31 @@ def end_brokers(run: Path) -> None:
     Args:
         run: the runtime folder.
     """
+    _end_listeners(run, "broker", _STOP_TIMEOUT_MS)
+
+
+def _end_listeners(run: Path, role: str, timeout_ms: int) -> None:
     with suppress(ShmqError), RuntimeFolder.open(run) as folder:
-        for name in folder.socket_names("broker"):
+        for name in folder.socket_names(role):
             with suppress(ShmqError, ProcessLookupError):  # it has ended
                 with folder.connect(name, timeout_s=_CONNECT_TIMEOUT_S) as sock:
-                    broker = peer_of(sock)
+                    listener = peer_of(sock)
                 try:
-                    _end(broker)
+                    _end(listener, timeout_ms)
                 finally:
-                    broker.close()
+                    listener.close()
 
 
-def _end(broker: Peer) -> None:
-    if broker.pidfd < 0:
+def _end(listener: Peer, timeout_ms: int) -> None:
+    if listener.pidfd < 0:
         return
-    signal.pidfd_send_signal(broker.pidfd, signal.SIGTERM)
-    signal.pidfd_send_signal(broker.pidfd, signal.SIGCONT)
+    signal.pidfd_send_signal(listener.pidfd, signal.SIGTERM)
+    signal.pidfd_send_signal(listener.pidfd, signal.SIGCONT)
     poll = select.poll()
-    poll.register(broker.pidfd, select.POLLIN)
-    if not poll.poll(_STOP_TIMEOUT_MS):
-        broker.kill()
-        poll.poll(_STOP_TIMEOUT_MS)
+    poll.register(listener.pidfd, select.POLLIN)
+    if not poll.poll(timeout_ms):
+        listener.kill()
+        poll.poll(timeout_ms)
 
 
 def forget_memory(root: Path, run: Path) -> None:

@@ -13,6 +13,7 @@ from shmq.errors import ConfigError, ServiceNotAvailableError
 from tests.support.cluster import Program, wait_for
 from tests.support.dev_shm import left_behind, ours_in_dev_shm
 from tests.support.repository import ROOT
+from tests.support.scale import scaled
 
 pytestmark = pytest.mark.cluster
 
@@ -151,6 +152,53 @@ def test_cluster_ends_though_its_nameserver_was_killed_just_before(tmp_path: Pat
         )
         os.kill(namesrv, signal.SIGKILL)
     assert not processes_of(tmp_path)
+
+
+def pid_of(module: bytes, folder: Path) -> int:
+    (pid,) = (
+        pid
+        for pid in processes_of(folder)
+        if module in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    )
+    return pid
+
+
+@pytest.mark.parametrize(
+    "killed",
+    [(), (b"shmq.broker",), (b"shmq.client.local",), (b"shmq.namesrv", b"shmq.broker")][
+        : scaled(3, 4)
+    ],
+)
+def test_kept_cluster_leaves_its_store_and_no_memory_whoever_is_attached_and_killed(
+    tmp_path: Path, killed: tuple[bytes, ...]
+):
+    before = ours_in_dev_shm()
+    root = tmp_path / "kept"
+    with shmq.local(root) as client, Program(ATTACHED, client.namesrv) as program:
+        program.hear()
+        pids = [pid_of(module, tmp_path) for module in killed]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)  # nobody mends what the next one's death leaves
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        client.close()
+        assert left_behind(before, strict=False) == []
+        assert not [pid for pid in processes_of(tmp_path) if pid != program.process.pid]
+    with shmq.local(root) as client, client.consumer("t", "g") as consumer:
+        message = consumer.try_next(30.0)
+        assert message is not None
+        assert bytes(message) == b"x"
+
+
+def test_temporary_cluster_whose_guard_is_killed_ends_with_its_client(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = ours_in_dev_shm()
+    with shmq.local() as client:
+        client.producer().send("t", b"x")
+        os.kill(pid_of(b"shmq.client.local", tmp_path), signal.SIGKILL)
+    assert left_behind(before, strict=False) == []
+    assert not processes_of(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_interrupt_of_the_terminal_leaves_the_cluster_to_its_program(tmp_path: Path):
