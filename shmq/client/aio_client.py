@@ -23,6 +23,7 @@ from shmq.client.closable import AsyncClosable
 from shmq.client.instance import DEFAULT_PRODUCER, Client
 from shmq.client.lite_pull_consumer import AUTO_COMMIT_INTERVAL_S, PULL_BATCH_SIZE
 from shmq.client.local import local as blocking_local
+from shmq.client.route_watch import AsyncRouteWatch
 from shmq.client.wake_hub import WakeHub
 from shmq.config import WaitingPolicy
 from shmq.errors import ClosedError, LoopError
@@ -110,6 +111,8 @@ class AsyncClient(AsyncClosable):
         self.hub = WakeHub(asyncio.get_running_loop(), executor)
         """What gets tasks up."""
         self._closing: list[_Member] = []
+        self.route_watch = AsyncRouteWatch(self.hub, engine.route_watch)
+        """For tasks that wait for a broker to come."""
         self._is_closed = False
         engine.on_session(self.hub.session_changed)
 

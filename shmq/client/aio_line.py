@@ -39,6 +39,20 @@ class Place(Generic[K]):
     async def __aexit__(self, *exc_info: object) -> None:
         self.leave()
 
+    async def comes_within(self, timeout_s: float) -> bool:
+        """Whether its turn comes in so many seconds; if not, it has left the line."""
+        if self._future.done():
+            return True
+        try:
+            await asyncio.wait({self._future}, timeout=timeout_s)
+        except asyncio.CancelledError:
+            self.leave()
+            raise
+        if self._future.done():
+            return True
+        self.leave()
+        return False
+
     def leave(self) -> None:
         """Whoever is next has the turn."""
         self._lines.leave(self._key, self._future)

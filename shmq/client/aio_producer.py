@@ -15,7 +15,7 @@ from shmq.client.aio_line import Lines, Place
 from shmq.client.arguments import check_bodies, check_one_place, check_timeout
 from shmq.client.closable import AsyncClosable
 from shmq.client.producer import SEND_TIMEOUT_S
-from shmq.client.send_request import STORED, Cure, SendRequest, delayed, left_s
+from shmq.client.send_request import STORED, Cure, SendRequest, delayed, left_s, nobody_came
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
 from shmq.errors import (
@@ -179,7 +179,7 @@ class AsyncProducer(AsyncClosable):
         if not given:
             return []
         place = SendRequest(topic, b"", tag, None, None, 0, key, queue)
-        chosen = self._engine.choose(await self._target(topic), place)
+        chosen = self._engine.choose(await self._target(topic, timeout), place)
         # All to one queue, whatever happens meanwhile: that is what keeps them in order.
         where = chosen.message_queue
         sends = [
@@ -272,10 +272,24 @@ class AsyncProducer(AsyncClosable):
     async def _target(self, topic: str, timeout: float = SEND_TIMEOUT_S) -> Target:
         target = self._engine.known(topic)
         if target is None:
-            target = await self._hub.run(self._engine.find, topic, timeout)
+            target = await self._find(topic, timeout)
             links = {queue.link: None for queue in target.queues if queue.link is not None}
             await self._hub.ready(links)
         return target
+
+    async def _find(self, topic: str, timeout: float) -> Target:
+        """Its queues, as soon as a broker that has it answers."""
+        deadline_ns = _now() + int(timeout * 1e9)
+        watch = self._client.route_watch
+        while True:  # bounded by the deadline
+            seen = watch.seen
+            try:
+                return await self._hub.run(self._engine.look, topic, left_s(deadline_ns))
+            except ServiceNotAvailableError as error:
+                if left_s(deadline_ns) <= 0:
+                    raise nobody_came(topic, timeout, error) from None
+            await watch.wait(seen, left_s(deadline_ns))
+            self._check(f"send to {topic}")
 
     async def _put(
         self, request: SendRequest, deadline_ns: int, timeout: float, *, keep: bool
@@ -287,7 +301,14 @@ class AsyncProducer(AsyncClosable):
         topic = request.topic
         target = self._engine.known(topic)
         if target is None or topic in self._topics:
-            async with self._topics.enter(topic):
+            turn = self._topics.enter(topic)
+            if not await turn.comes_within(left_s(deadline_ns)):
+                raise ServiceNotAvailableError(
+                    f"send to {topic}: sends before it still wait for a broker after {timeout:.3g}"
+                    " s; nothing was sent",
+                    hint="see who is there: shmq broker list",
+                )
+            async with turn:
                 target = await self._target(topic, left_s(deadline_ns))
                 found, chosen, place = self._try(request, target, keep)
         else:

@@ -34,6 +34,7 @@ from shmq.client.pull_consumer import PullConsumer
 from shmq.client.push_consumer import PushConsumer
 from shmq.client.rebalance import RebalanceService
 from shmq.client.route_cache import RouteCache
+from shmq.client.route_watch import RouteWatch
 from shmq.clock import SYSTEM_CLOCK
 from shmq.config import WaitingPolicy, default_namesrv_folder
 from shmq.core import core
@@ -133,6 +134,8 @@ class Client(Closable):
         self.client_id = f"{os.getpid()}@{uuid.uuid4().hex[:12]}"
         """Unique among living clients; members of a group are told apart by it."""
         self.routes = RouteCache(self._folder)
+        self.route_watch = RouteWatch(self._folder)
+        """For who waits for a broker to come."""
         self.rebalancer = RebalanceService()
         """The thread that shares queues out."""
         self._links: dict[str, BrokerLink] = {}
@@ -387,6 +390,7 @@ class Client(Closable):
         self.rebalancer.close()
         self._closed.set()
         self._keeper_wanted.set()
+        self.route_watch.close()
         for link in links:
             link.close()
         for thread in (self._keeper, *followers):

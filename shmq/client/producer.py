@@ -27,6 +27,7 @@ from shmq.client.send_request import (
     SendRequest,
     delayed,
     left_s,
+    nobody_came,
     refusal,
 )
 from shmq.client.settler import Pending, Settler
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from shmq.client.instance import Client
     from shmq.client.loan import DTypeLike
     from shmq.client.queue_selector import QueueSelector
+    from shmq.client.route_watch import Seen
     from shmq.client.send_request import Body
     from shmq.remoting.command import Command
 
@@ -136,12 +138,14 @@ class Producer(Closable):
                 level's queue. A Message says so in a property DELAY.
             timeout: seconds for everything, 0 to 1e9. A send with a key or a queue waits so long
                 for its broker; one without goes to another broker while its own is away or slow.
+                Where none that has the topic is there, it waits for one to come.
 
         Raises:
             TypeError, ValueError: an argument that makes no sense.
             MessageError and its kin: the message cannot be sent; nothing was written.
             BodyTypeError: a body that is no buffer and no str; a TypeError too.
             TopicNotExistError: no broker has the topic and none makes it.
+            ServiceNotAvailableError: no broker that has it came in time; nothing was sent.
             SendTimeoutError: nothing was sent in time.
             OutcomeUnknownError: sent, and its broker has not said what became of it.
         """
@@ -154,7 +158,10 @@ class Producer(Closable):
             check_one_place("send", key, queue)
             request = SendRequest(topic.topic, topic, None, None, properties, 0, key, queue)
             return self._send(request, begin_ns + int(timeout * 1e9), timeout)
-        target = self._targets.get(topic) or self._target(topic, timeout)
+        target = self._targets.get(topic)
+        if target is None:
+            request = SendRequest(topic, body, tag, keys, properties, flag, key, queue)
+            return self._send(request, begin_ns + int(timeout * 1e9), timeout)
         if key is None and queue is None:
             lane, row, generation, chosen = next(target.turn)
             status = _CLOSED
@@ -263,7 +270,11 @@ class Producer(Closable):
             check_timeout("send_oneway", timeout)
         if delay_level:
             properties = delayed(properties, delay_level)
-        target = self._targets.get(topic) or self._target(topic, timeout)
+        target = self._targets.get(topic)
+        if target is None:
+            request = SendRequest(topic, body, tag, keys, properties, flag, key, queue)
+            self._put(request, _now() + int(timeout * 1e9), timeout, keep=False)
+            return
         if key is None and queue is None:
             lane, row, generation, chosen = next(target.turn)
             try:
@@ -717,7 +728,9 @@ class Producer(Closable):
     # ---- where to --------------------------------------------------------------------------------
 
     def queues(self, topic: str) -> list[MessageQueue]:
-        """The queues that a topic's messages go to, those of brokers that are away included."""
+        """The queues that a topic's messages go to, those of brokers that are away included.
+        Where no broker that has it is there, waits SEND_TIMEOUT_S for one.
+        """
         return list((self._targets.get(topic) or self._target(topic)).message_queues)
 
     def _choose(self, target: Target, key: str | None, queue: QueueSelector | None) -> SendQueue:
@@ -729,6 +742,24 @@ class Producer(Closable):
         return next(target.turn)[3]
 
     def _target(self, topic: str, timeout: float = SEND_TIMEOUT_S) -> Target:
+        """Its queues, as soon as a broker that has it answers. Blocks up to `timeout` seconds."""
+        deadline_ns = _now() + int(timeout * 1e9)
+        seen: Seen | None = None
+        while True:  # bounded by the deadline
+            try:
+                return self.look(topic, left_s(deadline_ns))
+            except ServiceNotAvailableError as error:
+                if left_s(deadline_ns) <= 0:
+                    raise nobody_came(topic, timeout, error) from None
+            seen = self._client.route_watch.wait(seen, left_s(deadline_ns))
+
+    def look(self, topic: str, timeout: float) -> Target:
+        """Its queues, asked for once: brokers that are away are not waited for.
+
+        Raises:
+            ServiceNotAvailableError: no broker that has it answers.
+            TopicNotExistError and others, as `send`.
+        """
         if self._is_closed:
             raise ClosedError(f"send to {topic}: this producer is closed")
         self._client.check("send")
@@ -771,14 +802,6 @@ class Producer(Closable):
     def known(self, topic: str) -> Target | None:
         """Its queues, if nobody has to be asked."""
         return self._targets.get(topic)
-
-    def find(self, topic: str, timeout: float) -> Target:
-        """Its queues. Blocks while brokers are asked.
-
-        Raises:
-            TopicNotExistError and others, as `send`.
-        """
-        return self._targets.get(topic) or self._target(topic, timeout)
 
     def choose(self, target: Target, request: SendRequest) -> SendQueue:
         """Where the message goes."""

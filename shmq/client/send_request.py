@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
-from shmq.errors import OutcomeUnknownError, SendTimeoutError, ShmqError, for_status
+from shmq.errors import (
+    OutcomeUnknownError,
+    SendTimeoutError,
+    ServiceNotAvailableError,
+    ShmqError,
+    for_status,
+)
 from shmq.status import SendStatus
 
 if TYPE_CHECKING:
@@ -28,7 +34,7 @@ if TYPE_CHECKING:
 
     Body = bytes | bytearray | memoryview | str | Buffer
 
-__all__ = ["Cure", "STORED", "SendRequest", "delayed", "left_s", "refusal"]
+__all__ = ["Cure", "STORED", "SendRequest", "delayed", "left_s", "nobody_came", "refusal"]
 
 _now = SYSTEM_CLOCK.monotonic_ns
 
@@ -151,6 +157,15 @@ def delayed(properties: Mapping[str, str] | None, delay_level: int) -> dict[str,
 def left_s(deadline_ns: int) -> float:
     """Seconds until a monotonic time; 0 behind it."""
     return max(0.0, (deadline_ns - _now()) / 1e9)
+
+
+def nobody_came(topic: str, timeout: float, seen: ShmqError) -> ServiceNotAvailableError:
+    """What to raise where a broker was waited for, and how it was seen last."""
+    return ServiceNotAvailableError(
+        f"send to {topic}: no broker that has it came in {timeout:.3g} s, nothing was sent; seen "
+        f"last: {seen}",
+        hint=seen.hint,
+    )
 
 
 def refusal(status: int, chosen: SendQueue, message_id: str | None, timeout: float) -> ShmqError:

@@ -8,6 +8,8 @@ registered.
 In the NameServer, in its loop's thread. Writes nothing but what RouteInfo and KvConfig keep.
 """
 
+import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -36,6 +38,7 @@ _SOCKET_NAME: Final = re.compile(r"broker-[A-Za-z0-9_-]{1,72}")
 _BROKER_NAME: Final = re.compile(r"[^\s/\x00-\x1f\x7f]{1,127}")
 _EXPIRY_MS_LEAST: Final = 1_000
 _EXPIRY_MS_MOST: Final = 600_000
+_AWAIT_MS_MOST: Final = 60_000
 
 
 @dataclass(slots=True)
@@ -79,6 +82,8 @@ class NamesrvProcessor:
         self._acl_file = acl_file
         self._chunks: dict[Connection, _Chunks] = {}
         self._speakers: set[Connection] = set()
+        self._change = asyncio.Event()
+        routes.on_change = self._changed
 
     def table(self) -> dict[int, Processor]:
         """By code."""
@@ -103,7 +108,10 @@ class NamesrvProcessor:
             code.GET_KVLIST_BY_NAMESPACE: self._kv_list,
             code.GET_SUPERVISOR_STATUS: self._supervisor_status,
         }
-        return {number: Processor(handler=handler) for number, handler in handlers.items()}
+        return {
+            **{number: Processor(handler=handler) for number, handler in handlers.items()},
+            code.AWAIT_ROUTE_CHANGE: Processor(handler=self._await_change, is_concurrent=True),
+        }
 
     # ---- brokers -----------------------------------------------------------------------------
 
@@ -232,6 +240,23 @@ class NamesrvProcessor:
                 f"No topic route info in name server for the topic: {topic[:255]}"
             )
         return response_to(command, body=raw)
+
+    async def _await_change(self, _connection: Connection, command: Command) -> Command:
+        take = command.fields()
+        known, timeout_ms = take.number("changeNumber", -1), take.number("timeoutMillis")
+        if not 0 <= timeout_ms <= _AWAIT_MS_MOST:
+            raise ConfigError(
+                f"{command.name}: timeoutMillis: {timeout_ms}, wanted 0 to {_AWAIT_MS_MOST}"
+            )
+        if known == self._routes.change_number:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_ms / 1e3):
+                    await self._change.wait()
+        return response_to(command, ext_fields={"changeNumber": self._routes.change_number})
+
+    def _changed(self) -> None:
+        self._change.set()  # those that wait now
+        self._change = asyncio.Event()
 
     def _cluster_info(self, _connection: Connection, command: Command) -> Command:
         names = {key.broker_name for key in self._routes.members()}

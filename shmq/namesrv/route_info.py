@@ -15,7 +15,7 @@ what is refused (FencedError, OwnerError, QuotaError). In the NameServer, in its
 routes live as long as the process (RocketMQ RouteInfoManager).
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
@@ -111,6 +111,10 @@ class RouteInfo:
         self._topics: dict[str, dict[str, QueueData]] = {}
         self._wiped: set[str] = set()
         self._encoded: dict[str, bytes] = {}
+        self.change_number = 0
+        """Another one whenever routes may be others."""
+        self.on_change: Callable[[], None] = _nobody
+        """Called then; by whoever has clients wait for it."""
 
     # ---- brokers -----------------------------------------------------------------------------
 
@@ -242,7 +246,7 @@ class RouteInfo:
         if broker_name not in self._names:
             return 0
         self._wiped.add(broker_name)
-        self._encoded.clear()
+        self._changed()
         return len(self._names[broker_name].shown)
 
     def add_write_perm(self, broker_name: str) -> int:
@@ -250,7 +254,7 @@ class RouteInfo:
         if broker_name not in self._wiped:
             return 0
         self._wiped.discard(broker_name)
-        self._encoded.clear()
+        self._changed()
         return len(self._names[broker_name].shown)
 
     # ---- whoever asks ------------------------------------------------------------------------
@@ -345,12 +349,21 @@ class RouteInfo:
         for topic, data in shown.items():
             name.shown[topic] = data
             self._topics.setdefault(topic, {})[broker_name] = data
+        self._changed()
+
+    def _changed(self) -> None:
         self._encoded.clear()
+        self.change_number += 1
+        self.on_change()
 
     def _permitted(self, data: QueueData) -> QueueData:
         if data.broker_name not in self._wiped:
             return data
         return replace(data, perm=data.perm & ~Permission.WRITE)
+
+
+def _nobody() -> None:
+    """Nobody waits for changes."""
 
 
 def _check_successor(

@@ -129,6 +129,8 @@ class RequestCode(IntEnum):
     """Of a NameServer: which brokers it watches and how they are."""
     PUT_KV_CONFIG_LIST = 9003
     """Of a NameServer: PUT_KV_CONFIG for many keys of a namespace."""
+    AWAIT_ROUTE_CHANGE = 9004
+    """Of a NameServer: answered when its routes are others than those that were seen."""
 
     # ours: brokers (docs/reference/broker-requests.md)
     ATTACH_SESSION = 9100

@@ -25,6 +25,7 @@ __all__ = [
     "CHUNK_BYTES",
     "ClusterInfo",
     "add_write_perm",
+    "await_route_change",
     "broker_heartbeat",
     "broker_member_group",
     "cluster_info",
@@ -38,6 +39,7 @@ __all__ = [
     "query_data_version",
     "register_broker",
     "register_topics",
+    "route_change_of",
     "route_info",
     "route_of",
     "supervisor_status",
@@ -230,6 +232,24 @@ def topics_of(response: Command) -> tuple[str, ...]:
 def supervisor_status() -> Command:
     """Which brokers the NameServer watches and how they are; body {"brokers": [...]}."""
     return Command(RequestCode.GET_SUPERVISOR_STATUS)
+
+
+def await_route_change(change_number: int | None, *, timeout_ms: int) -> Command:
+    """Answer when the routes have changed.
+
+    Args:
+        change_number: what the last answer of this connection gave; None: answer at once.
+        timeout_ms: answer then, whatever was; 0 to 60,000.
+    """
+    fields: dict[str, Scalar] = {"timeoutMillis": timeout_ms}
+    if change_number is not None:
+        fields["changeNumber"] = change_number
+    return Command(RequestCode.AWAIT_ROUTE_CHANGE, fields)
+
+
+def route_change_of(response: Command) -> int:
+    """The number in an answer to `await_route_change`: another one where routes are others."""
+    return response.fields().number("changeNumber")
 
 
 # ---- an administrator says -----------------------------------------------------------------------

@@ -111,7 +111,7 @@ def test_topic_is_not_created_on_no_broker_at_all(tmp_path: Path):
         with pytest.raises(ServiceNotAvailableError, match="knows no broker"):
             client.create_topic("t")
         with pytest.raises(ServiceNotAvailableError, match="send to t: .* knows no broker"):
-            client.producer().send("t", b"to whom")
+            client.producer().send("t", b"to whom", timeout=0.1)
         with pytest.raises(TypeError, match=r"wanted \['broker-a'\]"):
             client.create_topic("t", brokers="broker-a")
     with (
