@@ -19,6 +19,7 @@ from deaths import row_dev, row_kill, row_reassign
 from loops import row_loops
 from pacing import row_latency
 from quiet import row_calls, row_idle
+from replicated import row_ha
 from reporting import run
 from throughput import row_consume, row_sending
 
@@ -36,6 +37,7 @@ ROWS = {
     "kill": row_kill,
     "reassign": row_reassign,
     "dev": row_dev,
+    "ha": row_ha,
     "idle": row_idle,
     "calls": row_calls,
 }

@@ -47,8 +47,11 @@ keep_memory = "never"
 class ReplicaPair:
     """Two members of one broker_name, one of them master, and a client of them."""
 
-    def __init__(self, folder: Path, client: shmq.Client, admin: shmq.Admin) -> None:
+    def __init__(
+        self, folder: Path, client: shmq.Client, admin: shmq.Admin, slave_count: int
+    ) -> None:
         self.folder = folder
+        self.slave_count = slave_count
         self.client = client
         self._admin = admin
 
@@ -66,7 +69,7 @@ class ReplicaPair:
             wards = self._admin.supervised()
             return (
                 bool(status.get("master"))
-                and status["inSyncSlaveNums"] == 1
+                and status["inSyncSlaveNums"] == self.slave_count
                 and all(ward["phase"] == "RUNNING" for ward in wards)
             )
 
@@ -86,14 +89,14 @@ class ReplicaPair:
 
 
 @contextmanager
-def replica_pair(role: str, hung_ms: int) -> Iterator[ReplicaPair]:
-    """Stores on the checkout's file system."""
+def replica_pair(role: str, hung_ms: int = 10_000, member_count: int = 2) -> Iterator[ReplicaPair]:
+    """Stores on the checkout's file system; a member_count of 1: a master without a slave."""
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=ROOT) as name:
         folder, run = Path(name), Path(name, "run")
         run.mkdir(mode=0o750)
         members = [
             MEMBER.format(number=number, role=role, cluster_name=folder.name.strip(".").lower())
-            for number in range(2)
+            for number in range(member_count)
         ]
         file = folder / "cluster.toml"
         file.write_text(CLUSTER.format(hung_ms=hung_ms) + "".join(members), encoding="utf-8")
@@ -103,7 +106,7 @@ def replica_pair(role: str, hung_ms: int) -> Iterator[ReplicaPair]:
         try:
             client = wait_for(lambda: shmq.connect(run), "the NameServer")
             with client, shmq.Admin(run) as admin:
-                pair = ReplicaPair(folder, client, admin)
+                pair = ReplicaPair(folder, client, admin, member_count - 1)
                 wait_for(lambda: client.routes.brokers().get(NAME), "a master")
                 pair.await_whole()
                 yield pair
