@@ -151,5 +151,11 @@ def _escaped(text: str) -> str:
 
 
 def _utf16(char: str) -> list[int]:
-    data = char.encode("utf-16-be", "surrogatepass")
-    return [int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2)]
+    """Its UTF-16 units, by arithmetic: the codec is a file that an unprivileged broker may not be
+    allowed to import late.
+    """
+    code = ord(char)
+    if code < 0x10000:
+        return [code]
+    code -= 0x10000
+    return [0xD800 + (code >> 10), 0xDC00 + (code & 0x3FF)]
