@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from shmq.config import BrokerConfig
     from shmq.remoting.runtime_folder import RuntimeFolder
 
-__all__ = ["HAClient", "MasterFinder", "check_prefix"]
+__all__ = ["HAClient", "MasterFinder", "check_epochs"]
 
 _log = logging.getLogger("shmq.broker")
 
@@ -190,7 +190,7 @@ class HAClient:
         try:
             begin = await client.call(Command(RequestCode.GET_REPLICA_BEGIN), timeout_s=_TIMEOUT_S)
             epochs = [Epoch(*pair) for pair in orjson.loads(begin.body)["epochs"]]
-            check_prefix(
+            check_epochs(
                 store.epochs.epochs,
                 store.positions.committed_position,
                 epochs,
@@ -284,7 +284,7 @@ class HAClient:
             after = max(page)
 
 
-def check_prefix(
+def check_epochs(
     ours: Sequence[Epoch], our_end: int, theirs: Sequence[Epoch], their_end: int
 ) -> None:
     """Return if our log can be a part of theirs, as far as masterships tell: nothing is copied

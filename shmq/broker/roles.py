@@ -43,6 +43,8 @@ _log = logging.getLogger("shmq.broker")
 
 _SLAVE_RETRY_S = 1.0
 """Between two attempts to be a slave, where the store cannot be opened."""
+_FAILURES = (ShmqError, OSError)
+"""What a change of role may fail by; OSError: the kernel, and an event loop that did not answer."""
 _MASTERSHIP_TIMEOUT_MS = 10_000
 """How long a promotion waits for a master that was told to hand over: for its last flush."""
 
@@ -143,8 +145,9 @@ class Member:
             try:
                 with self._changing:
                     self._change(change)
-            except ShmqError as error:
-                _log.error("role not changed wanted=%s: %s; %s", change, error, error.hint)
+            except _FAILURES as error:
+                hint = error.hint if isinstance(error, ShmqError) else "it is tried when told again"
+                _log.error("role not changed wanted=%s: %s; %s", change, error, hint)
                 if isinstance(self._current, Standby):
                     self._current.promotion_problem = str(error)
 
@@ -155,7 +158,7 @@ class Member:
             self._end_current()
             try:
                 self._begin_broker(mastership, change)
-            except ShmqError:
+            except _FAILURES:
                 self._end_current()
                 mastership.release()
                 self._begin_standby()
@@ -199,7 +202,7 @@ class Member:
         )
         try:
             slave.start()
-        except ShmqError:
+        except _FAILURES:
             self._end_current()
             self._begin_standby(look_after_s=_SLAVE_RETRY_S)
             raise

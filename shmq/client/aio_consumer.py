@@ -172,8 +172,12 @@ class AsyncConsumer(AsyncClosable):
         """A thread reads while nobody else does; it goes on if this task is cancelled."""
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._hub.run(self._engine.read_slow))
-        await asyncio.shield(self._reading)
-        self._reading = None
+        reading = self._reading
+        try:
+            await asyncio.shield(reading)
+        finally:
+            if reading.done() and self._reading is reading:
+                self._reading = None
 
     def _check(self) -> None:
         what = f"consume {self.topic}"

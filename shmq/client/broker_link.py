@@ -23,7 +23,7 @@ import orjson
 from shmq.client.deadline import at_most
 from shmq.client.wake_fd import SharedSocket
 from shmq.core import core
-from shmq.core.fields import field_place
+from shmq.core.fields import control_place
 from shmq.errors import (
     ClosedError,
     QuotaError,
@@ -55,7 +55,7 @@ Handle = tuple[int, int]
 CONNECT_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 5.0
 _FD_MAX = 16
-_STORE_STATUS_PLACE = 2 * core.LINE + field_place("append_positions", "store_status")
+_STORE_STATUS_PLACE = control_place("append_positions", "store_status")
 _PULL_COUNT_MAX = 1024
 _PULL_BYTES_MAX = 1 << 20
 """Of one pull request; the broker's bounds."""

@@ -16,7 +16,7 @@ from shmq.core import core
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["field_place", "read_ints", "read_rows", "read_struct", "struct_size"]
+__all__ = ["control_place", "field_place", "read_ints", "read_rows", "read_struct", "struct_size"]
 
 Buffer = core.Mapping | bytes | bytearray | memoryview
 """What a struct may be read out of."""
@@ -56,6 +56,28 @@ def _plan(name: str) -> tuple[tuple[str, int, struct.Struct, bool], ...]:
         else:
             rows.append((field, place, struct.Struct(f"<{count}{_FORMATS[kind]}"), count == 1))
     return tuple(rows)
+
+
+_CONTROL_LINES = (
+    "segment_header",
+    "control_config",
+    "append_positions",
+    "flush_positions",
+    "replica_positions",
+    "sleep_line",
+    "counters",
+)
+"""What a control segment begins with, one line each (struct shmq_control)."""
+
+
+def control_place(name: str, field: str | None = None) -> int:
+    """Byte place of the struct `name`, or of a field of it, in a control segment.
+
+    Raises:
+        ValueError: it is none of those at the beginning.
+    """
+    place = _CONTROL_LINES.index(name) * core.LINE
+    return place if field is None else place + field_place(name, field)
 
 
 @lru_cache(maxsize=64)

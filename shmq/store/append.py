@@ -15,6 +15,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from shmq.core import core
+from shmq.core.fields import control_place
 from shmq.errors import ShmError, ShmFullError, ShmqError
 
 if TYPE_CHECKING:
@@ -149,6 +150,4 @@ class AppendService:
             self._appender.set_status(status)
 
 
-_QUEUE_ROW_COUNT_PLACE = 2 * core.LINE + next(
-    place for name, place, *_ in core.LAYOUT["append_positions"][1] if name == "queue_row_count"
-)
+_QUEUE_ROW_COUNT_PLACE = control_place("append_positions", "queue_row_count")

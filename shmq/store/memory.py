@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shmq.core import core
-from shmq.core.fields import field_place, read_ints, struct_size
+from shmq.core.fields import control_place, field_place, read_ints, struct_size
 from shmq.errors import LayoutVersionError, ShmError
 from shmq.shm import manifest as manifests
 from shmq.shm import reaper, segment
@@ -41,7 +41,6 @@ TOPIC_ROW_SIZE = core.LAYOUT["topic_row"][0]
 _GROW_ROWS = 1024
 """Rows added at a time: 128 KiB of queue rows, 384 KiB of topic rows at most."""
 _FIRST_ROWS = 64
-_FLUSH_PLACE = 3 * core.LINE
 _GROW_BLOCKS = 256
 """ConsumeQueue blocks added at a time: 1 MiB."""
 
@@ -242,7 +241,7 @@ class StoreMemory:
         """broker_id of the member whose files its flushed_position speaks of; None: a take-over
         was begun and not ended.
         """
-        owner = self.control.load64(_FLUSH_PLACE + field_place("flush_positions", "files_owner"))
+        owner = self.control.load64(control_place("flush_positions", "files_owner"))
         return owner - 1 if owner else None
 
     def hot_files(self) -> list[tuple[int, HotSegment]]:

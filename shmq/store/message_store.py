@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.core import core
-from shmq.core.fields import field_place, read_ints, struct_size
+from shmq.core.fields import control_place, read_ints, struct_size
 from shmq.errors import (
     FencedError,
     LayoutVersionError,
@@ -103,11 +103,6 @@ _BLANK = core.STATUS["BLANK"][0]
 _NO_TOPIC = core.STATUS["NO_TOPIC"][0]
 _ARENA_FULL = core.STATUS["ARENA_FULL"][0]
 _FLUSH_FAILED = -core.STATUS["FLUSH_FAILED"][0]
-
-_APPEND_PLACE = 2 * core.LINE
-_FLUSH_PLACE = 3 * core.LINE
-_REPLICA_PLACE = 4 * core.LINE
-_COUNTERS_PLACE = 6 * core.LINE
 
 
 class LogPositions(NamedTuple):
@@ -534,10 +529,10 @@ class MessageStore:
         size = memory.manifest.file_size_bytes
         files = LogFiles(self.config.store_path, size)
         flushed, committed = (
-            memory.control.load64(place + field_place(struct, name))
-            for place, struct, name in (
-                (_FLUSH_PLACE, "flush_positions", "flushed_position"),
-                (_APPEND_PLACE, "append_positions", "committed_position"),
+            memory.control.load64(control_place(struct, name))
+            for struct, name in (
+                ("flush_positions", "flushed_position"),
+                ("append_positions", "committed_position"),
             )
         )
         for file_position, hot in memory.hot_files():
@@ -938,19 +933,11 @@ class MessageStore:
         """How far the log is, as of now."""
         load = self._memory.control.load64
         return LogPositions(
-            min_position=load(_APPEND_PLACE + field_place("append_positions", "min_position")),
-            hot_min_position=load(
-                _APPEND_PLACE + field_place("append_positions", "hot_min_position")
-            ),
-            committed_position=load(
-                _APPEND_PLACE + field_place("append_positions", "committed_position")
-            ),
-            flushed_position=load(
-                _FLUSH_PLACE + field_place("flush_positions", "flushed_position")
-            ),
-            confirmed_position=load(
-                _REPLICA_PLACE + field_place("replica_positions", "confirmed_position")
-            ),
+            min_position=load(control_place("append_positions", "min_position")),
+            hot_min_position=load(control_place("append_positions", "hot_min_position")),
+            committed_position=load(control_place("append_positions", "committed_position")),
+            flushed_position=load(control_place("flush_positions", "flushed_position")),
+            confirmed_position=load(control_place("replica_positions", "confirmed_position")),
         )
 
     @property
@@ -960,7 +947,7 @@ class MessageStore:
 
     def counters(self) -> dict[str, int]:
         """What the append thread has counted since the memory was made."""
-        return read_ints(self._memory.control, "counters", _COUNTERS_PLACE)
+        return read_ints(self._memory.control, "counters", control_place("counters"))
 
     def appender_state(self) -> dict[str, int]:
         """What only the append role knows: blocked, arena_free_blocks, log_end, ready_end."""
@@ -1047,9 +1034,7 @@ class MessageStore:
         """
         if self._failure is not None:
             raise self._failure
-        status = self._memory.control.load32(
-            _APPEND_PLACE + field_place("append_positions", "store_status")
-        )
+        status = self._memory.control.load32(control_place("append_positions", "store_status"))
         if status:
             raise ServiceNotAvailableError(
                 f"store a message in {self.config.store_path}: appends wait, status {status}"
@@ -1073,9 +1058,7 @@ class MessageStore:
     @property
     def _store_timestamp(self) -> int:
         """Highest storeTimestamp given out, ms since 1970."""
-        return self._memory.control.load64(
-            _APPEND_PLACE + field_place("append_positions", "store_timestamp")
-        )
+        return self._memory.control.load64(control_place("append_positions", "store_timestamp"))
 
     def _tick(self) -> None:
         now_ns = self._clock.monotonic_ns()

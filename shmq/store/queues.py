@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.core import core
-from shmq.core.fields import field_place, read_ints, read_rows, struct_size
+from shmq.core.fields import control_place, field_place, read_ints, read_rows, struct_size
 from shmq.errors import StoreError, TopicNotExistError
 from shmq.topic import check_topic
 
@@ -62,7 +62,6 @@ class Queues:
         self._memory = memory
         config = read_ints(memory.control, "control_config", struct_size("segment_header"))
         self._rows_place = config["queue_rows_place"]
-        self._append_place = 2 * core.LINE
         self._topic_rows: dict[str, int] = {}
         self._handles: dict[tuple[str, int], QueueHandle] = {}
         self._names: dict[int, tuple[str, int]] = {}
@@ -72,7 +71,9 @@ class Queues:
         self._load()
 
     def _load(self) -> None:
-        append = read_ints(self._memory.control, "append_positions", self._append_place)
+        append = read_ints(
+            self._memory.control, "append_positions", control_place("append_positions")
+        )
         names: dict[int, str] = {}
         for index in range(append["topic_row_count"]):
             place = core.TOPIC_ROWS_PLACE + index * struct_size("topic_row")

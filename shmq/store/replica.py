@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.core import core
-from shmq.core.fields import field_place
+from shmq.core.fields import control_place
 from shmq.errors import TopicNotExistError
 from shmq.store import positions
 
@@ -287,4 +287,4 @@ class ReplicaService:
         self._state, self._problem = state, problem
 
 
-_COMMITTED_PLACE = 2 * core.LINE + field_place("append_positions", "committed_position")
+_COMMITTED_PLACE = control_place("append_positions", "committed_position")

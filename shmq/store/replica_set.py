@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.core import core
-from shmq.core.fields import field_place
+from shmq.core.fields import control_place
 from shmq.errors import QuotaError, ShmError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ReplicaPositions", "ReplicaSet"]
 
-_COMMITTED_PLACE = 2 * core.LINE + field_place("append_positions", "committed_position")
-_FLUSHED_PLACE = 3 * core.LINE + field_place("flush_positions", "flushed_position")
+_COMMITTED_PLACE = control_place("append_positions", "committed_position")
+_FLUSHED_PLACE = control_place("flush_positions", "flushed_position")
 
 
 class ReplicaPositions(NamedTuple):

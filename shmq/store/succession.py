@@ -33,7 +33,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from shmq.core import core
-from shmq.core.fields import field_place
+from shmq.core.fields import control_place
 from shmq.errors import ShmError, StoreCorruptError
 from shmq.store.durable_file import disk_error
 
@@ -45,7 +45,6 @@ __all__ = ["check_frames", "check_prefix"]
 
 _OK: Final = core.STATUS["OK"][0]
 _BLANK: Final = core.STATUS["BLANK"][0]
-_APPEND_PLACE: Final = 2 * core.LINE
 _COMPARED_BYTES: Final = 1 << 20
 """Of the end of our log, beside the memory's: another history of the log differs in every frame's
 time and place, and reading all that both have would take what a failover has to spare."""
@@ -65,8 +64,8 @@ def check_prefix(memory: StoreMemory, files: LogFiles, *, end_position: int) -> 
     """
     size = memory.manifest.file_size_bytes
     load = memory.control.load64
-    committed = load(_APPEND_PLACE + field_place("append_positions", "committed_position"))
-    hot_min = load(_APPEND_PLACE + field_place("append_positions", "hot_min_position"))
+    committed = load(control_place("append_positions", "committed_position"))
+    hot_min = load(control_place("append_positions", "hot_min_position"))
     what = f"go on with the memory {memory.store}"
     if size != files.file_size_bytes:
         raise ShmError(f"{what}: its files have {size} bytes, ours {files.file_size_bytes}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.core import core
-from shmq.core.fields import field_place
+from shmq.core.fields import control_place
 from shmq.status import FlushDiskType
 from tests.crash.ledger import BODY_MIN, Found, Sent, body_of, parse_body, read_frames
 from tests.support.rocketmq_decoder import Blank, decode_frame
@@ -32,9 +32,9 @@ _OK = core.STATUS["OK"][0]
 _EMPTY = core.STATUS["EMPTY"][0]
 _TIMED_OUT = core.STATUS["TIMED_OUT"][0]
 _NOT_GRANTED = core.STATUS["NOT_GRANTED"][0]
-_COMMITTED_PLACE = 2 * core.LINE + field_place("append_positions", "committed_position")
-_TURN_PLACE = 2 * core.LINE + field_place("append_positions", "turn_number")
-_FLUSHED_PLACE = 3 * core.LINE + field_place("flush_positions", "flushed_position")
+_COMMITTED_PLACE = control_place("append_positions", "committed_position")
+_TURN_PLACE = control_place("append_positions", "turn_number")
+_FLUSHED_PLACE = control_place("flush_positions", "flushed_position")
 CHUNK_BYTES = 256 * 1024
 LARGE = 6000
 """Bytes of a body that goes through chunk memory: more than a ring's largest record."""

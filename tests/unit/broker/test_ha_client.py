@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shmq.broker.ha_client import check_prefix
+from shmq.broker.ha_client import check_epochs
 from shmq.errors import StoreCorruptError
 from shmq.store.epochs import Epoch
 
@@ -26,7 +26,7 @@ THEIRS = (Epoch(1, 0), Epoch(2, 500), Epoch(4, 900))
 def test_log_that_is_a_part_of_the_masters_is_gone_on_with(
     ours: tuple[Epoch, ...], our_end: int
 ) -> None:
-    check_prefix(ours, our_end, THEIRS, 1000)
+    check_epochs(ours, our_end, THEIRS, 1000)
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_log_that_has_what_the_master_has_not_is_refused_with_how_much(
     ours: tuple[Epoch, ...], our_end: int, alone: int
 ) -> None:
     with pytest.raises(StoreCorruptError, match=f"so {alone} bytes are here alone"):
-        check_prefix(ours, our_end, THEIRS, 1000)
+        check_epochs(ours, our_end, THEIRS, 1000)
