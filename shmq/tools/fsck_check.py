@@ -456,14 +456,23 @@ class _Checker:
             begin = begins[bisect.bisect_right(begins, position) - 1]
             lost[begin][key, queue_offset] = None
             self._reach(key, queue_offset)
-        for damage in self._damages:
-            self._believe(damage, lost[damage.position])
+        unnamed = [damage for damage in self._damages if not lost[damage.position]]
+        for damage in unnamed:
+            if (message := _claim(damage)) and self._fits_a_gap(damage, *message):
+                lost[damage.position][message] = None
         known = {message for messages in lost.values() for message in messages}
         room = {damage.position: damage.size // _FRAME_SIZE_MIN for damage in self._damages}
         for gap in sorted(self._gaps, key=lambda gap: gap.before):
             self._fill_gap(gap, lost, known, room, begins)
+        for damage in unnamed:
+            message = _claim(damage)
+            if message is None or self._check.queue_ends.get(message[0]) != message[1]:
+                continue
+            if not lost[damage.position]:  # a gap tells more surely what the hole held
+                lost[damage.position][message] = None
+            self._reach(*message)
         for damage in self._damages:
-            messages = tuple(
+            names = tuple(
                 LostMessage(key.topic, key.queue_id, queue_offset)
                 for key, queue_offset in sorted(lost[damage.position])
             )
@@ -472,7 +481,7 @@ class _Checker:
                     position=damage.position,
                     size=damage.size,
                     reason=damage.reason,
-                    messages=messages,
+                    messages=names,
                     kept_as=None,
                 )
             )
@@ -481,21 +490,13 @@ class _Checker:
         ends = self._check.queue_ends
         ends[key] = max(ends.get(key, 0), queue_offset + 1)
 
-    def _believe(self, damage: Damage, lost: dict[tuple[QueueKey, int], None]) -> None:
-        """Take a damaged header's word where it fits: an offset that is missing, or the next."""
-        if lost or damage.identity is None:
-            return
-        topic, queue_id, queue_offset = damage.identity
-        key = QueueKey(topic_text(topic), queue_id)
-        in_gap = any(
+    def _fits_a_gap(self, damage: Damage, key: QueueKey, queue_offset: int) -> bool:
+        return any(
             gap.key == key
             and gap.begin <= queue_offset < gap.end
             and gap.after < damage.position < gap.before
             for gap in self._gaps
         )
-        if in_gap or self._check.queue_ends.get(key) == queue_offset:
-            lost[key, queue_offset] = None
-            self._reach(key, queue_offset)
 
     def _fill_gap(
         self,
@@ -634,6 +635,14 @@ class _Checker:
             manifest.load(path)
         except ShmError as error:
             self._find(Code.MANIFEST_DAMAGED, Severity.WARNING, path, str(error))
+
+
+def _claim(damage: Damage) -> tuple[QueueKey, int] | None:
+    """Which message a damaged header says it was: its queue and queue_offset."""
+    if damage.identity is None:
+        return None
+    topic, queue_id, queue_offset = damage.identity
+    return QueueKey(topic_text(topic), queue_id), queue_offset
 
 
 def _store_timestamp_at(rows: bytearray, position: int) -> int:

@@ -82,7 +82,10 @@ def _hot_objects(cluster_name: str, pids: list[int]) -> Iterator[tuple[int, int]
     """(inode, bytes) of each, perhaps more than once."""
     mark = f"shmq.{cluster_name}."
     for path in Path("/dev/shm").glob(f"{mark}*.hot.*"):
-        status = path.stat()
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue  # unlinked meanwhile
         yield status.st_ino, status.st_size
     for pid in pids:
         for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines():
