@@ -18,6 +18,7 @@ from enum import StrEnum, unique
 from typing import Protocol
 
 from shmq.clock import SYSTEM_CLOCK, Clock
+from shmq.errors import ShmqError
 
 __all__ = [
     "DRAIN_TIMEOUT_S",
@@ -69,11 +70,13 @@ def run(
     drain_timeout_s: float = DRAIN_TIMEOUT_S,
     clock: Clock = SYSTEM_CLOCK,
     on_reload: Callable[[], None] | None = None,
+    describe: Callable[[], str] | None = None,
 ) -> None:
     """Start the service, wait for SIGTERM or SIGINT, drain it, stop it.
 
     With `on_reload`, SIGHUP calls that in the main thread while the service runs; without, it is
-    what it is for every program.
+    what it is for every program. With `describe`, systemd is told in each beat what that says (one
+    line, what `systemctl status` shows); it is called in the main thread and must not block.
 
     Blocks until then. Call it in the main thread before any other thread exists: the signals are
     blocked, so that threads and the core's loops are never interrupted, and taken here one by one.
@@ -84,7 +87,7 @@ def run(
     signals = STOP_SIGNALS if on_reload is None else STOP_SIGNALS | {signal.SIGHUP}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        _live(service, name, drain_timeout_s, clock, on_reload)
+        _live(service, name, drain_timeout_s, clock, on_reload, describe)
     finally:
         # Taken away unseen: a signal that came while draining asked for what is done by now.
         while signal.sigtimedwait(signals, 0):
@@ -98,23 +101,33 @@ def _live(
     drain_timeout_s: float,
     clock: Clock,
     on_reload: Callable[[], None] | None,
+    describe: Callable[[], str] | None,
 ) -> None:
     begin_ns = clock.monotonic_ns()
+    problem = ""
     try:
         _enter(Phase.STARTING, name)
         service.start()
-        _enter(Phase.RUNNING, name, "READY=1")
+        _enter(Phase.RUNNING, name, "READY=1", describe=describe)
         _log.info("ready name=%s start_ms=%d", name, (clock.monotonic_ns() - begin_ns) // 1_000_000)
-        number = _wait_for_signal(service, name, on_reload)
+        number = _wait_for_signal(service, name, on_reload, describe)
         _log.info("draining name=%s signal=%s", name, signal.Signals(number).name)
         _enter(Phase.DRAINING, name, "STOPPING=1")
         service.drain(drain_timeout_s)
+    except ShmqError as error:
+        problem = f": {error}"
+        raise
     finally:
         service.stop()
-        _enter(Phase.STOPPED, name)
+        notify(f"STATUS={name}: {Phase.STOPPED.lower()}{problem}")
 
 
-def _wait_for_signal(service: Service, name: str, on_reload: Callable[[], None] | None) -> int:
+def _wait_for_signal(
+    service: Service,
+    name: str,
+    on_reload: Callable[[], None] | None,
+    describe: Callable[[], str] | None,
+) -> int:
     """The first stop signal; beats the watchdog meanwhile. Endless: a daemon has no other end.
 
     A thread takes it: sigtimedwait in Python gives back whatever lay on its stack where the
@@ -145,15 +158,19 @@ def _wait_for_signal(service: Service, name: str, on_reload: Callable[[], None] 
             continue
         is_healthy = service.is_healthy()
         if is_healthy:
-            notify("WATCHDOG=1")
+            said = () if describe is None else (f"STATUS={name}: {describe()}",)
+            notify("WATCHDOG=1", *said)
         if is_healthy != was_healthy:
             level = logging.INFO if is_healthy else logging.ERROR
             _log.log(level, "health name=%s is_healthy=%s", name, is_healthy)
         was_healthy = is_healthy
 
 
-def _enter(phase: Phase, name: str, *states: str) -> None:
-    notify(*states, f"STATUS={name}: {phase.lower()}")
+def _enter(
+    phase: Phase, name: str, *states: str, describe: Callable[[], str] | None = None
+) -> None:
+    said = phase.lower() if describe is None else describe()
+    notify(*states, f"STATUS={name}: {said}")
 
 
 def notify(*states: str) -> bool:

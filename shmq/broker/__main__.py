@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
             name=f"broker {config.broker_name}:{config.broker_id}",
             drain_timeout_s=options.drain_timeout,
             on_reload=None if config.acl_file is None else member.reload,
+            describe=member.describe,
         )
     except ConfigError as error:
         _log.error("%s; %s", error, error.hint)

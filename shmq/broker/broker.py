@@ -304,8 +304,27 @@ class Broker:
             self._loop.run(self._enforcement.reload(), timeout_s=_LOOP_TIMEOUT_S)
 
     def is_healthy(self) -> bool:
-        """Whether the event loop has answered since last asked."""
-        return self._loop.beat()
+        """Whether the event loop and the append thread have answered since last asked."""
+        return self._loop.beat(self._await_append_thread)
+
+    def _await_append_thread(self) -> None:
+        """In the loop: return once the append thread stands between two turns."""
+        if self.phase is not Phase.STARTING:
+            self.store.appender_state()
+
+    def describe(self) -> str:
+        """What it does, in one line for systemctl."""
+        if self.phase is Phase.STARTING:
+            return "recovering"
+        now = self.store.positions
+        role = "slave" if self.is_slave else "master"
+        behind = now.committed_position - now.flushed_position
+        said = (
+            f"{role}, epoch {self.store.master_epoch}, {len(self.sessions)} clients,"
+            f" {behind} bytes not yet on disk"
+        )
+        problem = self.problem or self._retention_problem() or self._replica_problem()
+        return said if problem is None else f"{said}; {problem}"
 
     def drain(self, timeout_s: float) -> None:
         """Take no new client and no new request for a send; let the rings run dry."""

@@ -112,6 +112,15 @@ class Member:
         finally:
             self._changing.release()
 
+    def describe(self) -> str:
+        """Its role and what that does, in one line for systemctl."""
+        if not self._changing.acquire(blocking=False):
+            return "changes its role"
+        try:
+            return "starting" if self._current is None else self._current.describe()
+        finally:
+            self._changing.release()
+
     def reload(self) -> None:
         """Read the ACL file again, where there is one."""
         with self._changing:

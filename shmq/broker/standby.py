@@ -98,6 +98,11 @@ class Standby:
         """Whether the event loop has answered since last asked."""
         return self._loop.beat()
 
+    def describe(self) -> str:
+        """What it waits for, in one line for systemctl."""
+        problem = self.promotion_problem
+        return "standby" if problem is None else f"standby; {problem}"
+
     def stop(self) -> None:
         """Listen no more; also after a `start` that failed half-way."""
         try:

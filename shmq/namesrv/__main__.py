@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name=f"namesrv {config.namesrv_name}",
             drain_timeout_s=drain_timeout_s,
             on_reload=None if config.acl_file is None else namesrv.reload,
+            describe=namesrv.describe,
         )
     except ShmqError as error:
         _log.error("%s: %s; %s", error.name, error, error.hint)

@@ -189,6 +189,10 @@ class NameServer:
         """Whether the event loop has turned since last asked."""
         return self._loop_thread.beat()
 
+    def describe(self) -> str:
+        """What is registered with it, in one line for systemctl."""
+        return self._routes.describe()
+
     def drain(self, timeout_s: float) -> None:
         """Stop the brokers that are supervised, while routes are still given out; then listen no
         more.

@@ -239,6 +239,10 @@ class RouteInfo:
         """All brokers that are registered."""
         return {key: member.address for key, member in self._all()}
 
+    def describe(self) -> str:
+        """How much is registered, in one line; from any thread."""
+        return f"{len(self._names)} broker names, {len(self._topics)} topics"
+
     # ---- administrators ----------------------------------------------------------------------
 
     def wipe_write_perm(self, broker_name: str) -> int:

@@ -8,7 +8,7 @@ loop's thread. May fail: what runs on the loop; an error that nobody awaits is l
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 __all__ = ["LoopThread"]
@@ -58,15 +58,18 @@ class LoopThread:
             future.cancel()
             raise
 
-    def beat(self) -> bool:
+    def beat(self, prove: Callable[[], object] | None = None) -> bool:
         """Whether the loop has answered since the last call; never blocks.
 
         The first call only asks.
+
+        Args:
+            prove: called on the loop before it answers; what it waits for must make progress, too.
         """
         is_alive = self._answered_count == self._asked_count
         self._asked_count += 1
         asked = self._asked_count
-        self._loop.call_soon_threadsafe(self._answer, asked)
+        self._loop.call_soon_threadsafe(self._answer, asked, prove)
         return is_alive
 
     def stop(self) -> None:
@@ -78,7 +81,9 @@ class LoopThread:
             self._thread.join()
         self._loop.close()
 
-    def _answer(self, asked: int) -> None:
+    def _answer(self, asked: int, prove: Callable[[], object] | None) -> None:
+        if prove is not None:
+            prove()
         self._answered_count = asked
 
     def _serve(self) -> None:

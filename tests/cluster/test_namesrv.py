@@ -115,7 +115,7 @@ def test_systemd_hears_when_it_is_ready(tmp_path: Path) -> None:
             pass
     assert heard == [
         "STATUS=namesrv ns0: starting",
-        "READY=1\nSTATUS=namesrv ns0: running",
+        "READY=1\nSTATUS=namesrv ns0: 0 broker names, 0 topics",
         "STOPPING=1\nSTATUS=namesrv ns0: draining",
         "STATUS=namesrv ns0: stopped",
     ]

@@ -12,6 +12,7 @@ import sys
 import orjson
 
 from shmq import service
+from shmq.errors import ShmqError
 
 
 class RecordingService:
@@ -24,7 +25,7 @@ class RecordingService:
     def _step(self, name: str) -> None:
         self.steps.append(name)
         if name == self._options.fails_in:
-            raise RuntimeError(name)
+            raise ShmqError(name)
 
     def start(self) -> None:
         self._step("start")
@@ -40,6 +41,9 @@ class RecordingService:
     def reload(self) -> None:
         self._step("reload")
         _send(signal.SIGHUP if self.steps.count("reload") < 3 else signal.SIGTERM)
+
+    def describe(self) -> str:
+        return f"look {self.steps.count('health')}"
 
     def drain(self, timeout_s: float) -> None:
         self._step(f"drain {timeout_s}")
@@ -61,6 +65,7 @@ def main() -> None:
     parser.add_argument("--drain-timeout", type=float, default=service.DRAIN_TIMEOUT_S)
     parser.add_argument("--healthy-looks", type=int, default=sys.maxsize)
     parser.add_argument("--reloads", action="store_true")
+    parser.add_argument("--describes", action="store_true")
     for name in ("--signal-after-start", "--signal-while-draining", "--signal-at-look"):
         parser.add_argument(name, type=int, default=0)
     options = parser.parse_args()
@@ -73,8 +78,9 @@ def main() -> None:
             name="x",
             drain_timeout_s=options.drain_timeout,
             on_reload=recorder.reload if options.reloads else None,
+            describe=recorder.describe if options.describes else None,
         )
-    except RuntimeError as failure:
+    except ShmqError as failure:
         error = str(failure)
     lived = {
         "steps": recorder.steps,

@@ -67,10 +67,11 @@ def test_signal_drains_and_stops(systemd: socket.socket, number: signal.Signals)
     ]
 
 
-def test_failing_start_is_stopped_and_told() -> None:
+def test_failing_start_is_stopped_and_told(systemd: socket.socket) -> None:
     lived = _live("--fails-in", "start")
     assert lived["error"] == "start"
     assert lived["steps"] == ["start", "stop"]
+    assert _heard(systemd)[-1] == "STATUS=x: stopped: start"
 
 
 def test_failing_drain_is_stopped_and_told() -> None:
@@ -106,6 +107,17 @@ def test_watchdog_is_fed_while_healthy_and_starved_while_not(
     assert lived["steps"].count("health") >= 6
     beats = [text for text in _heard(systemd) if text == "WATCHDOG=1"]
     assert len(beats) == 3
+
+
+def test_each_beat_says_what_the_daemon_does(
+    systemd: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+    _live("--describes", "--healthy-looks", "2", "--signal-at-look", "3")
+    heard = _heard(systemd)
+    assert heard[1] == "READY=1\nSTATUS=x: look 0"
+    beats = [text for text in heard if text.startswith("WATCHDOG=1")]
+    assert beats == [f"WATCHDOG=1\nSTATUS=x: look {look}" for look in (1, 2)]
 
 
 @pytest.mark.parametrize(

@@ -455,6 +455,15 @@ def test_loop_that_hangs_misses_its_beat(loop_thread: LoopThread) -> None:
     assert loop_thread.beat()
 
 
+def test_loop_that_waits_for_what_hangs_misses_its_beat(loop_thread: LoopThread) -> None:
+    go_on = threading.Event()
+    assert loop_thread.beat(go_on.wait)
+    assert not loop_thread.beat(go_on.wait)
+    go_on.set()
+    settle(loop_thread)
+    assert loop_thread.beat()
+
+
 def test_work_that_takes_too_long_is_cancelled(loop_thread: LoopThread) -> None:
     was_cancelled = threading.Event()
 
