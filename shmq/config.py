@@ -33,6 +33,7 @@ __all__ = [
     "KeepMemory",
     "LISTEN_PORTS",
     "NamesrvConfig",
+    "SERVICES_FOLDER",
     "StoreConfig",
     "WaitingPolicy",
     "default_namesrv_folder",
@@ -44,6 +45,9 @@ __all__ = [
 ENVIRONMENT_PREFIX = "SHMQ_"
 AUTO = "auto"
 """How None is written in a file or in the environment."""
+
+SERVICES_FOLDER = Path("/run/shmq")
+"""The runtime folder of shmq's systemd units."""
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -492,11 +496,15 @@ def default_runtime_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 def default_namesrv_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """The runtime folder in which a client looks for NameServers if nobody names one:
-    SHMQ_NAMESRV, else where servers are by default.
+    SHMQ_NAMESRV, else where servers are by default; where none ever was, that of the machine's
+    services, if there are some.
     """
     if environ.get("SHMQ_NAMESRV"):
         return Path(environ["SHMQ_NAMESRV"])
-    return default_runtime_folder(environ)
+    own = default_runtime_folder(environ)
+    if SERVICES_FOLDER.is_dir() and not any(own.glob("namesrv-*.sock")):
+        return SERVICES_FOLDER
+    return own
 
 
 class _Role(Protocol):

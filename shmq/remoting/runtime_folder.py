@@ -151,6 +151,8 @@ class RuntimeFolder:
     def _give_to_group(self, place: str) -> None:
         """Whoever is in the folder's group may connect, with or without its set-group-ID bit."""
         group = os.fstat(self._fd).st_gid
+        if os.stat(place, dir_fd=self._fd, follow_symlinks=False).st_gid == group:
+            return  # a unit of systemd may not chown at all
         try:
             os.chown(place, -1, group, dir_fd=self._fd)
         except PermissionError as error:

@@ -187,6 +187,22 @@ def test_runtime_folder_follows_systemd_then_the_user() -> None:
     assert given.runtime_folder(both) == Path("/run/own")
 
 
+def test_client_looks_at_home_first_then_at_the_services(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, services = tmp_path / "shmq", tmp_path / "services"
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    monkeypatch.setattr(config, "SERVICES_FOLDER", services)
+    assert config.default_namesrv_folder(environ) == home
+    services.mkdir()
+    assert config.default_namesrv_folder(environ) == services
+    home.mkdir()
+    assert config.default_namesrv_folder(environ) == services
+    (home / "namesrv-ns0.sock").touch()
+    assert config.default_namesrv_folder(environ) == home
+    assert config.default_namesrv_folder({**environ, "SHMQ_NAMESRV": "/x"}) == Path("/x")
+
+
 @pytest.mark.parametrize("role", [StoreConfig, BrokerConfig, NamesrvConfig, ClusterConfig])
 def test_every_setting_has_a_docstring(role: type) -> None:
     """Meaning, unit, default and why stand under each field: the reference page is made of them."""

@@ -32,6 +32,7 @@ _VERBS = {
     "namesrv": "list NameServers; their key-value configuration",
     "cluster": "show clusters and what is wrong in them",
     "acl": "check an ACL file, say what it allows whom and why",
+    "service": "install shmq as services of the machine (systemd), show them, allow users",
     "shm": "list shared memory; clean up what dead brokers left",
     "inspect": "show a segment or a file of a store, field by field",
     "fsck": "check a store, and repair it",
