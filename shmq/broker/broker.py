@@ -52,15 +52,19 @@ from shmq.errors import (
     ShmqError,
     StoreError,
 )
+from shmq.remoting.codes import RequestCode
 from shmq.remoting.loop_thread import LoopThread
 from shmq.remoting.namesrv_requests import BrokerAddress
 from shmq.remoting.runtime_folder import Listener, RuntimeFolder, broker_socket_name
 from shmq.remoting.server import Connection, Server
 from shmq.service import Phase
-from shmq.shm.incarnation import Incarnation
+from shmq.shm.incarnation import Incarnation, boot_id
 from shmq.status import BrokerRole
+from shmq.store import checked_json
 from shmq.store.config_files import ConfigFiles
+from shmq.store.delay_marks import DELAY_MARKS_FILE, marked_ns
 from shmq.store.message_store import MessageStore
+from shmq.store.predecessor import take_newer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -153,6 +157,8 @@ class Broker:
         self.ha_client: HAClient | None = None
         """A slave's way to its master."""
         self._delay_offsets: Mapping[int, int] = {}
+        self.delay_marks_ns = 0
+        """Of a slave: when its master wrote the delay marks that it has, CLOCK_BOOTTIME."""
         self.interests = Interests()
         self.registry = ClientRegistry(clock, self._group_changed)
         self.notices = Notices(self.registry.consumers)
@@ -221,10 +227,13 @@ class Broker:
 
     def _load(self) -> None:
         """Read config/ and bring memory in line with it. No message comes yet."""
+        if self.store.predecessor_path is not None:
+            take_newer(self.store.predecessor_path, self.store.config.store_path)
         files = ConfigFiles(self.store.config.store_path)
-        self.offsets = OffsetTable(self.store, files, self.clock)
-        self.groups = GroupTable(files, self.config, self.clock)
-        self.topics = TopicTable(self.store, files, self.config, self.clock)
+        is_copy = self.is_slave
+        self.offsets = OffsetTable(self.store, files, self.clock, is_copy=is_copy)
+        self.groups = GroupTable(files, self.config, self.clock, is_copy=is_copy)
+        self.topics = TopicTable(self.store, files, self.config, self.clock, is_copy=is_copy)
         unknown_ends = self.offsets.load()
         self.groups.load()
         self.topics.load(unknown_ends)
@@ -257,6 +266,7 @@ class Broker:
             self._enforcement = Enforcement(self, self.rights.file)
             self._run(self._enforcement.watch())
         self.topics.on_changed = self._topics_changed
+        self.groups.on_changed = self._group_config_changed
         self._running_ns = self.clock.monotonic_ns()
         self.phase = Phase.RUNNING
         if self.ha_client is not None:
@@ -560,8 +570,14 @@ class Broker:
                 "message and changes nothing; ask the master of that name"
             )
 
-    async def copy_delay_offsets(self, wanted: DelayOffsets) -> None:
-        """Write down how far the master's delay levels are: a slave that becomes master goes on."""
+    async def copy_delays(self, marks: object, wanted: DelayOffsets) -> None:
+        """Write down how far the master's delay levels are, and since when their messages wait,
+        where that is news: a slave that becomes master goes on.
+        """
+        if isinstance(marks, dict):
+            path = self.store.config.store_path / "shmq" / DELAY_MARKS_FILE
+            await asyncio.to_thread(checked_json.save, path, marks)
+            self.delay_marks_ns = marked_ns(marks, boot_id().hex())
         if self._delay_offsets != wanted.offsets:
             files = ConfigFiles(self.store.config.store_path)
             await asyncio.to_thread(files.store, wanted)
@@ -730,6 +746,12 @@ class Broker:
             self._registration.changed(names)
         for topic in names:
             self.notices.topic_changed(topic, self.interests.of(topic))
+        if self.ha is not None and names:
+            self.ha.notify(RequestCode.NOTIFY_TOPIC_CHANGED, {"topic": names[0]})
+
+    def _group_config_changed(self, group: str) -> None:
+        if self.ha is not None:
+            self.ha.notify(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED, {"consumerGroup": group})
 
 
 def _session_count(config: BrokerConfig) -> int | None:

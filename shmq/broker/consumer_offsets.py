@@ -59,12 +59,16 @@ class OffsetTable:
         store: open.
         files: config/ of the store.
         clock: for dataVersion.
+        is_copy: a slave's: its dataVersion is that of the master's table it was copied from.
     """
 
-    def __init__(self, store: MessageStore, files: ConfigFiles, clock: Clock) -> None:
+    def __init__(
+        self, store: MessageStore, files: ConfigFiles, clock: Clock, *, is_copy: bool = False
+    ) -> None:
         self._store = store
         self._files = files
         self._clock = clock
+        self._is_copy = is_copy
         self._offsets: dict[str, dict[int, int]] = {}
         self._claims: dict[str, dict[int, int]] = {}
         self._topic_groups: dict[str, set[str]] = {}
@@ -153,11 +157,14 @@ class OffsetTable:
         """Of the next claim: a slave that becomes master goes on behind it."""
         return self._next_claim
 
-    def copy(self, wanted: Mapping[str, Mapping[int, int]], *, next_claim: int) -> None:
+    def copy(
+        self, wanted: Mapping[str, Mapping[int, int]], version: DataVersion, *, next_claim: int
+    ) -> None:
         """Have the offsets of the master, and no other."""
         self._next_claim = max(self._next_claim, next_claim)
-        if self._offsets == wanted:
+        if (self._offsets, self.data_version) == (wanted, version):
             return
+        self.data_version = version
         self._offsets = {key: dict(queues) for key, queues in wanted.items()}
         self._topic_groups = {}
         for key in self._offsets:
@@ -264,7 +271,8 @@ class OffsetTable:
     def _contents(
         self, offsets: Mapping[str, Mapping[int, int]], claims: Mapping[str, Mapping[int, int]]
     ) -> ConsumerOffsets:
-        self.data_version = self.data_version.following(wall_ms=self._clock.wall_ms())
+        if not self._is_copy:
+            self.data_version = self.data_version.following(wall_ms=self._clock.wall_ms())
         bound = self._next_claim + _CLAIM_NUMBERS_AHEAD
         shown = {
             key: {str(queue_id): number for queue_id, number in queues.items()}

@@ -2,8 +2,9 @@
 
 What lives here: `HAClient` (RocketMQ's name): one task. It looks for the master among the sockets
 of its broker_name in the runtime folder, hands over the store's control segment, has the store
-follow what it gets, and asks for the configuration each slaveSyncInterval while the connection
-lasts. When it ends, nothing is followed until a master answers again.
+follow what it gets, and asks for the configuration each slaveSyncInterval, and when it is told that
+topics or groups changed, while the connection lasts. When it ends, nothing is followed until a
+master answers again.
 
 The loop's thread owns it; writes through the store and the tables. Never raises for what a master
 does: it logs, and tries again.
@@ -25,7 +26,8 @@ from shmq.remoting.command import Command
 from shmq.remoting.runtime_folder import broker_socket_name
 from shmq.service import Phase
 from shmq.status import BrokerRole
-from shmq.store.config_files import DelayOffsets, numbers_by_number
+from shmq.store.config_files import DataVersion, DelayOffsets, numbers_by_number
+from shmq.store.delay_marks import DELAY_MARKS_KEY
 from shmq.store.epochs import Epoch, common_end
 from shmq.store.replica import LogBegin, MasterLog
 from shmq.subscription import SubscriptionGroupConfig
@@ -46,6 +48,8 @@ _TIMEOUT_S: Final = 5.0
 _CONNECT_TIMEOUT_S: Final = 1.0
 _BACK_OFF_S: Final = 0.02
 _BACK_OFF_MAX_S: Final = 0.5
+_GATHER_S: Final = 0.02
+"""After a notice that topics or groups changed: others that follow are copied with it."""
 _PAGE_COUNT: Final = 500
 _FD_COUNT: Final = 3
 """Descriptors that the answer to ATTACH_REPLICA brings: control, log, event."""
@@ -185,8 +189,9 @@ class HAClient:
         """Attach, and copy what is configured until the connection ends."""
         store = self._broker.store
         client = await self._finder.connect()
-        ended = asyncio.Event()
-        client.when_closed(ended.set)
+        news = asyncio.Event()
+        client.when_closed(news.set)
+        client.when_notified(news.set)
         try:
             begin = await client.call(Command(RequestCode.GET_REPLICA_BEGIN), timeout_s=_TIMEOUT_S)
             epochs = [Epoch(*pair) for pair in orjson.loads(begin.body)["epochs"]]
@@ -228,12 +233,15 @@ class HAClient:
             self._finder.problem = None
             _log.info("following master=%s", client.name)
             self._broker.follows(self._finder.own_name, self._finder.master_id)
-            while not ended.is_set() and not self._is_stopping:
-                await self._copy(client)
+            while not client.is_closed and not self._is_stopping:
+                news.clear()
+                took_s = await self._copy(client)
                 self.synced.set()
                 try:
                     async with asyncio.timeout(self._broker.config.slave_sync_interval_ms / 1000):
-                        await ended.wait()
+                        await news.wait()
+                        if not client.is_closed:
+                            await asyncio.sleep(max(_GATHER_S, took_s))
                 except TimeoutError:
                     continue
         finally:
@@ -242,45 +250,60 @@ class HAClient:
 
     # ---- configuration -----------------------------------------------------------------------
 
-    async def _copy(self, client: AsyncClient) -> None:
-        """Topics, groups, consumer offsets and delay offsets, as the master has them now."""
+    async def _copy(self, client: AsyncClient) -> float:
+        """Topics, groups, consumer offsets and delay offsets, as the master has them now; how many
+        seconds it took.
+        """
         broker = self._broker
-        topics, _ = await self._pages(client, RequestCode.GET_ALL_TOPIC_CONFIG, "topicConfigTable")
+        begin_ns = broker.clock.monotonic_ns()
+        topics, version, _ = await self._pages(
+            client, RequestCode.GET_ALL_TOPIC_CONFIG, "topicConfigTable"
+        )
         wanted = {name: TopicConfig.from_dict(_object(one)) for name, one in topics.items()}
         for topic in [name for name in broker.topics if name not in wanted]:
             if not broker.topics.is_reserved(topic):
                 await broker.delete_topic(topic)
-        await broker.topics.copy(wanted)
-        groups, _ = await self._pages(
+        await broker.topics.copy(wanted, version)
+        groups, version, _ = await self._pages(
             client, RequestCode.GET_ALL_SUBSCRIPTIONGROUP_CONFIG, "subscriptionGroupTable"
         )
         await broker.groups.copy(
-            {name: SubscriptionGroupConfig.from_dict(_object(one)) for name, one in groups.items()}
+            {name: SubscriptionGroupConfig.from_dict(_object(one)) for name, one in groups.items()},
+            version,
         )
-        offsets, last = await self._pages(
+        offsets, version, last = await self._pages(
             client, RequestCode.GET_ALL_CONSUMER_OFFSET, "offsetTable"
         )
         broker.offsets.copy(
             {name: numbers_by_number(name, _object(one)) for name, one in offsets.items()},
+            version,
             next_claim=last.fields().number("nextClaim"),
         )
-        delays = await client.call(Command(RequestCode.GET_ALL_DELAY_OFFSET), timeout_s=_TIMEOUT_S)
-        await broker.copy_delay_offsets(DelayOffsets.from_dict(delays.json()))
+        delays = await client.call(
+            Command(RequestCode.GET_ALL_DELAY_OFFSET, {"marksAfter": broker.delay_marks_ns}),
+            timeout_s=_TIMEOUT_S,
+        )
+        found = dict(delays.json())
+        await broker.copy_delays(found.pop(DELAY_MARKS_KEY, None), DelayOffsets.from_dict(found))
+        return (broker.clock.monotonic_ns() - begin_ns) / 1e9
 
     async def _pages(
         self, client: AsyncClient, code: RequestCode, key: str
-    ) -> tuple[Mapping[str, object], Command]:
-        """A whole table of the master, and the last answer."""
+    ) -> tuple[Mapping[str, object], DataVersion, Command]:
+        """A whole table of the master, its version before the first page, and the last answer."""
         found: dict[str, object] = {}
+        version: DataVersion | None = None
         after = ""
         while True:  # ends: each page begins behind the one before
             answer = await client.call(
                 Command(code, {"after": after, "count": _PAGE_COUNT}), timeout_s=_TIMEOUT_S
             )
-            page = _object(orjson.loads(answer.body).get(key))
+            body = orjson.loads(answer.body)
+            page = _object(body.get(key))
             found |= page
+            version = version or DataVersion.from_dict(body.get("dataVersion"))
             if answer.fields().flag("isLast", True) or not page:
-                return found, answer
+                return found, version, answer
             after = max(page)
 
 

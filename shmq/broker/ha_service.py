@@ -18,13 +18,16 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from shmq.errors import OwnerError
+from shmq.remoting.command import Command
 from shmq.status import BrokerRole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from shmq.clock import Clock
     from shmq.config import BrokerConfig
+    from shmq.remoting.codes import RequestCode
+    from shmq.remoting.command import Scalar
     from shmq.remoting.server import Connection
     from shmq.store.message_store import MessageStore
 
@@ -137,6 +140,11 @@ class HAService:
         self._refresh()
         if replica.standing is ReplicaStanding.IN_SYNC:
             self.on_changed(self.sync_state_set)
+
+    def notify(self, code: RequestCode, fields: Mapping[str, Scalar]) -> None:
+        """Tell all slaves that topics or groups changed: they copy at once what they copy."""
+        for connection in self._replicas:
+            connection.notify(Command(code, fields))
 
     # ---- looking -----------------------------------------------------------------------------
 

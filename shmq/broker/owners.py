@@ -18,6 +18,7 @@ from shmq.broker.saver import Saver
 from shmq.errors import ConfigError, StoreCorruptError
 from shmq.json_fields import Fields
 from shmq.store import checked_json
+from shmq.store.predecessor import OWNERS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +28,6 @@ __all__ = ["OwnerTable"]
 
 _log = logging.getLogger("shmq.broker")
 
-FILE_NAME = "owners.json"
 FORMAT_VERSION = 1
 KINDS = ("topic", "group")
 
@@ -40,7 +40,7 @@ class OwnerTable:
     """
 
     def __init__(self, store_path: Path) -> None:
-        self._path = store_path / "shmq" / FILE_NAME
+        self._path = store_path / "shmq" / OWNERS_FILE
         self._owners: dict[str, dict[str, int]] = {kind: {} for kind in KINDS}
         self._saver: Saver[dict[str, object]] = Saver(self, self._contents)
 

@@ -132,6 +132,8 @@ class ScheduleService:
         self._offsets_due_ns = 0
         self._marks_due_ns = 0
         self._are_marks_changed = False
+        self.saved_marks: dict[str, object] = {}
+        """As delay_marks.json has them since it was written last; never changed. Any thread."""
         self._service: StoreService | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shmq-schedule", daemon=True)
@@ -245,7 +247,7 @@ class ScheduleService:
     def _save_marks(self) -> None:
         self._are_marks_changed = False
         try:
-            self._marks.save(
+            self.saved_marks = self._marks.save(
                 self._marks_path,
                 boot_id=self._boot_id,
                 now_ns=self._clock.boottime_ns(),

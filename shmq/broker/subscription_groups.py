@@ -20,7 +20,7 @@ from shmq.topic import QUEUE_NUMS_MAX
 from .saver import Saver
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from shmq.clock import Clock
     from shmq.config import BrokerConfig
@@ -37,17 +37,23 @@ class GroupTable:
         files: config/ of the store.
         config: of the broker.
         clock: for dataVersion.
+        is_copy: a slave's: its dataVersion is that of the master's table it was copied from.
     """
 
-    def __init__(self, files: ConfigFiles, config: BrokerConfig, clock: Clock) -> None:
+    def __init__(
+        self, files: ConfigFiles, config: BrokerConfig, clock: Clock, *, is_copy: bool = False
+    ) -> None:
         self._files = files
         self._config = config
         self._clock = clock
+        self._is_copy = is_copy
         self._groups: dict[str, SubscriptionGroupConfig] = {}
         self._other: Mapping[str, object] = {}
         self._saver = Saver(files, self._contents)
         self.data_version = DataVersion()
         """Of the last change."""
+        self.on_changed: Callable[[str], None] = lambda _group: None
+        """Told of a group that was made, changed or deleted, once it is on disk."""
 
     def load(self) -> None:
         """Read the file. Blocks.
@@ -108,26 +114,31 @@ class GroupTable:
             return
         self._groups[wanted.group_name] = wanted
         await self._save()
+        self.on_changed(wanted.group_name)
         _log.info("group set group=%s", wanted.group_name)
 
-    async def copy(self, wanted: Mapping[str, SubscriptionGroupConfig]) -> None:
+    async def copy(
+        self, wanted: Mapping[str, SubscriptionGroupConfig], version: DataVersion
+    ) -> None:
         """Have the groups of the master, and no other.
 
         Raises:
             DiskFullError, StoreError: they hold, but not beyond this broker's life.
         """
-        if self._groups != wanted:
-            self._groups = dict(wanted)
+        if (self._groups, self.data_version) != (wanted, version):
+            self._groups, self.data_version = dict(wanted), version
             await self._save()
 
     async def delete(self, group: str) -> None:
         """Forget a group; one that is not there is forgotten already."""
         if self._groups.pop(group, None) is not None:
             await self._save()
+            self.on_changed(group)
             _log.info("group deleted group=%s", group)
 
     async def _save(self) -> None:
-        self.data_version = self.data_version.following(wall_ms=self._clock.wall_ms())
+        if not self._is_copy:
+            self.data_version = self.data_version.following(wall_ms=self._clock.wall_ms())
         await self._saver.save()
 
     def _contents(self) -> SubscriptionGroups:

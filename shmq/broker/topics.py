@@ -90,15 +90,23 @@ class TopicTable:
         files: config/ of the store.
         config: of the broker.
         clock: for dataVersion.
+        is_copy: a slave's: its dataVersion is that of the master's table it was copied from.
     """
 
     def __init__(
-        self, store: MessageStore, files: ConfigFiles, config: BrokerConfig, clock: Clock
+        self,
+        store: MessageStore,
+        files: ConfigFiles,
+        config: BrokerConfig,
+        clock: Clock,
+        *,
+        is_copy: bool = False,
     ) -> None:
         self._store = store
         self._files = files
         self._config = config
         self._clock = clock
+        self._is_copy = is_copy
         self._topics: dict[str, TopicConfig] = {}
         self._deleted: dict[str, _Deleted] = {}
         self._being_deleted: set[str] = set()
@@ -332,13 +340,16 @@ class TopicTable:
                 self._check_drained(before, config, lag)
         await self._put(wanted)
 
-    async def copy(self, wanted: Mapping[str, TopicConfig]) -> None:
+    async def copy(self, wanted: Mapping[str, TopicConfig], version: DataVersion) -> None:
         """Have these topics of the master as it has them; those that are gone are deleted before.
 
         Raises:
             ShmFullError, DiskFullError, StoreError: call it again.
         """
         await self._put(list(wanted.values()))
+        if version != self.data_version:  # only now: a part of them is not that version
+            self.data_version = version
+            await self._saver.save()
 
     async def create_for_send(self, topic: str, queue_nums: int) -> TopicConfig:
         """Make a topic that a producer wants to send to, after TBW102.
@@ -516,7 +527,8 @@ class TopicTable:
     # ---- the file ----------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        self.data_version = self.data_version.following(wall_ms=self._clock.wall_ms())
+        if not self._is_copy:
+            self.data_version = self.data_version.following(wall_ms=self._clock.wall_ms())
 
     def _contents(self) -> Topics:
         other = dict(self._other)

@@ -15,6 +15,7 @@ from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ConfigError, ServiceNotAvailableError, ShmqError
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
+from shmq.service import Phase
 from shmq.status import BrokerRole
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ class HaMember(NamedTuple):
     """Where it answers."""
     problem: str
     """What is wrong with it; empty if nothing is."""
+    phase: str
+    """STARTING, RUNNING or DRAINING: one that becomes master has that role before it serves."""
 
     @property
     def is_master(self) -> bool:
-        """Whether it says so."""
-        return self.role != BrokerRole.SLAVE
+        """Whether it serves as one."""
+        return self.role != BrokerRole.SLAVE and self.phase == Phase.RUNNING
 
 
 class _Call(Protocol):
@@ -80,6 +83,7 @@ def members(call: _Call, socket_names: Iterable[str], broker_name: str | None) -
                 take.number("flushedPosition", 0),
                 socket_name,
                 take.optional_text("promotionProblem") or take.optional_text("problem") or "",
+                take.text("phase"),
             )
             found.append(member)
     return sorted(found, key=lambda member: (member.broker_name, member.broker_id))

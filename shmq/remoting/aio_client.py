@@ -173,6 +173,10 @@ class AsyncClient:
         else:
             self._on_close = lambda _error: told()
 
+    def when_notified(self, told: Callable[[], None]) -> None:
+        """Call this with each one-way command of the server from now on."""
+        self._on_notify = lambda _command: told()
+
     def close(self) -> None:
         """End the connection; whoever waits for an answer gets ClosedError. Twice does nothing."""
         self._channel.end(ClosedError(f"the connection to {self.name} was closed here"))

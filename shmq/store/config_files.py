@@ -266,6 +266,12 @@ class DataVersion:
         counter = (self.counter + 1) % _COUNTER_LIMIT
         return replace(self, counter=counter, timestamp=wall_ms)
 
+    def is_newer(self, other: Self) -> bool:
+        """Whether it came behind another version of the same history. Times are not asked: clocks
+        are set.
+        """
+        return (self.state_version, self.counter) > (other.state_version, other.counter)
+
     def to_dict(self) -> dict[str, object]:
         """As RocketMQ's files have it."""
         return {

@@ -28,9 +28,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["DELAY_MARKS_FILE", "DelayMarks", "SLICES_OF_A_DELAY", "SLICE_LEAST_NS"]
+__all__ = [
+    "DELAY_MARKS_FILE",
+    "DELAY_MARKS_KEY",
+    "DelayMarks",
+    "SLICES_OF_A_DELAY",
+    "SLICE_LEAST_NS",
+    "marked_ns",
+]
 
 DELAY_MARKS_FILE = "delay_marks.json"
+DELAY_MARKS_KEY = "shmqDelayMarks"
+"""Under which a master's slaves get them."""
 FORMAT_VERSION = 1
 SLICE_LEAST_NS = 5_000_000
 """Messages stored within 5 ms of each other may share a mark: half of what a flush takes."""
@@ -164,13 +173,15 @@ class DelayMarks:
         self._marks = made
         return is_same_boot
 
-    def save(self, path: Path, *, boot_id: str, now_ns: int, wall_ms: int) -> None:
-        """Replace the file, durably.
+    def save(self, path: Path, *, boot_id: str, now_ns: int, wall_ms: int) -> dict[str, object]:
+        """Replace the file, durably; what it holds now.
 
         Raises:
             DiskFullError, StoreError: the old one stands.
         """
-        checked_json.save(path, self.to_dict(boot_id=boot_id, now_ns=now_ns, wall_ms=wall_ms))
+        data = self.to_dict(boot_id=boot_id, now_ns=now_ns, wall_ms=wall_ms)
+        checked_json.save(path, data)
+        return data
 
     def load(self, path: Path, *, boot_id: str, now_ns: int, wall_ms: int) -> bool | None:
         """Take the marks of the file; whether they are of this boot, None without a file.
@@ -185,6 +196,17 @@ class DelayMarks:
             return self.restore(data, boot_id=boot_id, now_ns=now_ns, wall_ms=wall_ms)
         except ConfigError as error:
             raise StoreCorruptError(f"read {path.parent}/{error}") from error
+
+
+def marked_ns(data: Mapping[str, object], boot_id: str) -> int:
+    """When marks were written as a file has them, CLOCK_BOOTTIME; 0: in another boot, or they are
+    none.
+    """
+    take = Fields(data, what=DELAY_MARKS_FILE)
+    try:
+        return take.number("boottime_ns") if take.text("boot_id") == boot_id else 0
+    except ConfigError:
+        return 0
 
 
 def _mark(item: object, what: str) -> tuple[int, int]:

@@ -177,6 +177,8 @@ class MessageStore:
         """What removes old files; from `open` on."""
         self.is_adopted = False
         """Whether `open` found the memory of a predecessor."""
+        self.predecessor_path: Path | None = None
+        """Folder of the store whose owner was master last, where that is another one."""
         self.is_inherited = False
         """Whether that was the memory of another member of the replica set."""
         self.master_epoch = 0
@@ -208,6 +210,7 @@ class MessageStore:
             self._positions_path = positions.positions_path(config.store_path)
             if self._mastership is not None and self._mastership.record is None:
                 self._refuse_second_master()
+            self.predecessor_path = self._find_predecessor()
             self.epochs = EpochFile.load(config.store_path)
             manifest = manifests.load(self._manifest_path)
             made = contextlib.ExitStack()
@@ -249,6 +252,12 @@ class MessageStore:
                 hint="that process makes its lock again or ends, within a second: try again then",
             )
 
+    def _find_predecessor(self) -> Path | None:
+        record = self._mastership.record if self._mastership is not None else None
+        if record is None or record.manifest_path == self._manifest_path.absolute():
+            return None
+        return record.manifest_path.parent.parent
+
     def _try_inherit(self, undo: contextlib.ExitStack) -> bool:
         """Adopt the memory of the member that was master last, if that was another one; False:
         there is none.
@@ -257,11 +266,7 @@ class MessageStore:
             FencedError: it is not for our files: that member can go on with it, we cannot.
         """
         record = self._mastership.record if self._mastership is not None else None
-        if (
-            record is None
-            or not record.is_of_this_boot
-            or record.manifest_path == self._manifest_path.absolute()
-        ):
+        if record is None or self.predecessor_path is None or not record.is_of_this_boot:
             return False
         manifest = manifests.load(record.manifest_path)
         if manifest is None or manifest.boot_id != boot_id():
@@ -282,7 +287,7 @@ class MessageStore:
             )
         self.is_inherited = True
         try:  # the log is theirs, and so is its history
-            theirs = EpochFile.load(record.manifest_path.parent.parent)
+            theirs = EpochFile.load(self.predecessor_path)
             self.epochs = self.epochs.replace(theirs.epochs)
         except StoreError as error:
             _log.warning("epochs of the last master are not known, ours go on: %s", error)

@@ -15,6 +15,8 @@ from shmq.errors import ConfigError, ServiceNotAvailableError, TopicNotExistErro
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command, response_to
 from shmq.remoting.server import Connection, Handler, Processor
+from shmq.shm.incarnation import boot_id
+from shmq.store.delay_marks import DELAY_MARKS_KEY, marked_ns
 from shmq.subscription import SubscriptionGroupConfig
 from shmq.topic import QUEUE_NUMS_MAX, Permission, TopicConfig, retry_topic
 
@@ -30,6 +32,7 @@ LIST_COUNT_MAX = 10_000
 TELL_TIMEOUT_S = 1.0
 """How long a change of a topic waits for NameServers that do not answer."""
 _WORD_MAX = (1 << 31) - 1
+_TIME_NS_MAX = (1 << 63) - 1
 
 
 class AdminProcessor:
@@ -215,7 +218,12 @@ class AdminProcessor:
         self._broker.rights.require(connection.identity, Action.ADMIN, "")
         if self._broker.schedule is None:
             raise ServiceNotAvailableError("delay offsets: this broker is a slave; ask its master")
-        return json_response(command, self._broker.schedule.offsets().to_dict())
+        schedule = self._broker.schedule
+        body = schedule.offsets().to_dict()
+        known_ns = ranged(command.fields(), "marksAfter", 0, _TIME_NS_MAX, _TIME_NS_MAX)
+        if marked_ns(schedule.saved_marks, boot_id().hex()) > known_ns:
+            body[DELAY_MARKS_KEY] = schedule.saved_marks
+        return json_response(command, body)
 
     def _status(self, _connection: Connection, command: Command) -> Command:
         return response_to(command, ext_fields=self._broker.status())

@@ -133,6 +133,6 @@ class HAProcessor:
         }
         return json_response(
             command,
-            {"offsetTable": shown},
+            {"dataVersion": broker.offsets.data_version.to_dict(), "offsetTable": shown},
             {"isLast": is_last, "nextClaim": broker.offsets.next_claim},
         )

@@ -282,3 +282,23 @@ def test_claims_in_the_file_that_are_none_are_told(store, config) -> None:
         files.store(ConsumerOffsets(data_version=DataVersion(), other={"shmqClaims": bad}))
         with pytest.raises(ConfigError, match="shmqClaims"):
             OffsetTable(store, ConfigFiles(config.store_path), SteppedClock()).load()
+
+
+def test_a_copy_has_the_version_of_the_table_it_was_copied_from_and_never_a_later_one(
+    store: MessageStore, config: BrokerConfig
+) -> None:
+    """A successor compares versions: a slave that counted its own changes would keep old ones."""
+    files = ConfigFiles(config.store_path)
+    topics = TopicTable(store, files, config, SteppedClock(), is_copy=True)
+    topics.load({})  # makes topics of its own
+    assert topics.data_version == DataVersion()
+    version = DataVersion(counter=7, timestamp=1)
+    asyncio.run(topics.copy({"t": TopicConfig(topic_name="t")}, version))
+    asyncio.run(topics.delete("t"))
+    assert files.load_topics().data_version == version == topics.data_version
+    offsets = OffsetTable(store, files, SteppedClock(), is_copy=True)
+    offsets.load()
+    offsets.copy({"t@g": {0: 0}}, version, next_claim=1)
+    asyncio.run(offsets.save())
+    found = files.load_consumer_offsets()
+    assert (found.data_version, found.offsets) == (version, {"t@g": {0: 0}})
