@@ -21,7 +21,8 @@ _HEAD = f"""# The command line
 
 Made by `python -m shmq.tools.cli.page`. In a checkout it is `bin/shmq`, installed `shmq`.
 
-- Which cluster: `--namesrv FOLDER`, else `$SHMQ_NAMESRV`, else the default runtime folder, else `/run/shmq`.
+- Which cluster: `--namesrv FOLDER`, else `$SHMQ_NAMESRV`, else the default runtime folder,
+  else `/run/shmq`.
 - `--json` prints JSON with RocketMQ's names; `sub` and `pub` print one object for each message.
 - Exit codes: 0 done, {EXIT_FAILED} it could not be done (one line says why and what to do next),
   {EXIT_USAGE} the command line is wrong. `fsck` and `inspect` have their own.
