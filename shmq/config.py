@@ -346,6 +346,10 @@ class BrokerConfig(StoreConfig):
         256 * MIB, rocketmq=("haMaxGapNotInSync",), least=4096
     )
     """Bytes that a slave in sync may be behind. RocketMQ's default."""
+    resend_cut_messages_enable: bool = _setting(True)
+    """Whether messages that only a returning member has are appended again to the master's log,
+    with the same UNIQ_KEY. They were acknowledged: RocketMQ gives them up without a word. False:
+    they are counted as lost, and kept aside."""
     slave_sync_interval_ms: int = _setting(3_000, least=100, most=600_000)
     """Milliseconds between two looks of a slave for changed topics, groups and offsets of its
     master. RocketMQ's interval."""

@@ -33,8 +33,10 @@ from shmq.broker.locks import LockTable
 from shmq.broker.notices import Notices
 from shmq.broker.owners import OwnerTable
 from shmq.broker.processors.table import processor_table
+from shmq.broker.putting import Putter
 from shmq.broker.quotas import Quotas
 from shmq.broker.registration import Registration
+from shmq.broker.resend import CutSettler, ResendService
 from shmq.broker.retries import RetryService
 from shmq.broker.rights import Rights
 from shmq.broker.schedule import ScheduleService
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from shmq.remoting.command import Scalar
     from shmq.shm.mastership import Mastership
     from shmq.store.config_files import DelayOffsets
+    from shmq.store.cuts import CutPlan
     from shmq.store.expire import ExpiredFile
     from shmq.store.queues import QueueHandle
     from shmq.store.replica import LogBegin
@@ -93,7 +96,7 @@ _STORE_LOOK_S = 1.0
 _HOLD_S = 1.0
 """Between two looks whether the lock of mastership is still the one that others would take."""
 _SERVICE_SESSIONS = 2
-"""Session slots for retries and for the schedule, beside those of the clients."""
+"""Session slots for what is put again and for the schedule, beside those of the clients."""
 _DEATH_LOOK_S = 0.001
 _DEATH_LOOK_MAX_S = 0.1
 """Between two looks whether a process whose connection has ended is dead; doubled up to the latter:
@@ -112,6 +115,7 @@ class Broker:
         is_unclean: serve what our own log has where the last master's memory is not for our files.
         on_told: called in the loop's thread when it is told to change its role.
         begin: where the log of a slave begins that has none.
+        on_cut: called in the loop's thread where a slave's log must be cut: once it is closed.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class Broker:
         master_epoch: int | None = None,
         is_unclean: bool = False,
         begin: LogBegin | None = None,
+        on_cut: Callable[[CutPlan], None] = lambda _plan: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.config = config
@@ -132,6 +137,7 @@ class Broker:
         self._is_unclean = is_unclean
         self._begin = begin
         self.on_told = on_told
+        self.on_cut = on_cut
         self.hands_over = False
         """It stops for another member to go on: its memory stays."""
         self.phase = Phase.STARTING
@@ -150,6 +156,9 @@ class Broker:
         self._enforcement: Enforcement | None = None
         self.schedule: ScheduleService | None = None
         self.retries: RetryService | None = None
+        self.resends: ResendService | None = None
+        self._putter: Putter | None = None
+        self.cuts: CutSettler
         self.is_slave = mastership is None
         """It copies a master's log, and takes no message."""
         self.ha: HAService | None = None
@@ -206,6 +215,7 @@ class Broker:
             begin=self._begin,
         )
         self.store.open()
+        self.cuts = CutSettler(config.store_path)
         self._is_store_open = True
         self._load()
         self.store.start()
@@ -223,7 +233,10 @@ class Broker:
             self.topics.configs,
         )
         self.schedule.start()
-        self.retries = RetryService(self.store, self.topics, len(self.config.delay_levels_ms))
+        self._putter = Putter(self.store)
+        level_count = len(self.config.delay_levels_ms)
+        self.retries = RetryService(self.store, self.topics, self._putter, level_count)
+        self.resends = ResendService(self.store, self.topics, self._putter, self.schedule)
 
     def _load(self) -> None:
         """Read config/ and bring memory in line with it. No message comes yet."""
@@ -274,6 +287,8 @@ class Broker:
         else:
             self.ha = HAService(self.store, config, self.clock)
             self._run(self.ha.watch())
+            assert self.resends is not None
+            self._run(self.cuts.settle(self.resends.resend))
             # A master is registered as such, whatever its id among the members.
             self._register(socket_name, 0)
         self._run(self._scan_clients())
@@ -370,8 +385,8 @@ class Broker:
             try:
                 if self.schedule is not None:
                     self.schedule.stop()
-                if self.retries is not None:
-                    self.retries.close()
+                if self._putter is not None:
+                    self._putter.close()
                 if self._is_store_open:
                     self._is_store_open = False
                     self._stop_store()
@@ -657,6 +672,7 @@ class Broker:
             "isHealthy": True,  # the loop answers; an append thread that hangs would hold it here
             "problem": self.problem or self._retention_problem(),
             "replicaProblem": self._replica_problem(),
+            **(self.cuts.status() if self._is_store_open else {}),
             "brokerName": self.config.broker_name,
             "brokerId": self.config.broker_id,
             "role": BrokerRole.SLAVE if self.is_slave else self.config.master_role,
@@ -717,7 +733,8 @@ class Broker:
             "expiredUnreadGroups": ",".join(
                 f"{group}={count}" for group, count in sorted(self.expired_unread.counts.items())
             ),
-            "problem": self.problem or self._retention_problem() or "",
+            "problem": self.problem or self._retention_problem() or self.cuts.problem or "",
+            **self.cuts.counts(),
             "aclFile": "" if self.rights.file is None else self.rights.file.path,
             "aclReloadsTotal": 0 if self.rights.file is None else self.rights.file.reload_count,
             "aclProblem": (self.rights.file and self.rights.file.problem) or "",

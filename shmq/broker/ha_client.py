@@ -14,37 +14,43 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from shmq.errors import ConfigError, ShmqError, StoreCorruptError
+from shmq.broker.resend import Resent
+from shmq.errors import ConfigError, OffsetIllegalError, ShmqError
 from shmq.remoting.aio_client import AsyncClient
 from shmq.remoting.codes import RequestCode
-from shmq.remoting.command import Command
+from shmq.remoting.command import Command, Scalar
 from shmq.remoting.runtime_folder import broker_socket_name
 from shmq.service import Phase
 from shmq.status import BrokerRole
+from shmq.store.common_log import LogFacts, LogSpan, comparable, find_common_end, plan_cut
 from shmq.store.config_files import DataVersion, DelayOffsets, numbers_by_number
 from shmq.store.delay_marks import DELAY_MARKS_KEY
-from shmq.store.epochs import Epoch, common_end
-from shmq.store.replica import LogBegin, MasterLog
+from shmq.store.epochs import Epoch
+from shmq.store.replica import LogBegin, MasterLog, ReplicaState
 from shmq.subscription import SubscriptionGroupConfig
 from shmq.topic import TopicConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping
 
     from shmq.broker.broker import Broker
     from shmq.config import BrokerConfig
     from shmq.remoting.runtime_folder import RuntimeFolder
+    from shmq.store.cuts import CutPart
 
-__all__ = ["HAClient", "MasterFinder", "check_epochs"]
+__all__ = ["HAClient", "MasterFinder", "facts_of"]
 
 _log = logging.getLogger("shmq.broker")
 
 _TIMEOUT_S: Final = 5.0
+_RESEND_TIMEOUT_S: Final = 600.0
+"""Some messages, each of which the master may have to wait with for its disk, or its slaves."""
 _CONNECT_TIMEOUT_S: Final = 1.0
 _BACK_OFF_S: Final = 0.02
 _BACK_OFF_MAX_S: Final = 0.5
@@ -190,20 +196,16 @@ class HAClient:
         store = self._broker.store
         client = await self._finder.connect()
         news = asyncio.Event()
+        settling: asyncio.Task[None] | None = None
         client.when_closed(news.set)
         client.when_notified(news.set)
         try:
             begin = await client.call(Command(RequestCode.GET_REPLICA_BEGIN), timeout_s=_TIMEOUT_S)
-            epochs = [Epoch(*pair) for pair in orjson.loads(begin.body)["epochs"]]
-            check_epochs(
-                store.epochs.epochs,
-                store.positions.committed_position,
-                epochs,
-                begin.fields().number("maxPosition"),
-            )
+            theirs = facts_of(begin)
+            await self._meet(client, theirs)
             # Before the first frame that was written under a new one is copied.
-            store.epochs = await asyncio.to_thread(store.epochs.replace, epochs)
-            ours, theirs = socket.socketpair()
+            store.epochs = await asyncio.to_thread(store.epochs.replace, theirs.epochs)
+            ours, handed = socket.socketpair()
             with ours:
                 answer = await client.call(
                     Command(
@@ -212,7 +214,7 @@ class HAClient:
                             "clientId": f"slave@{self._finder.own_name}",
                             "brokerId": self._broker.config.broker_id,
                         },
-                        fds=[store.open_control(), theirs.detach()],
+                        fds=[store.open_control(), handed.detach()],
                     ),
                     timeout_s=_TIMEOUT_S,
                     fd_count_max=_FD_COUNT,
@@ -233,10 +235,13 @@ class HAClient:
             self._finder.problem = None
             _log.info("following master=%s", client.name)
             self._broker.follows(self._finder.own_name, self._finder.master_id)
+            settling = asyncio.create_task(self._broker.cuts.settle(_resend_by(client)))
             while not client.is_closed and not self._is_stopping:
                 news.clear()
                 took_s = await self._copy(client)
                 self.synced.set()
+                if store.replica.state in (ReplicaState.BEHIND, ReplicaState.DIVERGED):
+                    return  # what is to be done about it is decided when they meet again
                 try:
                     async with asyncio.timeout(self._broker.config.slave_sync_interval_ms / 1000):
                         await news.wait()
@@ -245,8 +250,61 @@ class HAClient:
                 except TimeoutError:
                     continue
         finally:
+            if settling is not None:
+                settling.cancel()
+                await asyncio.wait([settling])
             client.close()
             store.replica.unfollow()
+
+    # ---- meeting -----------------------------------------------------------------------------
+
+    async def _meet(self, client: AsyncClient, theirs: LogFacts) -> None:
+        """Return if our log is the beginning of the master's. Else what of it is not must go
+        first: the store is closed for that, and this task ends with it.
+        """
+        store = self._broker.store
+        now = store.positions
+        ours = LogFacts(store.epochs.epochs, now.min_position, now.committed_position)
+        begin, end = comparable(ours, theirs)
+        common: int | None = end
+        if end > begin:
+            found = await self._find_common(client, LogSpan(begin, end, store.file_size_bytes))
+            common = found if found > begin else None
+        plan = plan_cut(
+            ours, theirs, common, is_resent=self._broker.config.resend_cut_messages_enable
+        )
+        if plan is None:
+            return
+        self._finder.problem = (
+            f"copy the master's log behind {ours.end_position}: the two are the same up to "
+            f"{common}, the master keeps it from {theirs.min_position} on: this log is cut at "
+            f"{plan.position}"
+        )
+        _log.warning("%s", self._finder.problem)
+        self._broker.on_cut(plan)
+        await asyncio.Event().wait()  # until it is stopped for that
+
+    async def _find_common(self, client: AsyncClient, span: LogSpan) -> int:
+        lookup = self._broker.store.lookup
+        loop = asyncio.get_running_loop()
+
+        def read_ours(physical_offset: int, size: int) -> bytes:
+            data = lookup.read_log(physical_offset, size)
+            if data is None:
+                raise OffsetIllegalError(f"compare logs at {physical_offset}: it is not kept here")
+            return data
+
+        def ask_theirs(physical_offset: int, size: int) -> int:
+            command = Command(
+                RequestCode.GET_LOG_CHECKSUM, {"physicalOffset": physical_offset, "size": size}
+            )
+            asked = client.call(command, timeout_s=_TIMEOUT_S)
+            answer = asyncio.run_coroutine_threadsafe(asked, loop).result(2 * _TIMEOUT_S)
+            return answer.fields().number("crc32")
+
+        return await asyncio.to_thread(
+            find_common_end, span, read_ours=read_ours, ask_theirs=ask_theirs
+        )
 
     # ---- configuration -----------------------------------------------------------------------
 
@@ -307,24 +365,34 @@ class HAClient:
             after = max(page)
 
 
-def check_epochs(
-    ours: Sequence[Epoch], our_end: int, theirs: Sequence[Epoch], their_end: int
-) -> None:
-    """Return if our log can be a part of theirs, as far as masterships tell: nothing is copied
-    behind messages that the master does not have.
+def facts_of(begin: Command) -> LogFacts:
+    """What the answer to GET_REPLICA_BEGIN says of the master's log."""
+    take = begin.fields()
+    epochs = tuple(Epoch(*pair) for pair in orjson.loads(begin.body)["epochs"])
+    return LogFacts(epochs, take.number("minPosition"), take.number("maxPosition"))
 
-    Raises:
-        StoreCorruptError: ours goes on where theirs is another one.
-    """
-    if not ours or not theirs:
-        return  # one was written under none: the frames themselves must fit
-    common = common_end(ours, our_end, theirs, their_end)
-    if common is None or common < our_end:
-        raise StoreCorruptError(
-            f"copy the master's log behind {our_end}: the two are the same up to {common or 0} and "
-            f"not beyond, so {our_end - (common or 0)} bytes are here alone; keep a copy of this "
-            "store, empty its folder and start it"
+
+def _resend_by(client: AsyncClient) -> Callable[[int, CutPart, int], Awaitable[Resent]]:
+    """Hands parts of a cut to the master that `client` is connected to."""
+
+    async def resend(fd: int, part: CutPart, begin: int) -> Resent:
+        fields: dict[str, Scalar] = {
+            "position": part.position,
+            "size": part.size,
+            "fileName": part.file_name,
+            "begin": begin,
+        }
+        command = Command(RequestCode.RESEND_MESSAGES, fields, fds=[os.dup(fd)])
+        take = (await client.call(command, timeout_s=_RESEND_TIMEOUT_S)).fields()
+        return Resent(
+            take.number("nextPosition"),
+            take.number("resentCount"),
+            take.number("presentCount"),
+            take.number("lostCount"),
+            take.text("reason"),
         )
+
+    return resend
 
 
 def _object(value: object) -> Mapping[str, object]:

@@ -2,47 +2,37 @@
 
 What lives here: `RetryService`, RocketMQ's sendMessageBack. The message is read again by its place
 in its queue, which nobody can forge, and put into %RETRY%<group> with a delay, or into %DLQ%<group>
-once it has failed too often; through a StoreService, so that it is stored before the answer, and
-the consumer settles it only then: a message is never lost in between, and may come twice.
+once it has failed too often (putting.py): it is stored before the answer, and the consumer settles
+it only then: a message is never lost in between, and may come twice.
 
-Which process: the broker; puts in one thread of its own, which may wait for room in the log.
-Writes: its ring. May fail: OffsetIllegalError for a message that is not there any more, and as a
-send.
+Which process: the broker. Writes: nothing of its own. May fail: OffsetIllegalError for a message
+that is not there any more, and as a send.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from shmq.broker.putting import properties_of
 from shmq.core import core
-from shmq.errors import CorruptMessageError, OffsetIllegalError, ShmqError, for_status
+from shmq.errors import CorruptMessageError, OffsetIllegalError
 from shmq.topic import dlq_topic, retry_topic
 
 if TYPE_CHECKING:
+    from shmq.broker.putting import Putter
     from shmq.broker.topics import TopicTable
     from shmq.store.message_store import MessageStore
-    from shmq.store.queues import QueueHandle
 
-__all__ = ["RETRY_SERVICE_ID", "RetryService", "SendBack"]
+__all__ = ["RetryService", "SendBack"]
 
-RETRY_SERVICE_ID = 0
-"""Its progress word says nothing: each of its steps is one message."""
 FIRST_RETRY_LEVEL = 3
 """RocketMQ's: the first retry comes after 10 s, the next after 30 s, then 1 m, 2 m, ..."""
-_PUT_TIMEOUT_S = 4.0
 _OK = core.STATUS["OK"][0]
-_STORED = frozenset(
-    core.STATUS[name][0]
-    for name in ("OK", "FLUSH_DISK_TIMEOUT", "FLUSH_SLAVE_TIMEOUT", "SLAVE_NOT_AVAILABLE")
-)
-_NAMES = {value: name for name, (value, _) in core.STATUS.items()}
-_TRANSACTION_BITS = 0xC
 _DLQ_NOTES = ("DLQ_ORIGIN_TOPIC", "DLQ_ORIGIN_MESSAGE_ID")
-_DROPPED = ("DELAY", "REAL_TOPIC", "REAL_QID", "__CRC32#")
+_DROPPED = ("DELAY", "REAL_TOPIC", "REAL_QID")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +59,17 @@ class RetryService:
     Args:
         store: running.
         topics: of the broker.
+        putter: of the broker.
         level_count: delay levels there are.
     """
 
-    def __init__(self, store: MessageStore, topics: TopicTable, level_count: int) -> None:
+    def __init__(
+        self, store: MessageStore, topics: TopicTable, putter: Putter, level_count: int
+    ) -> None:
         self._store = store
         self._topics = topics
         self._level_count = level_count
-        self._service = store.open_service(RETRY_SERVICE_ID)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shmq-retry")
+        self._putter = putter
         self.retry_count = 0
         """Messages put into retry topics by this broker."""
         self.dead_letter_count = 0
@@ -111,7 +103,13 @@ class RetryService:
         if not is_dead:
             level = wanted.delay_level or FIRST_RETRY_LEVEL + times
             properties["DELAY"] = str(min(level, self._level_count))
-        await loop.run_in_executor(self._thread, self._put, handle, properties, said, topic)
+        await self._putter.put(
+            handle,
+            said,
+            properties,
+            reconsume_times=times + 1,
+            what=f"send back to {topic}",
+        )
         if is_dead:
             self.dead_letter_count += 1
         else:
@@ -130,17 +128,11 @@ class RetryService:
         return frame, entry.physical_offset
 
     def _properties(
-        self, wanted: SendBack, said: dict[str, object], physical_offset: int, *, is_dead: bool
+        self, wanted: SendBack, said: dict[str, Any], physical_offset: int, *, is_dead: bool
     ) -> dict[str, str]:
         """The message's own, and RocketMQ's notes of where it came from."""
-        raw, store_host = said["properties"], said["storeHost"]
-        assert isinstance(raw, bytes)
-        assert isinstance(store_host, bytes)
-        properties = {}
-        for pair in raw.split(b"\x02"):
-            key, _, value = pair.partition(b"\x01")
-            if key and value:
-                properties[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
+        store_host = said["storeHost"]
+        properties = properties_of(said)
         for name in _DROPPED:
             properties.pop(name, None)
         message_id = (store_host + physical_offset.to_bytes(8, "big")).hex().upper()
@@ -152,32 +144,3 @@ class RetryService:
             properties["DLQ_ORIGIN_TOPIC"] = properties["RETRY_TOPIC"]
             properties["DLQ_ORIGIN_MESSAGE_ID"] = properties["ORIGIN_MESSAGE_ID"]
         return properties
-
-    def _put(
-        self, handle: QueueHandle, properties: dict[str, str], said: dict[str, int], topic: str
-    ) -> None:
-        body = said["body"]
-        assert isinstance(body, bytes)
-        sequence = self._service.begin(
-            handle,
-            body,
-            progress=0,
-            properties=properties,
-            flag=said["flag"],
-            sys_flag=said["sysFlag"] & ~_TRANSACTION_BITS,
-            reconsume_times=said["reconsumeTimes"] + 1,
-            born_timestamp=said["bornTimestamp"],
-            timeout_s=_PUT_TIMEOUT_S,
-        )
-        status = sequence
-        if sequence >= 0:
-            status = self._service.finish(sequence, _PUT_TIMEOUT_S)[0]
-        if status not in _STORED:
-            name = _NAMES.get(status, str(status))
-            raised = for_status(name) or ShmqError
-            raise raised(f"send back to {topic}: {core.STATUS[name][1]}")
-
-    def close(self) -> None:
-        """Put nothing more."""
-        self._thread.shutdown()
-        self._service.close()

@@ -5,6 +5,7 @@ runs a `Broker`; or it has not, and runs a `Standby`, or a `Broker` that is a sl
 from one to the other within the process when it is told to (NOTIFY_BROKER_ROLE_CHANGED):
 
     standby        --a master serves-------> slave      copies its log
+    slave          --log is to be cut------> standby    has what the master has not (cuts.py)
     standby, slave --told, mastership free-> master     with the memory that the last one left
     master         --told, memory kept-----> standby    mastership is free for the next
 
@@ -30,11 +31,13 @@ from shmq.errors import FencedError, ShmqError
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.shm.mastership import Mastership
 from shmq.status import BrokerRole
+from shmq.store.cuts import begin_cut
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from shmq.config import BrokerConfig
+    from shmq.store.cuts import CutPlan
     from shmq.store.replica import LogBegin
 
 __all__ = ["Member"]
@@ -60,6 +63,8 @@ class _Change(NamedTuple):
     """Whatever is given up by that (MessageStore)."""
     begin: LogBegin | None = None
     """A master serves, whose slave's log begins there."""
+    cut: CutPlan | None = None
+    """The slave's log is to be cut."""
 
 
 class Member:
@@ -172,6 +177,9 @@ class Member:
                 mastership.release()
                 self._begin_standby()
                 raise
+        elif change.cut is not None:
+            if isinstance(self._current, Broker) and self._current.is_slave:
+                self._cut(change.cut)
         elif change.begin is not None:
             if isinstance(self._current, Standby):
                 self._begin_slave(change.begin)
@@ -207,7 +215,12 @@ class Member:
     def _begin_slave(self, begin: LogBegin) -> None:
         self._end_current()
         self._current = slave = Broker(
-            self.config, clock=self._clock, mastership=None, on_told=self.tell, begin=begin
+            self.config,
+            clock=self._clock,
+            mastership=None,
+            on_told=self.tell,
+            begin=begin,
+            on_cut=lambda plan: self._changes.put(_Change(False, None, cut=plan)),
         )
         try:
             slave.start()
@@ -216,6 +229,14 @@ class Member:
             self._begin_standby(look_after_s=_SLAVE_RETRY_S)
             raise
         _log.info("slave")
+
+    def _cut(self, plan: CutPlan) -> None:
+        """Cut the closed store's log; it is a slave again as soon as a master answers."""
+        self._end_current()
+        try:
+            begin_cut(self.config.store_path, plan, cut_at=self._clock.wall_ms())
+        finally:
+            self._begin_standby()
 
     def _begin_standby(self, *, look_after_s: float = 0.0) -> None:
         self._current = standby = Standby(

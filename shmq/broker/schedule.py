@@ -179,6 +179,10 @@ class ScheduleService:
             self._service = None
             service.close()
 
+    def is_delivered(self, level: int, queue_offset: int) -> bool:
+        """Whether the message there was delivered by now, or dropped. Any thread."""
+        return queue_offset < self._next.get(level, 0)
+
     def save_flushed(self) -> None:
         """Write how far the levels are, once the store has stopped and all is flushed. Blocks."""
         if self._is_ahead():

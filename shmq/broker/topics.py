@@ -37,7 +37,9 @@ from shmq.json_fields import Fields
 from shmq.store.config_files import ConfigFiles, DataVersion, Topics, numbers_by_number
 from shmq.topic import (
     AUTO_CREATE_TOPIC,
+    DLQ_PREFIX,
     QUEUE_NUMS_MAX,
+    RETRY_PREFIX,
     SCHEDULE_TOPIC,
     TOPIC_ATTRIBUTES,
     Permission,
@@ -406,6 +408,22 @@ class TopicTable:
         topic = dlq_topic(group)
         if topic not in self._topics:
             await self._put([TopicConfig(topic_name=topic, read_queue_nums=1, write_queue_nums=1)])
+
+    async def ensure(self, topic: str, queue_nums: int) -> None:
+        """Make a topic for messages that were in it once, as it would be made for the first one.
+
+        Raises:
+            TopicNotExistError, IllegalTopicError: as `create_for_send`.
+        """
+        if topic in self._topics:
+            return
+        if topic.startswith(RETRY_PREFIX):
+            group = topic.removeprefix(RETRY_PREFIX)
+            await self.ensure_retry_topic(group, queue_nums)
+        elif topic.startswith(DLQ_PREFIX):
+            await self.ensure_dlq_topic(topic.removeprefix(DLQ_PREFIX))
+        else:
+            await self.create_for_send(topic, queue_nums)
 
     async def delete(self, topic: str) -> list[QueueHandle]:
         """Delete a topic; returns the handles of its queues, which are stale now.

@@ -50,6 +50,12 @@ class HaMember(NamedTuple):
     """What is wrong with it; empty if nothing is."""
     phase: str
     """STARTING, RUNNING or DRAINING: one that becomes master has that role before it serves."""
+    resent_count: int = 0
+    """Messages that only it had, which were appended again to the master's log."""
+    lost_count: int = 0
+    """Messages that only it had, which were not."""
+    replica_problem: str = ""
+    """Why it does not copy, or what of its log was lost; empty if nothing is wrong."""
 
     @property
     def is_master(self) -> bool:
@@ -84,6 +90,9 @@ def members(call: _Call, socket_names: Iterable[str], broker_name: str | None) -
                 socket_name,
                 take.optional_text("promotionProblem") or take.optional_text("problem") or "",
                 take.text("phase"),
+                take.number("cutResentTotal", 0),
+                take.number("cutLostTotal", 0),
+                take.optional_text("cutProblem") or take.optional_text("replicaProblem") or "",
             )
             found.append(member)
     return sorted(found, key=lambda member: (member.broker_name, member.broker_id))

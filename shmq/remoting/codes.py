@@ -165,6 +165,10 @@ class RequestCode(IntEnum):
     """A slave asks its master where the log of a slave begins, before it has a store."""
     ATTACH_REPLICA = 9115
     """A slave hands its control segment over, and gets what a client that maps the log gets."""
+    GET_LOG_CHECKSUM = 9116
+    """A slave compares its log with its master's: CRC-32 of some bytes."""
+    RESEND_MESSAGES = 9117
+    """A slave hands over what was cut of its log: what the master lacks is appended again."""
     GET_BROKER_STATUS = 9120
     """Whether a broker lives and how far it is."""
 

@@ -76,6 +76,7 @@ __all__ = [
     "GroupedQueues",
     "QueueKey",
     "QueueRun",
+    "drop_behind",
     "encode",
     "group",
     "load_floors",
@@ -640,6 +641,24 @@ class ConsumeQueueFiles:
     def _build(self, file_position: int) -> None:
         self.write(file_position, self._rebuild(file_position))
         self.rebuilt_count += 1
+
+
+def drop_behind(store_path: Path, position: int, *, file_size_bytes: int) -> None:
+    """Remove the .cq files of CommitLog files that have bytes at `position` or behind: the log is
+    cut there.
+
+    Raises:
+        StoreError: the system refuses.
+    """
+    folder = store_path / OWN_FOLDER / CONSUME_QUEUE_FOLDER
+    try:
+        for path in folder.glob(f"{'[0-9]' * 20}{_SUFFIX}"):
+            if int(path.stem) + file_size_bytes > position:
+                path.unlink(missing_ok=True)
+        if folder.is_dir():
+            fsync_folder(folder)
+    except OSError as error:
+        raise disk_error(f"clean {folder}", error) from error
 
 
 def load_floors(path: Path) -> dict[QueueKey, int]:

@@ -401,6 +401,11 @@ class LogFiles:
         while (self.quarantine_folder / _kept_name(kind, position, number)).exists():
             number += 1  # bounded by the files there: each has its own number
         path = self.quarantine_folder / _kept_name(kind, position, number)
+        self._copy(fd, path, begin, end)
+        return SavedTail(position, end - begin, path.name)
+
+    def _copy(self, fd: int, path: Path, begin: int, end: int) -> None:
+        """Copy bytes begin..end of the open file to `path` in quarantine, whole or not at all."""
         temporary = path.with_suffix(".tmp")
         make_folder(self.quarantine_folder)
         try:
@@ -418,8 +423,71 @@ class LogFiles:
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise disk_error(f"keep the {kind} at {position} aside as {path}", error) from error
-        return SavedTail(position, end - begin, path.name)
+            raise disk_error(f"keep bytes of the log aside as {path}", error) from error
+
+    # ---- for a cut (cuts.py): each may be made again after a death -------------------------------
+
+    def copy_aside(self, position: int, size: int, name: str) -> None:
+        """Copy bytes of one file into quarantine under a name, unless that was done before.
+
+        Raises:
+            DiskFullError, StoreError: nothing is left behind.
+        """
+        path = self.quarantine_folder / name
+        if path.exists():
+            return
+        fd = self.open(self.file_position(position))
+        try:
+            begin = position % self.file_size_bytes
+            self._copy(fd, path, begin, begin + size)
+        finally:
+            os.close(fd)
+
+    def zero_from(self, position: int) -> None:
+        """Zero the rest of the file of `position`, durably.
+
+        Raises:
+            StoreError: the file cannot be read or written.
+        """
+        path = self.path(self.file_position(position))
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                for place, size in _dirty_chunks(
+                    fd, position % self.file_size_bytes, self.file_size_bytes
+                ):
+                    write_fully(fd, memoryview(_ZEROS)[:size], place)
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise disk_error(f"zero {path} from {position} on", error) from error
+
+    def move_aside(self, file_position: int, name: str) -> None:
+        """Move the last file of the log into quarantine, durably.
+
+        Raises:
+            StoreError: it is not the last, or cannot be moved; it is where it was.
+        """
+        self._take_last(file_position, self.quarantine_folder / name)
+
+    def remove_last(self, file_position: int) -> None:
+        """Remove the last file of the log, durably. Errors as `move_aside`."""
+        self._take_last(file_position, None)
+
+    def _take_last(self, file_position: int, to: Path | None) -> None:
+        path = self.path(file_position)
+        if self.files()[-1].path != path:
+            raise StoreError(f"take {path} out of the log: it is not the last file")
+        try:
+            if to is None:
+                os.unlink(path)
+            else:
+                os.rename(path, to)
+                fsync_folder(self.quarantine_folder)
+            fsync_folder(self.folder)
+        except OSError as error:
+            raise disk_error(f"take {path} out of the log", error) from error
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

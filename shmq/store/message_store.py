@@ -48,6 +48,7 @@ from shmq.status import BrokerRole, FlushDiskType
 from shmq.store import boot_files, positions
 from shmq.store.append import AppendService
 from shmq.store.consume_queue_files import QueueKey
+from shmq.store.cuts import finish_cuts
 from shmq.store.derive import DeriveService
 from shmq.store.durable_file import disk_error, make_folder, write_fully
 from shmq.store.epochs import EpochFile
@@ -211,6 +212,7 @@ class MessageStore:
             if self._mastership is not None and self._mastership.record is None:
                 self._refuse_second_master()
             self.predecessor_path = self._find_predecessor()
+            finish_cuts(config.store_path)
             self.epochs = EpochFile.load(config.store_path)
             manifest = manifests.load(self._manifest_path)
             made = contextlib.ExitStack()

@@ -1,4 +1,4 @@
-"""Replication: GET_REPLICA_BEGIN, ATTACH_REPLICA, GET_BROKER_HA_STATUS, GET_ALL_CONSUMER_OFFSET.
+"""Replication: what a slave asks its master for, and GET_BROKER_HA_STATUS.
 
 In the loop's thread. A slave has its master's uid: it maps the whole log, and the master maps its
 control segment, which another uid could shrink under our eyes.
@@ -7,16 +7,24 @@ control segment, which another uid could shrink under our eyes.
 from __future__ import annotations
 
 import os
+import zlib
 from typing import TYPE_CHECKING
 
 from shmq.broker.processors.admin import page_of
 from shmq.broker.processors.fields import client_id_of, json_response, ranged
 from shmq.broker.rights import Action
-from shmq.errors import ConfigError, PermissionDeniedError, ServiceNotAvailableError
+from shmq.errors import (
+    ConfigError,
+    OffsetIllegalError,
+    PermissionDeniedError,
+    ServiceNotAvailableError,
+)
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command, Scalar, response_to
 from shmq.remoting.server import Connection, Processor
 from shmq.status import BrokerRole
+from shmq.store.common_log import STRETCH_BYTES
+from shmq.store.cuts import CutPart
 
 if TYPE_CHECKING:
     from shmq.broker.broker import Broker
@@ -29,6 +37,7 @@ HANDED_OVER = ("control", "socket")
 GIVEN = ("control", "log", "event")
 """Descriptors that go with its answer."""
 _BROKER_ID_MAX = 1_000_000
+_POSITION_MAX = (1 << 62) - 1
 
 
 class HAProcessor:
@@ -44,6 +53,8 @@ class HAProcessor:
             RequestCode.ATTACH_REPLICA: Processor(
                 handler=self._attach, fd_count_max=len(HANDED_OVER)
             ),
+            RequestCode.GET_LOG_CHECKSUM: Processor(handler=self._checksum),
+            RequestCode.RESEND_MESSAGES: Processor(handler=self._resend, fd_count_max=1),
             RequestCode.GET_BROKER_HA_STATUS: Processor(handler=self._status),
             RequestCode.GET_ALL_CONSUMER_OFFSET: Processor(handler=self._offsets),
         }
@@ -74,6 +85,20 @@ class HAProcessor:
         epochs = {"epochs": [list(epoch) for epoch in self._broker.store.epochs.epochs]}
         return json_response(command, epochs, fields)
 
+    def _checksum(self, connection: Connection, command: Command) -> Command:
+        self._require_slave(connection)
+        take = command.fields()
+        store = self._broker.store
+        size = ranged(take, "size", 1, STRETCH_BYTES)
+        end = store.positions.committed_position
+        physical_offset = ranged(take, "physicalOffset", 0, max(0, end - size))
+        data = store.lookup.read_log(physical_offset, size)
+        if data is None:
+            raise OffsetIllegalError(
+                f"{command.name}: {size} bytes at {physical_offset}: they are not kept"
+            )
+        return response_to(command, ext_fields={"crc32": zlib.crc32(data)})
+
     def _attach(self, connection: Connection, command: Command) -> Command:
         ha = self._require_slave(connection)
         broker = self._broker
@@ -101,6 +126,33 @@ class HAProcessor:
             raise
         finally:
             offer.close()
+
+    async def _resend(self, connection: Connection, command: Command) -> Command:
+        self._require_slave(connection)
+        resends = self._broker.resends
+        assert resends is not None
+        take = command.fields()
+        part = CutPart(
+            ranged(take, "position", 0, _POSITION_MAX),
+            ranged(take, "size", 1, _POSITION_MAX),
+            take.text("fileName"),
+        )
+        begin = ranged(take, "begin", part.position, part.position + part.size)
+        (fd,) = command.take_fds() or (-1,)
+        if fd < 0:
+            raise ConfigError(f"{command.name}: wanted the descriptor of a part")
+        try:
+            done = await resends.resend(fd, part, begin)
+        finally:
+            os.close(fd)
+        fields: dict[str, Scalar] = {
+            "nextPosition": done.next_position,
+            "resentCount": done.resent_count,
+            "presentCount": done.present_count,
+            "lostCount": done.lost_count,
+            "reason": done.reason,
+        }
+        return response_to(command, ext_fields=fields)
 
     def _status(self, connection: Connection, command: Command) -> Command:
         self._broker.rights.require(connection.identity, Action.ADMIN, "")

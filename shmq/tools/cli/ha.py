@@ -34,7 +34,7 @@ def _status(namesrv: str | None, is_json: bool, name: str | None) -> None:
         echo_json({"members": [named(member) for member in members]})
         return
     echo_table(
-        ("BROKER", "ID", "ROLE", "EPOCH", "PID", "LOG", "ON DISK", "PROBLEM"),
+        ("BROKER", "ID", "ROLE", "EPOCH", "PID", "LOG", "ON DISK", "RESENT", "LOST", "PROBLEM"),
         (
             (
                 member.broker_name,
@@ -44,7 +44,9 @@ def _status(namesrv: str | None, is_json: bool, name: str | None) -> None:
                 member.pid,
                 bytes_text(member.committed_position),
                 bytes_text(member.flushed_position),
-                member.problem,
+                member.resent_count,
+                member.lost_count,
+                member.problem or member.replica_problem,
             )
             for member in members
         ),

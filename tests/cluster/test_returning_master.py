@@ -1,0 +1,138 @@
+"""A member that was master alone comes back: its log is cut where it parts from the new master's,
+what only it had is appended again or counted, and the two logs end equal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import shmq
+from shmq.store.cuts import CutList
+from tests.cluster.test_slave import Pair
+from tests.support.cluster import Cluster, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.cluster
+
+TOTALS = ("cutResentTotal", "cutPresentTotal", "cutLostTotal")
+
+
+class ParentedPair(Pair):
+    """A master and a slave, of which the master goes on alone, and then the slave without it."""
+
+    def send(self, *bodies: str, **options: str) -> None:
+        with self.cluster.connect() as client:
+            producer = client.producer()
+            for body in bodies:
+                producer.send("t", body.encode(), key=body, **options)
+
+    def begin(self) -> None:
+        with self.cluster.connect() as client:
+            client.create_topic("t", queues=2)
+        self.send("both")
+        wait_for(lambda: '"t"' in self.config("topics.json"), "the topic at the slave")
+        self.await_equal()
+
+    def config(self, name: str) -> str:
+        path = self.slave.store_path / "config" / name
+        return path.read_text("utf-8") if path.exists() else ""
+
+    def part(self, alone: tuple[str, ...], after: tuple[str, ...]) -> None:
+        """The master stores `alone` and ends, memory and all; the slave, as master, `after`."""
+        self.slave.stop()
+        self.send(*alone)
+        self.master.stop()
+        self.slave.restart()
+        with shmq.Admin(self.cluster.runtime) as admin:
+            wait_for(lambda: admin.ha_members(self.master.name), "the member")
+            admin.switch_master(self.master.name, 1)
+        with self.cluster.connect() as client:
+            wait_for(lambda: client.routes.brokers(), "the new master")
+        self.send(*after)
+
+    def come_back(self) -> None:
+        self.master.restart()
+        wait_for(lambda: self.ha_status(self.slave)["inSyncSlaveNums"] == 1, "the old master")
+
+    def bodies(self) -> list[str]:
+        """All messages of the topic, by what the master has of it."""
+        with self.cluster.connect() as client, client.pull_consumer("t") as pull:
+            return sorted(
+                bytes(message.body).decode()
+                for queue in pull.queues()
+                for message in pull.pull(queue, 0).messages
+            )
+
+    def check_equal(self) -> None:
+        """Both logs are equal byte for byte, once both have ended."""
+        end = self.slave.status()["committedPosition"]
+        wait_for(lambda: self.master.status().get("committedPosition") == end, "the old master")
+        self.master.stop()
+        self.slave.stop()
+        logs = [
+            b"".join(path.read_bytes() for path in sorted((store / "commitlog").iterdir()))
+            for store in (self.master.store_path, self.slave.store_path)
+        ]
+        assert logs[0][:end] == logs[1][:end]
+        assert not any(logs[0][end:])
+
+
+@pytest.fixture
+def pair(tmp_path: Path, cluster_name: str) -> Iterator[ParentedPair]:
+    (tmp_path / "slave").mkdir()
+    with Cluster(tmp_path, cluster_name) as cluster:
+        pair = ParentedPair(tmp_path, cluster)
+        with pair.slave:
+            pair.slave.wait_running()
+            pair.await_in_sync()
+            yield pair
+
+
+def settled(pair: ParentedPair) -> dict[str, Any]:
+    """What the old master says of its cut, once all of it is counted."""
+    wait_for(lambda: pair.master.status()["cutPendingBytes"] == 0, "the end of the cut")
+    return pair.master.status()
+
+
+def test_what_a_returning_master_had_alone_is_appended_again(pair: ParentedPair) -> None:
+    pair.begin()
+    pair.part(("alone-1", "alone-2"), ("after",))
+    pair.come_back()
+    status = settled(pair)
+    assert [status[name] for name in TOTALS] == [2, 0, 0]
+    assert status["cutProblem"] is None
+    assert pair.bodies() == ["after", "alone-1", "alone-2", "both"]
+    (cut,) = CutList.load(pair.master.store_path).cuts
+    assert cut.is_settled
+    kept = pair.master.store_path / "shmq/quarantine" / cut.parts[0].file_name
+    assert b"alone-1" in kept.read_bytes()
+    pair.check_equal()
+    kept.unlink()
+    pair.slave.restart()
+    pair.master.restart()
+    wait_for(lambda: "cutResentTotal" in pair.master.status(), "the slave")
+    assert pair.master.status()["cutResentTotal"] == 0
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_what_cannot_be_appended_again_is_counted_and_said(
+    pair: ParentedPair, is_enabled: bool
+) -> None:
+    pair.begin()
+    pair.slave.settings["message_index_enable"] = str(not is_enabled).lower()
+    pair.master.settings["resend_cut_messages_enable"] = str(is_enabled).lower()
+    pair.part(("alone-1", "alone-2"), ("after",))
+    pair.come_back()
+    status = settled(pair)
+    assert [status[name] for name in TOTALS] == [0, 0, 2]
+    reason = "keeps no index" if is_enabled else "resend_cut_messages_enable"
+    assert reason in status["cutProblem"]
+    assert pair.bodies() == ["after", "both"]
+    assert "cut settled" in pair.master.log
+    assert "lost=2" in pair.master.log
+    pair.check_equal()
