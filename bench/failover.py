@@ -1,13 +1,14 @@
 """bin/bench failover: what the death of a master costs, and whether any message pays for it.
 
-    bin/bench failover [--rounds N] [--mode async|sync] [--how kill|stop] [--json] [--out FILE]
-                       [--rate N] [--seed N] [--hung-ms N]
+    bin/bench failover [--rounds N] [--mode async|sync] [--how kill|stop|...] [--json]
+                       [--out FILE] [--rate N] [--seed N] [--hung-ms N]
 
 A NameServer that supervises a replica set of two, two producers and a consumer, all processes. In
-each round the master is killed (or stopped, so that it is fenced) at a random instant under load,
-and the first send that is accepted afterwards is timed. At the end what producers were told is
-held against what is stored and what the consumer got. Ends with 1 if anything was lost, doubled or
-out of order, or a round failed. How it is counted: bench/README.md.
+each round the master is killed (or stopped, so that it is fenced; or another fault of
+failover/faults.py comes) at a random instant under load, and the first send that is accepted
+afterwards is timed. At the end what producers were told is held against what is stored and what the
+consumer got. Ends with 1 if anything was lost, doubled or out of order, or a round failed. How it
+is counted: bench/README.md.
 """
 
 import argparse
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).with_name("micro")))
 sys.path.insert(0, str(Path(__file__).with_name("e2e")))
 sys.path.insert(0, str(Path(__file__).with_suffix("")))
 
+from faults import FAULTS
 from measuring import machine
 from rounds import run_rounds
 
@@ -28,7 +30,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bin/bench failover", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=10, help="how often the master dies")
     parser.add_argument("--mode", choices=("async", "sync"), default="async", help="..._MASTER")
-    parser.add_argument("--how", choices=("kill", "stop"), default="kill", help="SIGKILL, SIGSTOP")
+    parser.add_argument(
+        "--how",
+        choices=FAULTS,
+        default="kill",
+        help="; ".join(f"{name}: {fault.what}" for name, fault in FAULTS.items()),
+    )
     parser.add_argument("--rate", type=int, default=1000, help="sends/s of each producer")
     parser.add_argument(
         "--hung-ms", type=int, default=10_000, help="broker_hung_timeout_ms, of which stop has most"

@@ -6,12 +6,23 @@ A stream is what one producer sends to one queue: sequences from 0 on, in the or
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 BODY = struct.Struct("<QQ84x")
 """Stream and sequence: 100 B."""
-_LINE = struct.Struct("<QQQ?")
+_LINE = struct.Struct("<QQQB")
+
+
+class Outcome(IntEnum):
+    """What a producer was told of a send."""
+
+    FAILED = 0
+    """Nothing: it raised."""
+    STORED = 1
+    """It is stored, and not confirmed: SLAVE_NOT_AVAILABLE, FLUSH_SLAVE_TIMEOUT."""
+    SEND_OK = 2
 
 
 class Told(NamedTuple):
@@ -20,8 +31,12 @@ class Told(NamedTuple):
     sequence: int
     begin_ns: int
     end_ns: int
-    is_acked: bool
-    """It was told that the message is stored."""
+    outcome: Outcome
+
+    @property
+    def is_acked(self) -> bool:
+        """It was told that the message is stored."""
+        return self.outcome is not Outcome.FAILED
 
 
 class Ledger:
@@ -29,9 +44,11 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", buffering=1 << 16)
+        self.count = 0
         self.acked_count = 0
 
     def note(self, told: Told) -> None:
+        self.count += 1
         self.acked_count += told.is_acked
         self._file.write(_LINE.pack(*told))
 
@@ -40,7 +57,8 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> Iterator[Told]:
-    return (Told(*fields) for fields in _LINE.iter_unpack(path.read_bytes()))
+    for *times, outcome in _LINE.iter_unpack(path.read_bytes()):
+        yield Told(*times, Outcome(outcome))
 
 
 @dataclass

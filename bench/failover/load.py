@@ -11,7 +11,7 @@ import time
 from concurrent.futures import Future
 from pathlib import Path
 
-from ledger import BODY, Ledger, Seen, Told
+from ledger import BODY, Ledger, Outcome, Seen, Told
 
 import shmq
 
@@ -35,11 +35,12 @@ def send(folder: str, topic: str, stream: str, in_flight: str, rate: str, ledger
     def settle() -> None:
         sequence, begin_ns, future = flying.popleft()
         try:
-            future.result()
+            is_ok = future.result().send_status is shmq.SendStatus.SEND_OK
+            outcome = Outcome.SEND_OK if is_ok else Outcome.STORED
         except shmq.ShmqError as error:
             failed.append(f"stream {stream} sequence {sequence}: {error}")
-        is_acked = future.exception() is None
-        ledger.note(Told(sequence, begin_ns, time.monotonic_ns(), is_acked))
+            outcome = Outcome.FAILED
+        ledger.note(Told(sequence, begin_ns, time.monotonic_ns(), outcome))
 
     def obey() -> None:
         for line in sys.stdin:

@@ -1,4 +1,8 @@
-"""A NameServer that supervises a replica set of two, as processes; and their deaths."""
+"""A NameServer and a replica set of two, as processes; and their deaths.
+
+The NameServer supervises them, or nobody does: then the bench starts them, and says who is master
+where neither says it by itself, as a person would.
+"""
 
 import os
 import select
@@ -8,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +22,7 @@ import shmq
 from shmq.client.ha import HaMember
 from shmq.client.local import LOG, forget_memory
 from shmq.remoting.codes import RequestCode
+from shmq.shm.reaper import reap
 
 T = TypeVar("T")
 NAME = "broker-a"
@@ -41,6 +46,7 @@ broker_id = {number}
 broker_role = "{role}"
 store_path = "broker-a{number}"
 keep_memory = "never"
+slave_sync_interval_ms = 200
 """
 
 
@@ -48,12 +54,31 @@ class ReplicaPair:
     """Two members of one broker_name, one of them master, and a client of them."""
 
     def __init__(
-        self, folder: Path, client: shmq.Client, admin: shmq.Admin, slave_count: int
+        self,
+        folder: Path,
+        client: shmq.Client,
+        admin: shmq.Admin,
+        slave_count: int,
+        started: "Started | None",
     ) -> None:
         self.folder = folder
         self.slave_count = slave_count
         self.client = client
+        self.started = started
+        """The members' processes where nobody supervises them."""
         self._admin = admin
+
+    @property
+    def runtime(self) -> Path:
+        return self.folder / "run"
+
+    def store(self, broker_id: int) -> Path:
+        return self.folder / f"broker-a{broker_id}"
+
+    def member(self, broker_id: int) -> HaMember | None:
+        """As it answers; None if it does not."""
+        members = self._admin.ha_members(NAME)
+        return next((one for one in members if one.broker_id == broker_id), None)
 
     def master(self) -> HaMember:
         return wait_for(
@@ -61,19 +86,32 @@ class ReplicaPair:
             "a master",
         )
 
+    def slave(self) -> HaMember:
+        """The one that is in sync; see await_whole."""
+        return next(one for one in self._admin.ha_members(NAME) if not one.is_master)
+
+    def become_master(self, broker_id: int) -> None:
+        """As a person says it; returns once it is master."""
+        wait_for(lambda: self.member(broker_id), f"broker_id {broker_id}")
+        self._admin.switch_master(NAME, broker_id)
+
     def await_whole(self) -> None:
         """Until both run and the slave is in sync."""
 
         def is_whole() -> bool:
             status: Any = self.client.link(NAME).call(RequestCode.GET_BROKER_HA_STATUS, {}).json()
-            wards = self._admin.supervised()
             return (
                 bool(status.get("master"))
                 and status["inSyncSlaveNums"] == self.slave_count
-                and all(ward["phase"] == "RUNNING" for ward in wards)
+                and all(ward["phase"] == "RUNNING" for ward in self._admin.supervised())
             )
 
         wait_for(is_whole, "a master with its slave in sync")
+
+    def await_topic(self, topic: str) -> None:
+        """Until its slave knows it, too: a master's death may forget a topic younger than that."""
+        path = self.store(self.slave().broker_id) / "config" / "topics.json"
+        wait_for(lambda: f'"{topic}"' in path.read_text("utf-8"), f"{topic} at the slave")
 
     def problems(self) -> str:
         """What its members say that is wrong, and its log last."""
@@ -88,10 +126,40 @@ class ReplicaPair:
         return "; ".join(members + said)
 
 
+class Started:
+    """Members that nobody supervises, by broker_id."""
+
+    def __init__(self, folder: Path, file: Path) -> None:
+        self._folder = folder
+        self._file = file
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, broker_id: int) -> None:
+        """After the last life has ended; returns at once."""
+        if broker_id in self._processes:
+            self._processes[broker_id].wait()
+        self._processes[broker_id] = _start(
+            *("shmq.broker", "--config", str(self._file), "--broker", f"a{broker_id}"),
+            *("--log-level", "WARNING", "--runtime", str(self._folder / "run")),
+            folder=self._folder,
+        )
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            process.wait()
+
+
 @contextmanager
-def replica_pair(role: str, hung_ms: int = 10_000, member_count: int = 2) -> Iterator[ReplicaPair]:
+def replica_pair(
+    role: str, hung_ms: int = 10_000, member_count: int = 2, *, is_supervised: bool = True
+) -> Iterator[ReplicaPair]:
     """Stores on the checkout's file system; a member_count of 1: a master without a slave."""
-    with tempfile.TemporaryDirectory(prefix=".bench-", dir=ROOT) as name:
+    with (
+        tempfile.TemporaryDirectory(prefix=".bench-", dir=ROOT) as name,
+        ExitStack() as stack,
+    ):
         folder, run = Path(name), Path(name, "run")
         run.mkdir(mode=0o750)
         members = [
@@ -100,20 +168,34 @@ def replica_pair(role: str, hung_ms: int = 10_000, member_count: int = 2) -> Ite
         ]
         file = folder / "cluster.toml"
         file.write_text(CLUSTER.format(hung_ms=hung_ms) + "".join(members), encoding="utf-8")
-        with (folder / LOG).open("ab") as log:
-            command = [sys.executable, "-P", "-m", "shmq.namesrv", "--runtime", str(run)]
-            namesrv = subprocess.Popen([*command, "--cluster", str(file)], stderr=log, cwd=ROOT)
-        try:
-            client = wait_for(lambda: shmq.connect(run), "the NameServer")
-            with client, shmq.Admin(run) as admin:
-                pair = ReplicaPair(folder, client, admin, member_count - 1)
-                wait_for(lambda: client.routes.brokers().get(NAME), "a master")
-                pair.await_whole()
-                yield pair
-        finally:
-            namesrv.terminate()
-            namesrv.wait()
-            forget_memory(folder, run)
+        cluster = ["--cluster", str(file)] if is_supervised else []
+        stack.callback(_forget, folder, run)
+        namesrv = _start("shmq.namesrv", "--runtime", str(run), *cluster, folder=folder)
+        stack.callback(namesrv.wait)
+        stack.callback(namesrv.terminate)
+        started = None
+        if not is_supervised:
+            started = Started(folder, file)
+            stack.callback(started.close)
+            for broker_id in range(member_count):
+                started.start(broker_id)
+        client = stack.enter_context(wait_for(lambda: shmq.connect(run), "the NameServer"))
+        admin = stack.enter_context(shmq.Admin(run))
+        pair = ReplicaPair(folder, client, admin, member_count - 1, started)
+        wait_for(lambda: client.routes.brokers().get(NAME), "a master")
+        pair.await_whole()
+        yield pair
+
+
+def _forget(folder: Path, run: Path) -> None:
+    """What is left in memory, also by who died in the middle of giving it back."""
+    forget_memory(folder, run)
+    reap(sorted(run.glob("broker-*.d")), [], dry_run=False)
+
+
+def _start(*arguments: str, folder: Path) -> subprocess.Popen[bytes]:
+    with (folder / LOG).open("ab") as log:
+        return subprocess.Popen([sys.executable, "-P", "-m", *arguments], stderr=log, cwd=ROOT)
 
 
 def wait_for(look: Callable[[], T | None], what: str) -> T:
@@ -131,19 +213,24 @@ def wait_for(look: Callable[[], T | None], what: str) -> T:
     raise TimeoutError(f"{what}: not there in {WAIT_MAX_S:.0f} s; last error: {error}")
 
 
-def end(pid: int, how: str) -> None:
-    """Kill it, or stop it; returns once none of its threads runs any more."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        if how == "kill":
+def kill(*pids: int) -> None:
+    """All of them, and then wait until none runs any more."""
+    with ExitStack() as stack:
+        pidfds = []
+        for pid in pids:
+            pidfds.append(os.pidfd_open(pid))
+            stack.callback(os.close, pidfds[-1])
+        for pidfd in pidfds:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for pidfd in pidfds:
             select.select([pidfd], [], [])
-        else:
-            signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
-            while not _stands_still(pid) and not select.select([pidfd], [], [], 0)[0]:
-                time.sleep(0)
-    finally:
-        os.close(pidfd)
+
+
+def stop(pid: int) -> None:
+    """Until SIGCONT; returns once none of its threads runs any more."""
+    os.kill(pid, signal.SIGSTOP)
+    while not _stands_still(pid):
+        time.sleep(0)
 
 
 def _stands_still(pid: int) -> bool:

@@ -6,13 +6,14 @@ import math
 import random
 import statistics
 import time
-from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ledger import BODY, Ledger, Seen, Told, read_ledger, seen_of
+from books import Books, Round
+from faults import FAULTS, Fault
+from ledger import BODY, Ledger, Outcome, Seen, Told, read_ledger, seen_of
 from programs import Program, lull, programs
-from replica_pair import ReplicaPair, end, replica_pair, wait_for
+from replica_pair import ReplicaPair, replica_pair, wait_for
 
 import shmq
 
@@ -22,30 +23,27 @@ IN_FLIGHT = (1, 64)
 """Of each producer, one stream each; the stream behind them is that of the sends that are timed."""
 TIMED = len(IN_FLIGHT)
 PAUSE_MAX_S = 0.3
-"""The master dies within this time after all is well."""
+"""The fault comes within this time after all is well."""
 GO_ON = 20
 """Sends of each producer that are accepted before all is well."""
 ROLES = {"async": "ASYNC_MASTER", "sync": "SYNC_MASTER"}
 PULL_MAX = 256
-KINDS = ("lost", "doubled", "out_of_order")
-
-
-class Death(NamedTuple):
-    """One round."""
-
-    at_ns: int
-    first_send_ms: float
-    is_taken_over: bool
-    """Another member is master now; else the dead one, started again, was quicker."""
 
 
 def run_rounds(options: argparse.Namespace) -> dict[str, Any]:
     """What bin/bench failover ends with."""
     random_ = random.Random(options.seed)
     problems: list[str] = []
-    deaths: list[Death] = []
-    with replica_pair(ROLES[options.mode], options.hung_ms) as pair, programs() as started:
+    rounds: list[Round] = []
+    fault = FAULTS[options.how]
+    with (
+        replica_pair(
+            ROLES[options.mode], options.hung_ms, is_supervised=fault.is_supervised
+        ) as pair,
+        programs() as started,
+    ):
         pair.client.create_topic(TOPIC, queues=TIMED + 1)
+        pair.await_topic(TOPIC)
         ledgers = [pair.folder / f"ledger-{stream}" for stream in range(TIMED + 1)]
         listener = started.start("hear", pair.client.namesrv, TOPIC, file=LOAD)
         senders = [
@@ -65,11 +63,11 @@ def run_rounds(options: argparse.Namespace) -> dict[str, Any]:
                     pair.await_whole()
                     _go_on(senders)
                     time.sleep(random_.uniform(0, PAUSE_MAX_S))
-                    deaths.append(_die(pair, producer, queue, number, timed, options.how))
+                    rounds.append(_strike(pair, producer, queue, timed, fault, random_))
                 except (shmq.ShmqError, TimeoutError) as error:
                     problems.append(f"round {number + 1} failed: {error}; {pair.problems()}")
                     break
-                print(f"round {number + 1}: {deaths[-1].first_send_ms:.1f} ms", flush=True)
+                print(f"round {number + 1}: {rounds[-1].first_send_ms:.1f} ms", flush=True)
         timed.close()
         said = [json.loads(sender.ask("stop")) for sender in senders]
         told = [list(read_ledger(path)) for path in ledgers]
@@ -79,11 +77,12 @@ def run_rounds(options: argparse.Namespace) -> dict[str, Any]:
         }
         heard = {int(k): seen_of(v) for k, v in json.loads(listener.ask(json.dumps(last))).items()}
         stored = _stored(pair.client)
-    result: dict[str, Any] = {"rounds": len(deaths)}
-    result |= _differences("stored", stored, told, deaths, problems)
-    times = sorted(death.first_send_ms for death in deaths)
+    books = Books(told, rounds, fault, is_sync=options.mode == "sync")
+    result: dict[str, Any] = {"rounds": len(rounds)}
+    result |= books.differences("stored", stored, problems)
+    times = sorted(one.first_send_ms for one in rounds)
     result["first_send_ms"] = _spread(times) if times else None
-    result["consumer"] = _differences("consumed", heard, told, deaths, problems)
+    result["consumer"] = books.differences("consumed", heard, problems)
     failed_count = sum(one["failed_count"] for one in said)
     problems += [line for one in said for line in one["failed"]]
     return result | {
@@ -94,7 +93,8 @@ def run_rounds(options: argparse.Namespace) -> dict[str, Any]:
         "rate_per_s": options.rate * len(IN_FLIGHT),
         "acknowledged": sum(one.is_acked for each in told for one in each),
         "failed_sends": failed_count,
-        "taken_over": sum(death.is_taken_over for death in deaths),
+        "memory_gone": books.memory_gone(stored),
+        "taken_over": sum(one.is_taken_over for one in rounds),
         "foreign_cpu": round(foreign, 2),
         "problems": problems,
     }
@@ -107,22 +107,25 @@ def _go_on(senders: list[Program]) -> None:
         wait_for(lambda sender=sender, until=until: int(sender.ask("count")) >= until, "sends")
 
 
-def _die(
+def _strike(
     pair: ReplicaPair,
     producer: shmq.Producer,
     queue: shmq.MessageQueue,
-    number: int,
     timed: Ledger,
-    how: str,
-) -> Death:
-    """The master dies; from just before that until a send that began after it is accepted."""
+    fault: Fault,
+    random_: random.Random,
+) -> Round:
+    """The fault; from just before it until a send that began after it is accepted."""
     before = pair.master()
-    begin_ns = time.monotonic_ns()
-    end(before.pid, how)
-    producer.send(TOPIC, BODY.pack(TIMED, number), queue=queue, timeout=60.0)
+    struck = fault.strike(pair, random_)
+    number = timed.count
+    sent = producer.send(TOPIC, BODY.pack(TIMED, number), queue=queue, timeout=60.0)
     end_ns = time.monotonic_ns()
-    timed.note(Told(number, begin_ns, end_ns, is_acked=True))
-    return Death(begin_ns, (end_ns - begin_ns) / 1e6, pair.master().broker_id != before.broker_id)
+    is_ok = sent.send_status is shmq.SendStatus.SEND_OK
+    outcome = Outcome.SEND_OK if is_ok else Outcome.STORED
+    timed.note(Told(number, struck.at_ns, end_ns, outcome))
+    is_taken_over = pair.master().broker_id != before.broker_id
+    return Round(struck, (end_ns - struck.at_ns) / 1e6, is_taken_over)
 
 
 def _stored(client: shmq.Client) -> dict[int, Seen]:
@@ -138,32 +141,6 @@ def _stored(client: shmq.Client) -> dict[int, Seen]:
                     seen.see(BODY.unpack_from(message.body)[1])
                 at = result.next_begin_offset
     return found
-
-
-def _differences(
-    what: str,
-    found: dict[int, Seen],
-    told: list[list[Told]],
-    deaths: list[Death],
-    problems: list[str],
-) -> dict[str, int]:
-    """How many are lost, doubled and out of order; each kind is a problem with its first ones."""
-    count: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
-    for stream, each in enumerate(told):
-        seen = found.get(stream, Seen())
-        lost = seen.lost(one.sequence for one in each if one.is_acked)
-        begun = {one.sequence: one.begin_ns for one in each}
-        for kind, bad in zip(KINDS, (lost, seen.doubled, seen.out_of_order), strict=True):
-            count[kind] += len(bad)
-            if bad:
-                rounds = sorted(
-                    {sum(death.at_ns <= begun.get(one, 0) for death in deaths) for one in bad}
-                )
-                problems.append(
-                    f"{what}: {len(bad)} {kind} of stream {stream}, first {bad[:5]}, sent after "
-                    f"the death of round {rounds[:5]}"
-                )
-    return dict(count)
 
 
 def _spread(times: list[float]) -> dict[str, float]:

@@ -680,7 +680,7 @@ class Broker:
         if self.phase is not Phase.STARTING:
             now = self.store.positions
             fields |= {
-                "masterEpoch": self.store.master_epoch,
+                "masterEpoch": self.store.master_epoch or self.store.epochs.last_epoch,
                 "logEnd": self.store.appender_state()["log_end"],
                 "committedPosition": now.committed_position,
                 "flushedPosition": now.flushed_position,

@@ -49,6 +49,8 @@ from shmq.remoting.command import Command
 from shmq.remoting.identity import has_ended
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.shm.incarnation import Incarnation, boot_id
+from shmq.shm.manifest import is_in_memory
+from shmq.shm.manifest import load as load_manifest
 from shmq.shm.mastership import load_record
 from shmq.status import BrokerRole
 
@@ -244,10 +246,12 @@ class Supervisor:
             return
         for name, election in self._elections.items():
             wards = [ward for ward in self._wards if ward.broker.broker_name == name]
+            members = [_candidate(ward) for ward in wards]
+            has_master = any(member.is_alive and member.is_master for member in members)
             chosen = election.decide(
-                [_candidate(ward) for ward in wards],
+                members,
                 now_ns=self._now_ns(),
-                has_memory=self._has_memory(name),
+                has_memory=has_master or self._has_memory(name),  # only looked at if it matters
             )
             if chosen is not None:
                 ward = next(ward for ward in wards if ward.broker.broker_id == chosen.broker_id)
@@ -256,13 +260,16 @@ class Supervisor:
                 task.add_done_callback(self._telling.discard)
 
     def _has_memory(self, broker_name: str) -> bool:
-        """Whether the last master of a broker_name left its memory, as far as lists say."""
+        """Whether the last master of a broker_name left its memory, and it is still there."""
         try:
             record = load_record(self._folder.private(broker_socket_name(broker_name, 0)))
+            if record is None or not record.is_of_this_boot:
+                return False
+            manifest = load_manifest(record.manifest_path)
         except ShmqError as error:
             _log.error("broker=%s: %s", broker_name, error)
             return False
-        return record is not None and record.is_of_this_boot and record.manifest_path.exists()
+        return manifest is not None and is_in_memory(manifest)
 
     async def _tell_master(self, ward: _Ward) -> None:
         """Tell a member to become master."""

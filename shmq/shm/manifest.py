@@ -38,11 +38,12 @@ import orjson
 
 from shmq.errors import DiskFullError, ShmError
 from shmq.shm.names import ObjectKind, ObjectName, StoreName, parse
+from shmq.shm.segment import SHM_FOLDER
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Manifest", "ObjectEntry", "load", "manifest_path", "save"]
+__all__ = ["Manifest", "ObjectEntry", "is_in_memory", "load", "manifest_path", "save"]
 
 _SIZE_LIMIT_BYTES = 16 << 20
 _CRC_LINE = re.compile(rb"crc32 ([0-9a-f]{8})\n")
@@ -148,6 +149,14 @@ class Manifest:
 def manifest_path(store_path: Path) -> Path:
     """Return where the manifest of the store in `store_path` lies."""
     return store_path / "shmq" / "manifest.json"
+
+
+def is_in_memory(manifest: Manifest) -> bool:
+    """Whether every listed object is still there: what somebody took away no successor can adopt.
+
+    It says nothing about what is in them. Any process; does not block.
+    """
+    return all(os.path.exists(f"{SHM_FOLDER}{entry.name}") for entry in manifest.objects)
 
 
 def save(manifest: Manifest, path: Path) -> None:

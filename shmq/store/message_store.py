@@ -273,6 +273,13 @@ class MessageStore:
         manifest = manifests.load(record.manifest_path)
         if manifest is None or manifest.boot_id != boot_id():
             return False
+        if not manifests.is_in_memory(manifest):
+            _log.error(
+                "the memory of broker %s:%d is gone: what only it had is lost, our own log goes on",
+                record.broker_name,
+                record.broker_id,
+            )
+            return False
         own = manifests.load(self._manifest_path)
         if own is not None and own.generation != manifest.generation:
             self._settle(own)

@@ -21,6 +21,7 @@ import shmq
 from shmq.errors import ConfigError, ServiceNotAvailableError
 from shmq.remoting import namesrv_requests as requests
 from shmq.shm.mastership import Mastership, load_record
+from shmq.shm.reaper import reap
 from tests.cluster.namesrv_process import NamesrvProcess
 from tests.support.cluster import wait_for
 from tests.support.scale import scaled
@@ -114,8 +115,7 @@ def pair(tmp_path: Path, cluster_name: str) -> Iterator[Pair]:
     made = Pair(tmp_path, cluster_name)
     yield made
     made.close()
-    for path in Path("/dev/shm").glob(f"shmq.{cluster_name}.*"):
-        path.unlink()
+    reap(sorted(made.runtime.glob("broker-*.d")), [], dry_run=False)
 
 
 class Sender(threading.Thread):

@@ -146,6 +146,24 @@ def test_damaged_memory_is_left_alone_and_said(
     assert all((SHM / entry.name.file_name).exists() for entry in manifest.objects)
 
 
+@pytest.mark.parametrize("kind", ["control", "hot"])
+def test_memory_that_somebody_took_away_holds_no_member_back(
+    config: StoreConfig,
+    other: StoreConfig,
+    members: Members,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    for path in SHM.glob(f"shmq.{config.cluster_name}.*.{kind}.*"):
+        path.unlink()
+    with caplog.at_level(logging.ERROR):
+        store = members.open(other)
+    assert "is gone: what only it had is lost, our own log goes on" in caplog.text
+    assert not store.is_adopted
+    assert store.master_epoch == 3
+    assert _count(store) == 1
+
+
 def test_member_with_another_history_leaves_the_memory_alone(
     config: StoreConfig,
     other: StoreConfig,
