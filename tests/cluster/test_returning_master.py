@@ -4,6 +4,7 @@ what only it had is appended again or counted, and the two logs end equal.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +26,7 @@ TOTALS = ("cutResentTotal", "cutPresentTotal", "cutLostTotal")
 class ParentedPair(Pair):
     """A master and a slave, of which the master goes on alone, and then the slave without it."""
 
-    def send(self, *bodies: str, **options: str) -> None:
+    def send(self, *bodies: str, **options: Any) -> None:
         with self.cluster.connect() as client:
             producer = client.producer()
             for body in bodies:
@@ -85,7 +86,7 @@ class ParentedPair(Pair):
 @pytest.fixture
 def pair(tmp_path: Path, cluster_name: str) -> Iterator[ParentedPair]:
     (tmp_path / "slave").mkdir()
-    with Cluster(tmp_path, cluster_name) as cluster:
+    with Cluster(tmp_path, cluster_name, message_delay_level="1s 2s") as cluster:
         pair = ParentedPair(tmp_path, cluster)
         with pair.slave:
             pair.slave.wait_running()
@@ -111,12 +112,37 @@ def test_what_a_returning_master_had_alone_is_appended_again(pair: ParentedPair)
     assert cut.is_settled
     kept = pair.master.store_path / "shmq/quarantine" / cut.parts[0].file_name
     assert b"alone-1" in kept.read_bytes()
+    # The answers to what was handed over are lost: it is handed over again, and found to be there.
+    pair.master.stop()
+    anew = replace(cut, next_position=cut.position, resent_count=0)
+    CutList.load(pair.master.store_path).save(anew)
+    pair.come_back()
+    status = settled(pair)
+    assert [status[name] for name in TOTALS] == [0, 2, 0]
+    assert pair.bodies() == ["after", "alone-1", "alone-2", "both"]
     pair.check_equal()
     kept.unlink()
     pair.slave.restart()
     pair.master.restart()
-    wait_for(lambda: "cutResentTotal" in pair.master.status(), "the slave")
-    assert pair.master.status()["cutResentTotal"] == 0
+    wait_for(lambda: "cutPresentTotal" in pair.master.status(), "the slave")
+    assert pair.master.status()["cutPresentTotal"] == 0
+
+
+def test_delayed_messages_that_were_alone_come_once_waiting_or_delivered(
+    pair: ParentedPair,
+) -> None:
+    pair.begin()
+    pair.slave.stop()
+    pair.send("due", delay_level=1)
+    wait_for(lambda: pair.bodies() == ["both", "due"], "the delivery, before the end")
+    pair.send("waiting", delay_level=2)
+    pair.part((), ("after",))
+    pair.come_back()
+    status = settled(pair)
+    assert [status[name] for name in TOTALS] == [2, 1, 0]  # due is in the log twice
+    wait_for(lambda: len(pair.bodies()) == 4, "the deliveries")
+    assert pair.bodies() == ["after", "both", "due", "waiting"]
+    pair.check_equal()
 
 
 @pytest.mark.parametrize("is_enabled", [True, False])

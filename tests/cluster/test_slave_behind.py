@@ -1,0 +1,84 @@
+"""A slave was away so long that its master does not keep the file any more at which it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import shmq
+from shmq.errors import ShmqError
+from shmq.store.cuts import CutList
+from shmq.store.epochs import Epoch, EpochFile
+from tests.cluster.test_retention import ALWAYS, FILE_SIZE, SETTINGS, old_store
+from tests.support.broker_process import BrokerProcess
+from tests.support.cluster import Cluster, wait_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.cluster
+
+NAME = "broker-a"
+
+
+def begins(store_path: Path) -> int:
+    """The first file of a log, counted in files."""
+    return min(int(path.name) // FILE_SIZE for path in (store_path / "commitlog").iterdir())
+
+
+def said(broker: BrokerProcess) -> dict[str, Any]:
+    """Its status; nothing while its role changes."""
+    with contextlib.suppress(ShmqError):
+        return broker.status()
+    return {}
+
+
+@pytest.mark.parametrize("is_proven", [True, False])
+def test_slave_begins_anew_at_the_first_file_that_the_master_keeps(
+    tmp_path: Path, cluster_name: str, is_proven: bool
+) -> None:
+    """Its old log goes where the epochs prove that it was the master's; else it is kept aside."""
+    master_path, slave_path = tmp_path / f"store-{NAME}", tmp_path / f"slave/store-{NAME}"
+    first_kept = old_store(master_path)
+    (slave_path / "commitlog").mkdir(parents=True)
+    for number in range(3):
+        name = f"{number * FILE_SIZE:020d}"
+        shutil.copy(master_path / "commitlog" / name, slave_path / "commitlog" / name)
+    for path in (master_path, slave_path) if is_proven else ():
+        (path / "shmq").mkdir(exist_ok=True)
+        EpochFile.load(path).replace([Epoch(1, 0)])
+    settings = {**SETTINGS, "delete_when": ALWAYS, "delete_commit_log_files_interval_ms": "0"}
+    with Cluster(tmp_path, cluster_name, **settings) as cluster:
+        with shmq.Admin(cluster.runtime) as admin:
+            admin.delete_expired_commit_log(NAME)
+        wait_for(lambda: begins(master_path) == first_kept, "the end of the old files")
+        slave = BrokerProcess(
+            tmp_path / "slave",
+            cluster_name,
+            broker_id=1,
+            runtime=cluster.runtime,
+            broker_role="SLAVE",
+            **{**settings, "delete_when": "04"},
+        )
+        with slave:
+            end = cluster.brokers[0].status()["committedPosition"]
+            wait_for(lambda: said(slave).get("committedPosition") == end, "the slave")
+            wait_for(lambda: said(slave).get("cutPendingBytes") == 0, "the count")
+            assert begins(slave_path) == first_kept
+            status = slave.status()
+            kept = sorted((slave_path / "shmq/quarantine").iterdir())
+            if is_proven:
+                assert not kept
+                assert CutList.load(slave_path).cuts == ()
+                assert status["cutLostTotal"] == 0
+            else:
+                assert len(kept) == 3
+                assert status["cutLostTotal"] > 90
+                assert "nobody knows what it had" in status["cutProblem"]
+        cluster.brokers[0].stop()
+        for path in (slave_path / "commitlog").iterdir():
+            twin = master_path / "commitlog" / path.name
+            assert int(path.name) > end or path.read_bytes() == twin.read_bytes()
