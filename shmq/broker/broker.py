@@ -41,6 +41,7 @@ from shmq.broker.retries import RetryService
 from shmq.broker.rights import Rights
 from shmq.broker.schedule import ScheduleService
 from shmq.broker.sessions import ClientSession, SessionTable
+from shmq.broker.stats import StatsService
 from shmq.broker.subscription_groups import GroupTable
 from shmq.broker.topics import TopicTable
 from shmq.clock import SYSTEM_CLOCK, Clock
@@ -173,7 +174,8 @@ class Broker:
         self.notices = Notices(self.registry.consumers)
         self.locks = LockTable(clock)
         self._own = Incarnation.current()
-        self._begin_ms = clock.wall_ms()
+        self.begin_ms = clock.wall_ms()
+        """When it began, ms since 1970."""
         self._running_ns = clock.monotonic_ns()
         self._loop = LoopThread("shmq-control")
         self._folder: RuntimeFolder | None = None
@@ -294,6 +296,7 @@ class Broker:
         self._run(self._scan_clients())
         self._run(self._save_offsets())
         self._run(self._watch_store())
+        self._run(StatsService(self).run())
         if self.mastership is not None:
             self._run(self._hold_mastership(self.mastership))
         self._run(self.sessions.forget_lost_after(config.session_grace_ms / 1000))
@@ -701,7 +704,7 @@ class Broker:
             "brokerId": config.broker_id,
             "brokerClusterName": config.cluster_name,
             "brokerVersionDesc": "shmq",
-            "bootTimestamp": self._begin_ms,
+            "bootTimestamp": self.begin_ms,
             "pid": os.getpid(),
             "isAdopted": self.store.is_adopted,
             "putMessageTimesTotal": counters["messages_in"],

@@ -36,6 +36,7 @@ MAGIC_COMPLETION: Final[int]
 MAGIC_INGRESS: Final[int]
 MAGIC_CONSUMER: Final[int]
 MAGIC_CHUNK: Final[int]
+MAGIC_STATS: Final[int]
 KIND_CONTROL: Final[int]
 KIND_TOPICS: Final[int]
 KIND_HOT: Final[int]
@@ -44,6 +45,7 @@ KIND_COMPLETION: Final[int]
 KIND_INGRESS: Final[int]
 KIND_CONSUMER: Final[int]
 KIND_CHUNK: Final[int]
+KIND_STATS: Final[int]
 HOT_FREE: Final[int]
 HOT_READY: Final[int]
 HOT_LIVE: Final[int]
@@ -73,6 +75,11 @@ SLEEPERS_PLACE: Final[int]
 CLAIMS_PLACE: Final[int]
 CHUNK_DATA_PLACE: Final[int]
 TOPIC_ROWS_PLACE: Final[int]
+LANE_LATENCY_PLACE: Final[int]
+STATS_ROWS_PLACE: Final[int]
+STATS_FREE: Final[int]
+STATS_CONSUMER_OFFSET: Final[int]
+STATS_VALUE: Final[int]
 GRANT_SERVICE: Final[int]
 GRANT_TRANSACTION: Final[int]
 CHECK_RECORD_CRC: Final[int]
@@ -256,7 +263,30 @@ class Appender:
     def confirm(
         self, is_confirming: bool, *, needed: int = 0, by_flushed: bool = False, status: int = 0
     ) -> None: ...
+    def set_stats(self, stats: Mapping, /) -> None: ...
+    def look(self) -> None: ...
     def state(self) -> dict[str, int]: ...
+
+# ---- stats.c -------------------------------------------------------------------------------------
+
+LATENCY_BOUNDS_NS: Final[tuple[int, ...]]
+
+@final
+class StatsRows:
+    def __new__(cls, stats: Mapping) -> Self: ...
+    def put(
+        self,
+        index: int,
+        kind: int,
+        label: bytes,
+        *,
+        queue_row: int = 0,
+        row_generation: int = 0,
+    ) -> None: ...
+    def set(
+        self, index: int, value: int, passed_count: int = 0, waiting_since: int = 0, /
+    ) -> None: ...
+    def close(self) -> None: ...
 
 # ---- flush.c -------------------------------------------------------------------------------------
 

@@ -34,13 +34,16 @@ _IDENTITIES = {
     ObjectKind.TOPICS: (core.MAGIC_TOPICS, core.KIND_TOPICS),
     ObjectKind.ARENA: (core.MAGIC_ARENA, core.KIND_ARENA),
     ObjectKind.COMPLETION: (core.MAGIC_COMPLETION, core.KIND_COMPLETION),
+    ObjectKind.STATS: (core.MAGIC_STATS, core.KIND_STATS),
     ObjectKind.SERVICE: (core.MAGIC_INGRESS, core.KIND_INGRESS),
 }
 
 HEADED_KINDS = frozenset(_IDENTITIES)
 """Kinds whose segments begin with a header: all but hot ones."""
 
-GROWING_KINDS = frozenset({ObjectKind.CONTROL, ObjectKind.TOPICS, ObjectKind.ARENA})
+GROWING_KINDS = frozenset(
+    {ObjectKind.CONTROL, ObjectKind.TOPICS, ObjectKind.ARENA, ObjectKind.STATS}
+)
 """Kinds that grow while in use. The memory is allocated before the core stores the new size, so a
 crash in between leaves an object larger than its header says, which harms nobody."""
 

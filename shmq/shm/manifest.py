@@ -17,6 +17,7 @@ files.
 
 Completion objects, one per client, are not listed: their names follow from the generation and the
 session slot, and the slots stand in the control segment. A client coming or going writes no file.
+Nor is the stats object: each broker makes it anew, and nobody adopts it.
 Everything else changes with a roll or a growth, a few times a second at most.
 
 Which process: the broker writes, under its in-use mark; the reaper and tools read. What may fail:
@@ -48,7 +49,7 @@ __all__ = ["Manifest", "ObjectEntry", "is_in_memory", "load", "manifest_path", "
 _SIZE_LIMIT_BYTES = 16 << 20
 _CRC_LINE = re.compile(rb"crc32 ([0-9a-f]{8})\n")
 _CRC_LINE_SIZE = len(b"crc32 00000000\n")
-_UNLISTED_KINDS = frozenset({ObjectKind.COMPLETION})
+_UNLISTED_KINDS = frozenset({ObjectKind.COMPLETION, ObjectKind.STATS})
 _FIELDS: Final[dict[str, type]] = {
     "layout_version": int,
     "boot_id": str,

@@ -75,6 +75,8 @@ class ObjectKind(enum.StrEnum):
     """One segment of the ConsumeQueue arena, numbered from 0."""
     COMPLETION = "completion"
     """Completions and bell of one client; the number is its session slot."""
+    STATS = "stats"
+    """Counters that only exporters read. One per store, number 0, made anew by each broker."""
     SERVICE = "service"
     """Internal ingress ring of one service (retry, delay, ...), numbered by service id."""
 

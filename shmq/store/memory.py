@@ -38,9 +38,11 @@ _log = logging.getLogger("shmq.store")
 
 QUEUE_ROW_SIZE = core.LAYOUT["queue_row"][0]
 TOPIC_ROW_SIZE = core.LAYOUT["topic_row"][0]
+STATS_ROW_SIZE = core.LAYOUT["stats_row"][0]
 _GROW_ROWS = 1024
 """Rows added at a time: 128 KiB of queue rows, 384 KiB of topic rows at most."""
 _FIRST_ROWS = 64
+_STATS_ROWS_MAX = 1 << 17
 _GROW_BLOCKS = 256
 """ConsumeQueue blocks added at a time: 1 MiB."""
 
@@ -90,6 +92,7 @@ class StoreMemory:
         self.control: core.Mapping
         self.topics: core.Mapping
         self.arena: core.Mapping
+        self.stats: core.Mapping | None = None
 
     # ---- making and adopting ---------------------------------------------------------------------
 
@@ -230,6 +233,8 @@ class StoreMemory:
             (ObjectKind.CONTROL, self.control),
         ):
             self.write_head(mapping, kind, 0)
+        if self.stats is not None:
+            self.write_head(self.stats, ObjectKind.STATS, 0)
 
     @property
     def master_epoch(self) -> int:
@@ -310,6 +315,11 @@ class StoreMemory:
         self._grow(ObjectKind.ARENA, self.arena, _GROW_BLOCKS * core.BLOCK_SIZE)
         return self.arena.size_bytes // core.BLOCK_SIZE
 
+    def grow_stats_rows(self) -> None:
+        """Make room for more stats rows; errors as grow_queue_rows."""
+        assert self.stats is not None
+        self._grow(ObjectKind.STATS, self.stats, _GROW_ROWS * STATS_ROW_SIZE)
+
     def _grow(self, kind: ObjectKind, mapping: core.Mapping, step: int) -> None:
         size = min(_aligned(mapping.size_bytes + step), mapping.reserve_bytes)
         if size == mapping.size_bytes:
@@ -371,6 +381,26 @@ class StoreMemory:
         segment.unlink(hot.segment.name)
         hot.segment.close()
 
+    # ---- the stats object ------------------------------------------------------------------------
+
+    def create_stats(self) -> core.Mapping:
+        """Make the stats object of this life, in the place of a predecessor's; `drop_stats` ends
+        it. No manifest lists it: there is nothing in it to adopt.
+        """
+        name = self.store.object(ObjectKind.STATS, 0)
+        segment.unlink(name)
+        size = _aligned(core.STATS_ROWS_PLACE + _FIRST_ROWS * STATS_ROW_SIZE)
+        made = segment.create(name, size_bytes=size)
+        self._segments[ObjectKind.STATS] = made
+        reserve = _aligned(core.STATS_ROWS_PLACE + _STATS_ROWS_MAX * STATS_ROW_SIZE)
+        self.stats = core.Mapping(made.fileno(), size, writable=True, reserve=reserve)
+        self.write_head(self.stats, ObjectKind.STATS, 0)
+        return self.stats
+
+    def drop_stats(self) -> None:
+        """Unlink the stats object; exporters that have it mapped keep its last numbers."""
+        segment.unlink(self.store.object(ObjectKind.STATS, 0))
+
     # ---- completion objects ----------------------------------------------------------------------
 
     def create_completion(
@@ -415,12 +445,18 @@ class StoreMemory:
         """
         keep = {entry.name for entry in self.manifest.objects}
         keep |= {self.store.object(ObjectKind.COMPLETION, session) for session in sessions}
+        if self.stats is not None:
+            keep.add(self.store.object(ObjectKind.STATS, 0))
         for name in reaper.sweep(self._mark, keep=keep):
             _log.info("swept object=%s", name)
 
     def close(self) -> None:
         """Unmap and close; the objects stay for a successor."""
-        for mapping in (getattr(self, "control", None), getattr(self, "topics", None)):
+        for mapping in (
+            getattr(self, "control", None),
+            getattr(self, "topics", None),
+            self.stats,
+        ):
             if mapping is not None:
                 mapping.close()
         if hasattr(self, "arena"):
@@ -445,6 +481,7 @@ _HEADS = {
     ObjectKind.TOPICS: (core.MAGIC_TOPICS, core.KIND_TOPICS),
     ObjectKind.ARENA: (core.MAGIC_ARENA, core.KIND_ARENA),
     ObjectKind.COMPLETION: (core.MAGIC_COMPLETION, core.KIND_COMPLETION),
+    ObjectKind.STATS: (core.MAGIC_STATS, core.KIND_STATS),
     ObjectKind.SERVICE: (core.MAGIC_INGRESS, core.KIND_INGRESS),
 }
 

@@ -70,6 +70,7 @@ from shmq.store.replica_set import ReplicaSet
 from shmq.store.retention import Retention
 from shmq.store.services import StoreService
 from shmq.store.sessions import Sessions
+from shmq.store.stats import Stats
 from shmq.store.store_lock import StoreLock
 from shmq.store.succession import check_frames, check_prefix
 from shmq.topic import SCHEDULE_TOPIC
@@ -176,6 +177,8 @@ class MessageStore:
         """What copies a master's log, where this is a slave."""
         self.retention: Retention
         """What removes old files; from `open` on."""
+        self.stats: Stats
+        """What exporters are told; from `open` on."""
         self.is_adopted = False
         """Whether `open` found the memory of a predecessor."""
         self.predecessor_path: Path | None = None
@@ -684,6 +687,8 @@ class MessageStore:
         )
         undo.callback(self._appender.close)
         self._appender.set_slave(self._is_slave)
+        self.stats = Stats(memory, self._appender)
+        undo.callback(self.stats.close)
         self.replica_set = ReplicaSet(self._appender)
         self.channel = LogChannel(
             self._files, file_size_bytes=self.file_size_bytes, on_drop=self._end_session

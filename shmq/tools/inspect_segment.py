@@ -28,6 +28,7 @@ _KINDS = {
     ObjectKind.TOPICS: core.KIND_TOPICS,
     ObjectKind.ARENA: core.KIND_ARENA,
     ObjectKind.COMPLETION: core.KIND_COMPLETION,
+    ObjectKind.STATS: core.KIND_STATS,
     ObjectKind.SERVICE: core.KIND_INGRESS,
     ObjectKind.HOT: core.KIND_HOT,
 }
@@ -156,10 +157,13 @@ def parts(reader: SegmentReader) -> Iterator[Part]:
             yield from _completion(reader)
         case core.KIND_INGRESS:
             yield from reader.array("lane", core.LANES_PLACE, core.LANE_MAX)
+            yield from reader.array("latency", core.LANE_LATENCY_PLACE, core.LANE_MAX)
         case core.KIND_CONSUMER:
             yield from reader.array("sleeper", core.SLEEPERS_PLACE, core.CONSUMER_BELL_MAX)
             claims = (reader.size_bytes - core.CLAIMS_PLACE) // struct_size("claim")
             yield from reader.array("claim", core.CLAIMS_PLACE, max(0, claims))
+        case core.KIND_STATS:
+            yield from _stats(reader)
         case core.KIND_CHUNK:
             return  # behind its head bodies, as their producers cut it up
         case core.KIND_HOT:
@@ -226,3 +230,16 @@ def _completion(reader: SegmentReader) -> Iterator[Part]:
     size = struct_size("completion")
     count = (reader.size_bytes - core.COMPLETIONS_PLACE) // size
     yield from reader.array("completion", core.COMPLETIONS_PLACE, max(0, count))
+
+
+def _stats(reader: SegmentReader) -> Iterator[Part]:
+    place = struct_size("segment_header")
+    head = reader.struct("stats_head", place, "stats_head")
+    yield head
+    place += struct_size("stats_head")
+    yield reader.struct("refusals", place, "refusals")
+    place += struct_size("refusals")
+    for label in ("flush", "send"):
+        yield reader.struct("latency", place, f"latency {label}")
+        place += struct_size("latency")
+    yield from reader.array("stats_row", core.STATS_ROWS_PLACE, _number(head, "row_count"))

@@ -12,8 +12,6 @@
 #define SUBSCRIPTION_MAX (1u << 20)
 #define EPOLL_BATCH 64
 
-enum memory_kind { MEMORY_INGRESS, MEMORY_COMPLETION, MEMORY_CONSUMER, MEMORY_CHUNK, MEMORY_KINDS };
-
 /* ---- the role ---------------------------------------------------------------------------------------- */
 
 /* Call without the GIL. */
@@ -388,18 +386,20 @@ static PyObject *appender_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     append->pending_rings = appender_array(rings, sizeof(uint32_t));
     append->staged = appender_array(SHMQ_TURN_RECORDS_MAX, sizeof *append->staged);
     self->hot = appender_array(SHMQ_HOT_SLOT_MAX, sizeof *self->hot);
-    self->memories = appender_array((size_t)sessions * MEMORY_KINDS, sizeof *self->memories);
+    self->memories = appender_array((size_t)sessions * SHMQ_MEMORY_KINDS, sizeof *self->memories);
     self->grants = appender_array(sessions, sizeof *self->grants);
     self->grant_rows = appender_array(sessions, sizeof *self->grant_rows);
     self->event_fds = appender_array(sessions, sizeof *self->event_fds);
     self->sockets = appender_array(sessions, sizeof *self->sockets);
+    self->lane_seen = appender_array(rings, sizeof *self->lane_seen);
     self->subscription_free = appender_array(SUBSCRIPTION_MAX, sizeof(uint32_t));
     if (append->row_index.slots == NULL || append->arena.free_blocks == NULL || append->rings == NULL ||
         append->rows == NULL || append->subscriptions == NULL || append->bells == NULL ||
         append->marked_bells == NULL || append->touched == NULL || append->pending_rows == NULL ||
         append->pending_rings == NULL || append->staged == NULL || self->hot == NULL ||
         self->memories == NULL || self->grants == NULL || self->grant_rows == NULL ||
-        self->event_fds == NULL || self->sockets == NULL || self->subscription_free == NULL) {
+        self->event_fds == NULL || self->sockets == NULL || self->subscription_free == NULL ||
+        self->lane_seen == NULL) {
         PyErr_NoMemory();
         Py_DECREF(self);
         return NULL;
@@ -450,7 +450,7 @@ static void appender_release(struct shmq_appender *self)
             PyMem_RawFree(self->grants[i]);
         }
     }
-    for (uint32_t i = 0; i < sessions * MEMORY_KINDS && self->memories != NULL; ++i) {
+    for (uint32_t i = 0; i < sessions * SHMQ_MEMORY_KINDS && self->memories != NULL; ++i) {
         Py_CLEAR(self->memories[i]);
     }
     for (uint32_t i = 0; i < SHMQ_HOT_SLOT_MAX && self->hot != NULL; ++i) {
@@ -462,12 +462,14 @@ static void appender_release(struct shmq_appender *self)
                        (void **)&append->pending_rows, (void **)&append->pending_rings,
                        (void **)&append->staged, (void **)&self->hot, (void **)&self->memories,
                        (void **)&self->grants, (void **)&self->grant_rows, (void **)&self->event_fds,
-                       (void **)&self->sockets, (void **)&self->subscription_free};
+                       (void **)&self->sockets, (void **)&self->subscription_free,
+                       (void **)&self->lane_seen};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; ++i) {
         PyMem_RawFree(*arrays[i]);
         *arrays[i] = NULL;
     }
     append->control = NULL;
+    append->stats = NULL;
     if (self->epoll_fd >= 0) {
         (void)close(self->epoll_fd);
     }
@@ -478,6 +480,7 @@ static void appender_release(struct shmq_appender *self)
     Py_CLEAR(self->control);
     Py_CLEAR(self->topics);
     Py_CLEAR(self->arena);
+    Py_CLEAR(self->stats);
 }
 
 static void appender_dealloc(struct shmq_appender *self)
@@ -1008,14 +1011,14 @@ static PyObject *appender_attach(struct shmq_appender *self, PyObject *args, PyO
                             "consumer_inode", "consumer_size_bytes", "chunk_inode", "chunk_size_bytes",
                             "completion_number", "service_id", "property_grants", NULL};
     unsigned int session;
-    PyObject *objects[MEMORY_KINDS] = {Py_None, Py_None, Py_None, Py_None};
+    PyObject *objects[SHMQ_MEMORY_KINDS] = {Py_None, Py_None, Py_None, Py_None};
     int event_fd = -1;
     int fresh = 0;
     struct shmq_session_slot fields = {0};
     unsigned long long wide[8] = {0};
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "I|$OOOOipIIIIIIKKKKKKKKII:attach", names, &session, &objects[MEMORY_INGRESS],
-            &objects[MEMORY_COMPLETION], &objects[MEMORY_CONSUMER], &objects[MEMORY_CHUNK], &event_fd, &fresh,
+            args, kwargs, "I|$OOOOipIIIIIIKKKKKKKKII:attach", names, &session, &objects[SHMQ_MEMORY_INGRESS],
+            &objects[SHMQ_MEMORY_COMPLETION], &objects[SHMQ_MEMORY_CONSUMER], &objects[SHMQ_MEMORY_CHUNK], &event_fd, &fresh,
             &fields.lane_count, &fields.lane_capacity_bytes, &fields.completion_capacity,
             &fields.claim_capacity, &fields.uid, &fields.pid, &wide[0], &wide[1], &wide[2], &wide[3], &wide[4],
             &wide[5], &wide[6], &wide[7], &fields.service_id, &fields.property_grants) ||
@@ -1039,7 +1042,7 @@ static PyObject *appender_attach(struct shmq_appender *self, PyObject *args, PyO
     uint32_t lanes = fields.lane_count;
     uint32_t capacity = fields.lane_capacity_bytes;
     uint32_t completions = fields.completion_capacity;
-    int rings_used = objects[MEMORY_INGRESS] != Py_None;
+    int rings_used = objects[SHMQ_MEMORY_INGRESS] != Py_None;
     if (lanes > SHMQ_LANE_MAX || (lanes != 0) != rings_used ||
         (lanes != 0 && (capacity < SHMQ_PAGE || (capacity & (capacity - 1)) != 0 || completions == 0 ||
                         (completions & (completions - 1)) != 0)) ||
@@ -1050,15 +1053,15 @@ static PyObject *appender_attach(struct shmq_appender *self, PyObject *args, PyO
                      session, lanes, capacity, completions, SHMQ_LANE_MAX);
         return NULL;
     }
-    struct shmq_mapping *mappings[MEMORY_KINDS];
-    if (optional_mapping(module, objects[MEMORY_INGRESS], shmq_ingress_size(lanes, capacity), "ingress",
-                         &mappings[MEMORY_INGRESS]) < 0 ||
-        shmq_mapping_get(module, objects[MEMORY_COMPLETION], shmq_completion_size(lanes, completions),
-                         "completion", &mappings[MEMORY_COMPLETION]) < 0 ||
-        optional_mapping(module, objects[MEMORY_CONSUMER], SHMQ_CLAIMS_PLACE, "consumer",
-                         &mappings[MEMORY_CONSUMER]) < 0 ||
-        optional_mapping(module, objects[MEMORY_CHUNK], SHMQ_CHUNK_DATA_PLACE, "chunk",
-                         &mappings[MEMORY_CHUNK]) < 0) {
+    struct shmq_mapping *mappings[SHMQ_MEMORY_KINDS];
+    if (optional_mapping(module, objects[SHMQ_MEMORY_INGRESS], shmq_ingress_size(lanes, capacity), "ingress",
+                         &mappings[SHMQ_MEMORY_INGRESS]) < 0 ||
+        shmq_mapping_get(module, objects[SHMQ_MEMORY_COMPLETION], shmq_completion_size(lanes, completions),
+                         "completion", &mappings[SHMQ_MEMORY_COMPLETION]) < 0 ||
+        optional_mapping(module, objects[SHMQ_MEMORY_CONSUMER], SHMQ_CLAIMS_PLACE, "consumer",
+                         &mappings[SHMQ_MEMORY_CONSUMER]) < 0 ||
+        optional_mapping(module, objects[SHMQ_MEMORY_CHUNK], SHMQ_CHUNK_DATA_PLACE, "chunk",
+                         &mappings[SHMQ_MEMORY_CHUNK]) < 0) {
         return NULL;
     }
     int kept_fd = -1;
@@ -1077,7 +1080,7 @@ static PyObject *appender_attach(struct shmq_appender *self, PyObject *args, PyO
     Py_BEGIN_ALLOW_THREADS
     shmq_role_take(self);
     uint32_t state = shmq_load_relaxed32(&slot->state); /* relaxed: own word */
-    if (self->memories[session * MEMORY_KINDS + MEMORY_COMPLETION] != NULL ||
+    if (self->memories[session * SHMQ_MEMORY_KINDS + SHMQ_MEMORY_COMPLETION] != NULL ||
         (fresh ? state != SHMQ_SESSION_FREE : state != SHMQ_SESSION_LIVE && state != SHMQ_SESSION_LOST)) {
         status = SHMQ_ILLEGAL;
     } else {
@@ -1088,11 +1091,11 @@ static PyObject *appender_attach(struct shmq_appender *self, PyObject *args, PyO
             shmq_append_clear_rings(&self->append, session);
         }
         struct shmq_session_memory memory = {
-            .ingress = rings_used ? mappings[MEMORY_INGRESS]->base : NULL,
-            .completion = mappings[MEMORY_COMPLETION]->base,
-            .consumer = mappings[MEMORY_CONSUMER] == NULL ? NULL : mappings[MEMORY_CONSUMER]->base,
-            .chunk = mappings[MEMORY_CHUNK] == NULL ? NULL : mappings[MEMORY_CHUNK]->base,
-            .chunk_size = mappings[MEMORY_CHUNK] == NULL ? 0 : mappings[MEMORY_CHUNK]->size_bytes,
+            .ingress = rings_used ? mappings[SHMQ_MEMORY_INGRESS]->base : NULL,
+            .completion = mappings[SHMQ_MEMORY_COMPLETION]->base,
+            .consumer = mappings[SHMQ_MEMORY_CONSUMER] == NULL ? NULL : mappings[SHMQ_MEMORY_CONSUMER]->base,
+            .chunk = mappings[SHMQ_MEMORY_CHUNK] == NULL ? NULL : mappings[SHMQ_MEMORY_CHUNK]->base,
+            .chunk_size = mappings[SHMQ_MEMORY_CHUNK] == NULL ? 0 : mappings[SHMQ_MEMORY_CHUNK]->size_bytes,
             .grants = self->grants[session],
             .grant_rows = self->grant_rows[session],
         };
@@ -1108,10 +1111,11 @@ static PyObject *appender_attach(struct shmq_appender *self, PyObject *args, PyO
         return shmq_raise_status(module, status, "attach session %u: its slot is in use", session);
     }
     self->event_fds[session] = kept_fd;
-    for (int kind = 0; kind < MEMORY_KINDS; ++kind) {
-        self->memories[session * MEMORY_KINDS + (unsigned int)kind] =
+    for (int kind = 0; kind < SHMQ_MEMORY_KINDS; ++kind) {
+        self->memories[session * SHMQ_MEMORY_KINDS + (unsigned int)kind] =
             objects[kind] == Py_None ? NULL : Py_NewRef(objects[kind]);
     }
+    shmq_appender_begin_counts(self, session);
     return PyLong_FromUnsignedLong(slot->generation);
 }
 
@@ -1139,7 +1143,7 @@ static PyObject *appender_set_chunk(struct shmq_appender *self, PyObject *args)
     }
     shmq_role_give(self);
     Py_END_ALLOW_THREADS
-    Py_XSETREF(self->memories[session * MEMORY_KINDS + MEMORY_CHUNK], Py_NewRef(object));
+    Py_XSETREF(self->memories[session * SHMQ_MEMORY_KINDS + SHMQ_MEMORY_CHUNK], Py_NewRef(object));
     Py_RETURN_NONE;
 }
 
@@ -1152,7 +1156,7 @@ static PyObject *appender_set_socket(struct shmq_appender *self, PyObject *args)
         appender_session(self, session, "set_socket") < 0) {
         return NULL;
     }
-    if (self->memories[session * MEMORY_KINDS + MEMORY_COMPLETION] == NULL) {
+    if (self->memories[session * SHMQ_MEMORY_KINDS + SHMQ_MEMORY_COMPLETION] == NULL) {
         PyErr_Format(PyExc_ValueError, "set_socket: session %u is not attached", session);
         return NULL;
     }
@@ -1246,6 +1250,7 @@ static PyObject *appender_detach(struct shmq_appender *self, PyObject *argument)
         appender_session(self, (unsigned int)session, "detach") < 0) {
         return NULL;
     }
+    shmq_appender_take_counts(self, (uint32_t)session);
     Py_BEGIN_ALLOW_THREADS
     shmq_role_take(self);
     uint32_t rows = shmq_load_relaxed32(&self->append.control->append.queue_row_count); /* relaxed: own */
@@ -1273,8 +1278,8 @@ static PyObject *appender_detach(struct shmq_appender *self, PyObject *argument)
     PyMem_RawFree(self->grants[session]);
     self->grants[session] = NULL;
     self->grant_rows[session] = 0;
-    for (unsigned int kind = 0; kind < MEMORY_KINDS; ++kind) {
-        Py_CLEAR(self->memories[session * MEMORY_KINDS + kind]);
+    for (unsigned int kind = 0; kind < SHMQ_MEMORY_KINDS; ++kind) {
+        Py_CLEAR(self->memories[session * SHMQ_MEMORY_KINDS + kind]);
     }
     Py_RETURN_NONE;
 }
@@ -1287,7 +1292,7 @@ static PyObject *appender_free_session(struct shmq_appender *self, PyObject *arg
         appender_session(self, (unsigned int)session, "free_session") < 0) {
         return NULL;
     }
-    if (self->memories[session * MEMORY_KINDS + MEMORY_COMPLETION] != NULL) {
+    if (self->memories[session * SHMQ_MEMORY_KINDS + SHMQ_MEMORY_COMPLETION] != NULL) {
         PyErr_Format(PyExc_ValueError, "free_session %lu: it is attached; detach it", session);
         return NULL;
     }
@@ -1440,6 +1445,8 @@ static PyMethodDef appender_methods[] = {
            "set_replica(index, is_in_sync) -> bool: it has all that is confirmed."),
     METHOD("confirm", shmq_appender_confirm, METH_VARARGS | METH_KEYWORDS,
            "confirm(is_confirming, *, needed=0, by_flushed=False, status=0): what confirmed_position follows."),
+    METHOD("set_stats", shmq_appender_set_stats, METH_O, "set_stats(stats: Mapping): where to count what exporters read."),
+    METHOD("look", shmq_appender_look, METH_NOARGS, "look(): takes what producers have counted into the stats object."),
     METHOD("state", appender_state, METH_NOARGS, "state() -> dict of what only the append role knows."),
 #undef METHOD
     {NULL, NULL, 0, NULL},

@@ -9,6 +9,14 @@
 
 #include <pthread.h>
 
+enum shmq_memory_kind {
+    SHMQ_MEMORY_INGRESS,
+    SHMQ_MEMORY_COMPLETION,
+    SHMQ_MEMORY_CONSUMER,
+    SHMQ_MEMORY_CHUNK,
+    SHMQ_MEMORY_KINDS
+};
+
 /* What the append thread asks its keeper (the preparer thread) for. */
 #define SHMQ_EVENT_HOT 0x1u     /* prepare the next file and its memory */
 #define SHMQ_EVENT_ARENA 0x2u   /* grow the ConsumeQueue arena, or trim it */
@@ -29,9 +37,11 @@ struct shmq_appender {
     PyObject *topics;        /* Mapping */
     PyObject *arena;         /* Mapping */
     PyObject **hot;          /* Mapping by hot slot */
-    PyObject **memories;     /* 4 Mappings per session: ingress, completion, consumer, chunk */
+    PyObject **memories;     /* SHMQ_MEMORY_KINDS Mappings per session; changed with the GIL */
     uint64_t **grants;       /* bitmap per session */
     uint32_t *grant_rows;
+    PyObject *stats;         /* Mapping, NULL if there is none */
+    struct shmq_lane_seen *lane_seen; /* session_slot_count * SHMQ_LANE_MAX */
     int *event_fds;          /* dup'ed, per session, -1 if none */
     int *sockets;            /* dup'ed, per session, -1 if none */
     uint32_t *subscription_free;
@@ -78,6 +88,17 @@ int shmq_appender_open(struct shmq_appender *self, const char *what);
 
 /* Tells the keeper. */
 void shmq_appender_raise_event(struct shmq_appender *self, uint32_t bits);
+
+/* ---- stats.c ------------------------------------------------------------------------------------------- */
+
+/* What the producers of a session have counted so far is not ours; what they count from now on is. With the GIL. */
+void shmq_appender_begin_counts(struct shmq_appender *self, uint32_t session);
+
+/* Takes what they have counted since the last look. With the GIL. */
+void shmq_appender_take_counts(struct shmq_appender *self, uint32_t session);
+
+PyObject *shmq_appender_set_stats(struct shmq_appender *self, PyObject *argument);
+PyObject *shmq_appender_look(struct shmq_appender *self, PyObject *ignored);
 
 /* ---- replica.c ----------------------------------------------------------------------------------------- */
 

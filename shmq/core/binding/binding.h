@@ -34,6 +34,7 @@ struct shmq_module {
     PyTypeObject *loan_type;
     PyTypeObject *chunk_type;
     PyTypeObject *batch_type;
+    PyTypeObject *stats_rows_type;
     PyTypeObject *ndarray_type; /* numpy's, once a body was looked at after somebody imported it */
 };
 
@@ -90,5 +91,6 @@ int shmq_add_log_map(PyObject *module);
 int shmq_add_message(PyObject *module);
 int shmq_add_lane(PyObject *module);
 int shmq_add_reader(PyObject *module);
+int shmq_add_stats(PyObject *module);
 
 #endif

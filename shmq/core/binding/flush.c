@@ -164,6 +164,9 @@ static void flusher_file(struct shmq_flusher *self, struct shmq_appender *append
         shmq_store_relaxed(&positions->flush_count, shmq_load_relaxed(&positions->flush_count) + 1);
         shmq_store_relaxed(&positions->flush_ns, shmq_load_relaxed(&positions->flush_ns) + took_ns);
         shmq_store_relaxed(&positions->flush_ns_last, took_ns);
+        if (appender->append.stats != NULL) {
+            shmq_latency_add(&appender->append.stats->flush, took_ns);
+        }
         flushed = end;
         /* release: pairs with the acquire in shmq_turn_settle; the bytes below it are on disk */
         shmq_store_release(&positions->flushed_position, flushed);

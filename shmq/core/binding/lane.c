@@ -9,6 +9,8 @@
 #include "arguments.h"
 #include "message_object.h"
 
+#include "shmq/stats.h"
+
 #include <errno.h>
 #include <fcntl.h>
 
@@ -143,6 +145,9 @@ uint64_t shmq_lane_write(struct shmq_lane_object *self, const struct shmq_lane_r
     self->ids[index] = id;
     self->kept[index / 64] &= ~(UINT64_C(1) << (index % 64));
     self->kept[index / 64] |= (uint64_t)(record->is_kept != 0) << (index % 64);
+    if (record->is_kept) {
+        self->put_ns[index] = shmq_clock_ns(CLOCK_MONOTONIC);
+    }
     if (place->kind == SHMQ_RECORD_LARGE) {
         shmq_chunk_commit(self->chunk, place->chunk_ticket, self->lane, sequence);
     }
@@ -283,6 +288,7 @@ static int lane_no_room(const struct shmq_lane_object *self, int *store_status)
 int shmq_lane_claim_wait(struct shmq_lane_object *self, uint64_t body_size, uint32_t properties_size,
                          struct shmq_wait *wait, struct shmq_lane_place *place)
 {
+    uint64_t is_first = 1;
     for (;;) { /* bounded by the deadline */
         struct lane_progress progress;
         lane_progress_begin(self, &progress);
@@ -290,6 +296,8 @@ int shmq_lane_claim_wait(struct shmq_lane_object *self, uint64_t body_size, uint
         if (status != SHMQ_FULL) {
             return status;
         }
+        shmq_stats_add(&self->writer.lane->full_count, is_first);
+        is_first = 0;
         int store_status;
         status = lane_no_room(self, &store_status);
         if (status != 0 || wait->timeout_ns == 0) {
@@ -372,6 +380,16 @@ static void lane_forget(struct shmq_lane_object *self, uint64_t sequence)
     if (self->writer.sequence - self->writer.completion_read >= self->writer.completion_capacity) {
         lane_change(self, self->writer.bell); /* somebody may wait for just this entry */
     }
+}
+
+/* Somebody has this completion, or knows that it never comes. With the GIL; OK: the lane is open. */
+static void lane_fetched(struct shmq_lane_object *self, uint64_t sequence, int status)
+{
+    if (status == SHMQ_OK) {
+        uint64_t since_ns = self->put_ns[sequence & lane_mask(self)];
+        shmq_latency_add(self->latency, shmq_clock_ns(CLOCK_MONOTONIC) - since_ns);
+    }
+    lane_forget(self, sequence);
 }
 
 /* What a thread that waits for a completion looks at without the GIL. */
@@ -497,7 +515,7 @@ static PyObject *lane_wait(struct shmq_lane_object *self, PyObject *const *args,
         return NULL;
     }
     if (status != SHMQ_TIMED_OUT) {
-        lane_forget(self, sequence);
+        lane_fetched(self, sequence, status);
     }
     return completion_tuple(status, &completion);
 }
@@ -513,7 +531,7 @@ static PyObject *lane_take(struct shmq_lane_object *self, PyObject *argument)
     if (status == SHMQ_EMPTY) {
         Py_RETURN_NONE;
     }
-    lane_forget(self, sequence);
+    lane_fetched(self, sequence, status);
     return completion_tuple(status, &completion);
 }
 
@@ -583,7 +601,7 @@ static PyObject *lane_spin(struct shmq_lane_object *self, PyObject *argument)
     if (status == SHMQ_EMPTY) {
         Py_RETURN_NONE;
     }
-    lane_forget(self, sequence);
+    lane_fetched(self, sequence, status);
     return completion_tuple(status, &completion);
 }
 
@@ -617,7 +635,7 @@ static PyObject *lane_wait_many(struct shmq_lane_object *self, PyObject *const *
         if (row == NULL || PyList_Append(list, row) < 0) {
             Py_CLEAR(list);
         } else {
-            lane_forget(self, first + i);
+            lane_fetched(self, first + i, status);
         }
         Py_XDECREF(row);
     }
@@ -872,7 +890,7 @@ static PyObject *lane_send(struct shmq_lane_object *self, PyObject *const *args,
     struct shmq_completion completion = {0};
     status = key == NULL ? 1 : lane_wait_done(self, sequence, &call.wait, &completion);
     if (!self->closed) {
-        lane_forget(self, sequence);
+        lane_fetched(self, sequence, status);
     }
     PyObject *result = NULL;
     if (status == SHMQ_OK && completion.status == 0) {
@@ -1022,12 +1040,14 @@ static int lane_prepare(struct shmq_lane_object *self)
         return -1;
     }
     self->writer.lane = (struct shmq_lane *)(uintptr_t)line;
+    self->latency = (struct shmq_latency *)(void *)(self->ingress->base + SHMQ_LANE_LATENCY_PLACE) + self->lane;
     self->writer.data =
         self->ingress->base + SHMQ_RING_DATA_PLACE + (uint64_t)self->lane * self->writer.capacity;
     uint64_t completions = self->writer.completion_capacity;
     self->kept = PyMem_RawCalloc((completions + 63) / 64, sizeof *self->kept);
     self->ids = PyMem_RawCalloc(completions, sizeof *self->ids);
-    if (self->kept == NULL || self->ids == NULL) {
+    self->put_ns = PyMem_RawCalloc(completions, sizeof *self->put_ns);
+    if (self->kept == NULL || self->ids == NULL || self->put_ns == NULL) {
         PyErr_NoMemory();
         return -1;
     }
@@ -1102,6 +1122,7 @@ static void lane_dealloc(struct shmq_lane_object *self)
     lane_let_go(self);
     PyMem_RawFree(self->kept);
     PyMem_RawFree(self->ids);
+    PyMem_RawFree(self->put_ns);
     (void)pthread_mutex_destroy(&self->sleepers.lock);
     type->tp_free(self);
     Py_DECREF(type);

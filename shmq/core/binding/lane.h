@@ -87,6 +87,8 @@ struct shmq_lane_object {
     shmq_word32 changes; /* counts what a waiter must get up for beside the broker's words; bumped with the GIL */
     uint64_t *kept; /* bit sequence & mask: somebody will fetch that completion */
     uint64_t *ids;  /* id of the unique key of sequence & mask */
+    uint64_t *put_ns; /* when it was put, of a kept one */
+    struct shmq_latency *latency; /* ours to write, with the GIL: from put until somebody has the completion */
     struct shmq_unique_keys unique_keys;
 };
 

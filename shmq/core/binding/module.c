@@ -96,7 +96,8 @@ static int shmq_module_exec(PyObject *module)
     }
     if (shmq_add_layout(module) < 0 || shmq_add_mapping(module) < 0 || shmq_add_append(module) < 0 ||
         shmq_add_flush(module) < 0 || shmq_add_scan(module) < 0 || shmq_add_index(module) < 0 || shmq_add_log_map(module) < 0 ||
-        shmq_add_message(module) < 0 || shmq_add_lane(module) < 0 || shmq_add_reader(module) < 0) {
+        shmq_add_message(module) < 0 || shmq_add_lane(module) < 0 || shmq_add_reader(module) < 0 ||
+        shmq_add_stats(module) < 0) {
         return -1;
     }
     return 0;
@@ -116,6 +117,7 @@ static int shmq_module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->loan_type);
     Py_VISIT(state->chunk_type);
     Py_VISIT(state->batch_type);
+    Py_VISIT(state->stats_rows_type);
     Py_VISIT(state->ndarray_type);
     return 0;
 }
@@ -134,6 +136,7 @@ static int shmq_module_clear(PyObject *module)
     Py_CLEAR(state->loan_type);
     Py_CLEAR(state->chunk_type);
     Py_CLEAR(state->batch_type);
+    Py_CLEAR(state->stats_rows_type);
     Py_CLEAR(state->ndarray_type);
     return 0;
 }

@@ -25,6 +25,7 @@ static const struct { const char *name; uint64_t magic; uint32_t kind; } kinds[]
     {"topics", SHMQ_MAGIC_TOPICS, SHMQ_KIND_TOPICS},
     {"arena", SHMQ_MAGIC_ARENA, SHMQ_KIND_ARENA},
     {"completion", SHMQ_MAGIC_COMPLETION, SHMQ_KIND_COMPLETION},
+    {"stats", SHMQ_MAGIC_STATS, SHMQ_KIND_STATS},
     {"service", SHMQ_MAGIC_INGRESS, SHMQ_KIND_INGRESS},
 };
 

@@ -47,6 +47,7 @@
 #define SHMQ_MAGIC_INGRESS 0x72676e69716d6873u    /* shmqingr */
 #define SHMQ_MAGIC_CONSUMER 0x736e6f63716d6873u   /* shmqcons */
 #define SHMQ_MAGIC_CHUNK 0x6b6e6863716d6873u      /* shmqchnk */
+#define SHMQ_MAGIC_STATS 0x74617473716d6873u      /* shmqstat */
 
 enum shmq_segment_kind {
     SHMQ_KIND_CONTROL = 1,
@@ -57,6 +58,7 @@ enum shmq_segment_kind {
     SHMQ_KIND_INGRESS = 6,
     SHMQ_KIND_CONSUMER = 7,
     SHMQ_KIND_CHUNK = 8,
+    SHMQ_KIND_STATS = 9,
 };
 
 #define SHMQ_STRUCT_FIELD(place, type, name, count, doc) SHMQ_DECLARE_##count(type, name);
@@ -80,6 +82,7 @@ enum shmq_segment_kind {
 #define SHMQ_DECLARE_24(type, name) type name[24]
 #define SHMQ_DECLARE_28(type, name) type name[28]
 #define SHMQ_DECLARE_31(type, name) type name[31]
+#define SHMQ_DECLARE_64(type, name) type name[64]
 #define SHMQ_DECLARE_256(type, name) type name[256]
 
 /* ---- the head of every segment ------------------------------------------------------------------ */
@@ -304,7 +307,8 @@ enum shmq_row_state {
     F(8, shmq_word64, completion_read, 1, "completions below it were taken; their entries are free") \
     F(16, shmq_word32, sleep_epoch, 1, "odd while a thread sleeps on the lane's bell")             \
     F(20, shmq_word32, sleep_reason, 1, "SHMQ_SLEEP_* the sleeper waits for")                      \
-    F(24, uint64_t, reserved_words, 13, "zero")
+    F(24, shmq_word64, full_count, 1, "sends that found no room in the ring")                      \
+    F(32, uint64_t, reserved_words, 12, "zero")
 
 #define SHMQ_SLEEP_DONE 0x1u  /* a completion reached its level */
 #define SHMQ_SLEEP_SPACE 0x2u /* ring space became free */
@@ -364,6 +368,47 @@ enum shmq_row_state {
 #define SHMQ_BLOCK_ENTRIES 165u /* (4096 - 128) / 24 */
 #define SHMQ_SKIP_DISTANCE 64u
 
+/* ---- stats object: what only exporters read (stats.h) ---------------------------------------------- */
+/* Written by the broker's control thread. */
+#define SHMQ_STATS_HEAD_FIELDS(F)                                                                  \
+    F(0, shmq_word64, looked_ns, 1, "when it was brought up to date last, ns of CLOCK_MONOTONIC")  \
+    F(8, shmq_word64, ring_full_count, 1, "full_count of all lanes since the broker began")        \
+    F(16, shmq_word64, ring_used_bytes_max, 1, "fullest ring at the last look: bytes in it")       \
+    F(24, shmq_word64, ring_capacity_bytes, 1, "bytes that ring takes")                            \
+    F(32, shmq_word32, row_count, 1, "stats rows below it are or were in use")                     \
+    F(36, uint32_t, reserved, 1, "zero")                                                           \
+    F(40, uint64_t, reserved_words, 11, "zero")
+
+/* Written by the append role. */
+#define SHMQ_REFUSALS_FIELDS(F)                                                                    \
+    F(0, shmq_word64, by_status, 64, "records answered with an error, by positive enum shmq_status")
+
+/* Written by the one who measures: the flusher, a producer in its ingress object, the control thread. */
+#define SHMQ_LATENCY_FIELDS(F)                                                                     \
+    F(0, shmq_word64, counts, 20, "how many took up to the bound of that number, the last: longer") \
+    F(160, shmq_word64, sum_ns, 1, "nanoseconds of all of them")                                   \
+    F(168, uint64_t, reserved, 11, "zero")
+
+/* Written by the broker's control thread. */
+#define SHMQ_STATS_ROW_FIELDS(F)                                                                   \
+    F(0, shmq_word32, generation, 1, "counts uses of this row; odd while it changes hands")        \
+    F(4, shmq_word32, kind, 1, "enum shmq_stats_kind")                                             \
+    F(8, shmq_word32, queue_row, 1, "CONSUMER_OFFSET: handle: row")                                \
+    F(12, shmq_word32, row_generation, 1, "CONSUMER_OFFSET: handle: generation of the row")        \
+    F(16, shmq_word64, value, 1, "CONSUMER_OFFSET: next queue_offset to consume; VALUE: it")       \
+    F(24, shmq_word64, passed_count, 1, "CONSUMER_OFFSET: queue_offsets the group has passed")     \
+    F(32, shmq_word64, waiting_since, 1, "CONSUMER_OFFSET: store time of the message at value, 0: none") \
+    F(40, uint32_t, label_size, 1, "bytes of the label")                                           \
+    F(44, uint32_t, reserved, 1, "zero")                                                           \
+    F(48, uint64_t, reserved_words, 10, "zero")                                                    \
+    F(128, uint8_t, label, 256, "CONSUMER_OFFSET: group; VALUE: metric, line feed, label; zero-padded")
+
+enum shmq_stats_kind {
+    SHMQ_STATS_FREE = 0,
+    SHMQ_STATS_CONSUMER_OFFSET = 1,
+    SHMQ_STATS_VALUE = 2,
+};
+
 /* ---- the structs, their asserts, and the table for Python ------------------------------------------ */
 #define SHMQ_LAYOUT_TABLE(L)                                                                       \
     L(segment_header, SHMQ_SEGMENT_HEADER_FIELDS, 128)                                             \
@@ -389,7 +434,11 @@ enum shmq_row_state {
     L(sleeper, SHMQ_SLEEPER_FIELDS, 128)                                                           \
     L(claim, SHMQ_CLAIM_FIELDS, 32)                                                                \
     L(block_header, SHMQ_BLOCK_HEADER_FIELDS, 128)                                                 \
-    L(entry, SHMQ_ENTRY_FIELDS, 24)
+    L(entry, SHMQ_ENTRY_FIELDS, 24)                                                                \
+    L(stats_head, SHMQ_STATS_HEAD_FIELDS, 128)                                                     \
+    L(refusals, SHMQ_REFUSALS_FIELDS, 512)                                                         \
+    L(latency, SHMQ_LATENCY_FIELDS, 256)                                                           \
+    L(stats_row, SHMQ_STATS_ROW_FIELDS, 384)
 
 #define SHMQ_DEFINE_STRUCT(name, fields, size_wanted)                                              \
     struct shmq_##name {                                                                           \
@@ -459,6 +508,15 @@ SHMQ_BLOCK_HEADER_FIELDS(SHMQ_ASSERT_FIELD)
 #define SHMQ_OF shmq_entry
 SHMQ_ENTRY_FIELDS(SHMQ_ASSERT_FIELD)
 #undef SHMQ_OF
+#define SHMQ_OF shmq_stats_head
+SHMQ_STATS_HEAD_FIELDS(SHMQ_ASSERT_FIELD)
+#undef SHMQ_OF
+#define SHMQ_OF shmq_latency
+SHMQ_LATENCY_FIELDS(SHMQ_ASSERT_FIELD)
+#undef SHMQ_OF
+#define SHMQ_OF shmq_stats_row
+SHMQ_STATS_ROW_FIELDS(SHMQ_ASSERT_FIELD)
+#undef SHMQ_OF
 
 struct shmq_turn_record {
     struct shmq_turn_header header;
@@ -486,8 +544,18 @@ struct shmq_control {
 };
 _Static_assert(sizeof(struct shmq_control) == 7 * SHMQ_LINE, "the control head is seven lines");
 
+/* What a stats object begins with; its rows follow at STATS_ROWS_PLACE. */
+struct shmq_stats {
+    struct shmq_segment_header header;
+    struct shmq_stats_head head;
+    struct shmq_refusals refusals;
+    struct shmq_latency flush; /* of fdatasync */
+    struct shmq_latency send;  /* of all producers */
+};
+
 /* Places inside the other objects. */
 #define SHMQ_LANES_PLACE SHMQ_LINE                                   /* ingress: lanes */
+#define SHMQ_LANE_LATENCY_PLACE 1024u                                /* ingress: what sends took, by lane */
 #define SHMQ_RING_DATA_PLACE SHMQ_PAGE                               /* ingress: ring data of lane 0 */
 #define SHMQ_BELLS_PLACE SHMQ_LINE                                   /* completion object: bells */
 #define SHMQ_COMPLETIONS_PLACE SHMQ_PAGE                             /* completion object: entries */
@@ -495,7 +563,12 @@ _Static_assert(sizeof(struct shmq_control) == 7 * SHMQ_LINE, "the control head i
 #define SHMQ_CLAIMS_PLACE SHMQ_PAGE                                  /* consumer page: claims */
 #define SHMQ_CHUNK_DATA_PLACE SHMQ_PAGE                              /* chunk memory: bodies */
 #define SHMQ_TOPIC_ROWS_PLACE SHMQ_PAGE                              /* topics segment: rows */
-_Static_assert(SHMQ_LANES_PLACE + SHMQ_LANE_MAX * sizeof(struct shmq_lane) <= SHMQ_PAGE, "lanes fit");
+#define SHMQ_STATS_ROWS_PLACE SHMQ_PAGE                              /* stats object: rows */
+_Static_assert(SHMQ_LANES_PLACE + SHMQ_LANE_MAX * sizeof(struct shmq_lane) <= SHMQ_LANE_LATENCY_PLACE,
+               "lanes fit");
+_Static_assert(SHMQ_LANE_LATENCY_PLACE + SHMQ_LANE_MAX * sizeof(struct shmq_latency) <= SHMQ_RING_DATA_PLACE,
+               "latencies of lanes fit");
+_Static_assert(sizeof(struct shmq_stats) <= SHMQ_STATS_ROWS_PLACE, "the head of a stats object fits");
 _Static_assert(SHMQ_BELLS_PLACE + SHMQ_BELL_MAX * sizeof(struct shmq_bell_line) <= SHMQ_PAGE, "bells fit");
 _Static_assert(SHMQ_SLEEPERS_PLACE + SHMQ_CONSUMER_BELL_MAX * sizeof(struct shmq_sleeper) <= SHMQ_PAGE,
                "sleepers fit");

@@ -31,6 +31,7 @@
 #include "layout.h"
 #include "message.h"
 #include "row_index.h"
+#include "stats.h"
 #include "status.h"
 #include "waiter.h"
 
@@ -90,6 +91,7 @@ struct shmq_bell {
 /* Everything the append role owns; process-private. Arrays are the caller's, sized as the comments say. */
 struct shmq_append {
     struct shmq_control *control;
+    struct shmq_stats *stats;         /* NULL: nobody counts refusals by their reason */
     const uint8_t *topics;
     struct shmq_arena arena;
     struct shmq_commit_log log;
@@ -449,6 +451,9 @@ static inline int shmq_turn_take(struct shmq_append *append, struct shmq_ring *r
         struct shmq_counters *counters = &append->control->counters;
         /* relaxed: a counter */
         shmq_store_relaxed(&counters->records_refused, shmq_load_relaxed(&counters->records_refused) + 1);
+        if (append->stats != NULL) {
+            shmq_stats_add(&append->stats->refusals.by_status[completion.status & 63], 1);
+        }
     }
     shmq_ring_consume(ring, head->size, &completion);
     return SHMQ_OK;

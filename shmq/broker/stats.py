@@ -1,0 +1,225 @@
+"""What a broker tells exporters that its append thread does not count: groups, replicas, its disk.
+
+What lives here: `StatsService`. Once a second it goes through the groups' offsets, the slaves and
+the counters of the broker's parts and says what has changed in the stats object (store.stats);
+exporters read it there, and no request comes from them. A round that takes long makes the next one
+come later, so that all of it stays below a hundredth of a core. The loop's thread owns it; what may
+need the disk runs in a worker thread. May fail: nothing; what cannot be asked is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, NamedTuple
+
+from shmq.errors import ShmqError, TopicNotExistError
+from shmq.store.config_files import split_offset_key
+from shmq.store.quarantine import Quarantine
+from shmq.store.retention import DiskUsage, disk_usage
+from shmq.store.stats import Progress
+from shmq.topic import SCHEDULE_TOPIC
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shmq.broker.broker import Broker
+    from shmq.store.queues import QueueHandle
+
+__all__ = ["StatsService"]
+
+_log = logging.getLogger("shmq.broker")
+
+_ROUND_S = 1.0
+"""Between two rounds."""
+_SHARE = 100
+"""A round may take one part in so many of the time."""
+_LOOKUPS_MAX = 256
+"""Messages whose store time is looked up in one round; what is left comes in later ones."""
+
+
+class _Place(NamedTuple):
+    """A group in a queue."""
+
+    group: str
+    topic: str
+    queue_id: int
+    handle: QueueHandle
+    consumer_offset: int
+    is_behind: bool
+
+
+class _Seen(NamedTuple):
+    """What was known of it in the last round."""
+
+    consumer_offset: int
+    passed_count: int
+    waiting_since: int
+
+
+class _Disk(NamedTuple):
+    usage: DiskUsage | None
+    hole_count: int
+
+
+class StatsService:
+    """The stats of one broker.
+
+    Args:
+        broker: loaded; its parts are asked in each round.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._stats = broker.store.stats
+        self._seen: dict[tuple[str, QueueHandle], _Seen] = {}
+        self._holes: tuple[int, int] = (0, 0)
+        """st_mtime_ns of the quarantine list, and how many places it had then."""
+
+    async def run(self) -> None:
+        """Go round; until the broker stops."""
+        clock = self._broker.clock
+        while True:
+            begin_ns = clock.monotonic_ns()
+            await self.round()
+            took_s = (clock.monotonic_ns() - begin_ns) / 1e9
+            await asyncio.sleep(max(_ROUND_S, _SHARE * took_s))
+
+    async def round(self) -> None:
+        """One round."""
+        places: list[_Place] = []
+        if not self._broker.is_slave:
+            self._broker.claims.harvest()
+            places = list(self._places())
+        times, disk = await asyncio.to_thread(self._look, self._unknown(places))
+        self._say_progress(places, times)
+        self._say_values(disk)
+        self._stats.end_round()
+
+    # ---- groups ------------------------------------------------------------------------------
+
+    def _places(self) -> Iterator[_Place]:
+        queues = self._broker.store.queues
+        for key, offsets in self._broker.offsets.table.items():
+            names = split_offset_key(key)
+            if names is None:
+                continue
+            topic, group = names
+            for queue_id, consumer_offset in offsets.items():
+                with contextlib.suppress(TopicNotExistError):  # its offsets outlive it, in files
+                    handle = queues.find(topic, queue_id)
+                    is_behind = consumer_offset < queues.offsets(handle).visible_max
+                    yield _Place(group, topic, queue_id, handle, consumer_offset, is_behind)
+
+    def _unknown(self, places: list[_Place]) -> list[_Place]:
+        """Those whose next message's time has to be looked up, as many as one round may."""
+        found = []
+        for place in places:
+            seen = self._seen.get((place.group, place.handle))
+            is_known = seen is not None and seen.consumer_offset == place.consumer_offset
+            if place.is_behind and not (is_known and seen is not None and seen.waiting_since):
+                found.append(place)
+                if len(found) == _LOOKUPS_MAX:
+                    break
+        return found
+
+    def _say_progress(
+        self, places: list[_Place], times: dict[tuple[str, QueueHandle], int]
+    ) -> None:
+        before, self._seen = self._seen, {}
+        for place in places:
+            key = place.group, place.handle
+            seen = before.get(key) or _Seen(place.consumer_offset, 0, 0)
+            waiting_since = 0
+            if place.is_behind:
+                # A time that was not looked up yet is that of an older message.
+                waiting_since = times.get(key, seen.waiting_since)
+            passed = max(0, place.consumer_offset - seen.consumer_offset)
+            now = Progress(place.consumer_offset, seen.passed_count + passed, waiting_since)
+            self._seen[key] = _Seen(*now)
+            self._stats.progress(place.group, place.handle, now)
+
+    # ---- what may need the disk --------------------------------------------------------------
+
+    def _look(self, places: list[_Place]) -> tuple[dict[tuple[str, QueueHandle], int], _Disk]:
+        lookup = self._broker.store.lookup
+        times = {}
+        for place in places:
+            with contextlib.suppress(ShmqError):  # deleted meanwhile, or a file that is damaged
+                found = lookup.first_store_timestamp(
+                    place.topic, place.queue_id, place.consumer_offset
+                )
+                if found is not None:
+                    times[place.group, place.handle] = found
+        return times, _Disk(self._usage(), self._hole_count())
+
+    def _usage(self) -> DiskUsage | None:
+        try:
+            return disk_usage(self._broker.store.config.store_path)
+        except OSError:
+            return None
+
+    def _hole_count(self) -> int:
+        path = Quarantine.path(self._broker.store.config.store_path)
+        try:
+            changed_ns = path.stat().st_mtime_ns
+            if changed_ns != self._holes[0]:
+                self._holes = changed_ns, len(Quarantine.load(path).holes)
+        except (OSError, ShmqError):
+            return self._holes[1]
+        return self._holes[1]
+
+    # ---- single numbers ----------------------------------------------------------------------
+
+    def _say_values(self, disk: _Disk) -> None:
+        broker, say = self._broker, self._stats.value
+        say("broker_id", broker.config.broker_id)  # no metric: the label; memory is inherited
+        say("shmq_start_time_seconds", broker.begin_ms)
+        say("shmq_ha_role", 1, "slave" if broker.is_slave else "master")
+        say("shmq_problem", int(broker.status()["problem"] is not None))
+        say("shmq_clients", len(broker.registry))
+        retention = broker.store.retention
+        say("shmq_expired_files_total", retention.expired_file_count)
+        say("shmq_expired_bytes_total", retention.expired_bytes)
+        for group, count in broker.expired_unread.counts.items():
+            say("shmq_expired_unread_messages_total", count, group)
+        say("shmq_corrupt_records", disk.hole_count)
+        if disk.usage is not None:
+            say("shmq_store_disk_free_bytes", disk.usage.free_bytes)
+            say("shmq_store_disk_size_bytes", disk.usage.used_bytes + disk.usage.free_bytes)
+        if not broker.is_slave:
+            self._say_masters()
+
+    def _say_masters(self) -> None:
+        broker, say = self._broker, self._stats.value
+        for group in broker.groups.configs:
+            say("shmq_consumer_members", len(broker.registry.consumers(group)), group)
+        if broker.retries is not None:
+            say("shmq_retries_total", broker.retries.retry_count)
+            say("shmq_dead_letters_total", broker.retries.dead_letter_count)
+        if broker.schedule is not None:
+            say("shmq_delayed_messages", self._delayed_count())
+            say("shmq_delayed_delivered_total", broker.schedule.delivered_count)
+            say("shmq_delayed_dropped_total", broker.schedule.dropped_count)
+        if broker.ha is not None:
+            committed = broker.store.positions.committed_position
+            in_sync = broker.ha.sync_state_set
+            say("shmq_ha_in_sync_replicas", 1 + len(in_sync))
+            for replica in broker.ha.replicas:
+                position = broker.store.replica_set.positions(replica.index).committed_position
+                name = str(replica.broker_id)
+                say("shmq_ha_replica_lag_bytes", max(0, committed - position), name)
+                say("shmq_ha_replica_in_sync", int(replica.broker_id in in_sync), name)
+
+    def _delayed_count(self) -> int:
+        assert self._broker.schedule is not None
+        queues = self._broker.store.queues
+        delivered = self._broker.schedule.offsets().offsets
+        count = 0
+        for level in range(1, len(self._broker.config.delay_levels_ms) + 1):
+            with contextlib.suppress(TopicNotExistError):
+                now = queues.offsets(queues.find(SCHEDULE_TOPIC, level - 1))
+                begin = max(delivered.get(level, 0), now.min_queue_offset)
+                count += max(0, now.visible_max - begin)
+        return count

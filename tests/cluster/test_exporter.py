@@ -1,0 +1,249 @@
+"""The exporter with real brokers: what it shows is what happened, and goes when its cause goes."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import shmq
+from shmq.metrics import BROKER_LABELS, METRICS, MetricScope
+from tests.support.broker_process import ROOT
+from tests.support.cluster import Cluster, wait_for
+
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+TIMEOUT_S = 30.0
+
+
+class Exporter:
+    """`python -m shmq.exporter` on a port of its own. A context manager."""
+
+    def __init__(self, runtime: Path, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-m", "shmq.exporter",
+                "--runtime", str(runtime), "--listen", "127.0.0.1:0", *options,
+            ],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        assert self.process.stderr is not None
+        self.url = ""
+        for line in self.process.stderr:
+            found = re.search(r"metrics at (\S+)", line)
+            if found:
+                self.url = found[1]
+                break
+        assert self.url
+
+    def page(self) -> str:
+        with urllib.request.urlopen(self.url, timeout=TIMEOUT_S) as answer:
+            return str(answer.read().decode())
+
+    def look(self) -> Samples:
+        return samples_of(self.page())
+
+    def __enter__(self) -> "Exporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        assert self.process.wait(TIMEOUT_S) == 0
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+def samples_of(page: str) -> Samples:
+    found: Samples = {}
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def value(samples: Samples, name: str, **labels: str) -> float | None:
+    """The one series with these labels; None if there is none."""
+    found = [v for has, v in samples.get(name, ()) if labels.items() <= has.items()]
+    assert len(found) <= 1, (name, labels, found)
+    return found[0] if found else None
+
+
+@pytest.fixture
+def exporter(cluster: Cluster) -> Iterator[Exporter]:
+    with Exporter(cluster.runtime) as made:
+        yield made
+
+
+def shows(exporter: Exporter, name: str, wanted: float, **labels: str) -> Callable[[], bool]:
+    return lambda: value(exporter.look(), name, **labels) == wanted
+
+
+def test_shows_what_was_sent_and_consumed(
+    exporter: Exporter, client: shmq.Client, topic: str, group: str
+) -> None:
+    producer = client.producer()
+    for number in range(100):
+        producer.send(topic, b"%d" % number)
+    seen = exporter.look()
+    assert value(seen, "shmq_messages_in_total", topic=topic) == 100
+    assert value(seen, "shmq_topic_messages", topic=topic) == 100
+    assert (value(seen, "shmq_bytes_in_total", topic=topic) or 0) > 100 * 91
+    with client.consumer(topic, group=group) as consumer:
+        left = 100
+        while left:
+            for message in consumer.receive(left, timeout=TIMEOUT_S):
+                with message.process():
+                    left -= 1
+        labels = {"group": group, "topic": topic}
+        wait_for(shows(exporter, "shmq_consumer_lag_messages", 0, **labels), "no lag")
+        seen = exporter.look()
+        assert value(seen, "shmq_messages_out_total", **labels) is not None
+        assert value(seen, "shmq_consumer_lag_seconds", **labels) == 0
+        assert value(seen, "shmq_consumer_members", group=group) == 1
+    producer.send(topic, b"more")
+    wait_for(shows(exporter, "shmq_consumer_lag_messages", 1, **labels), "a lag of one")
+    wait_for(lambda: (value(exporter.look(), "shmq_consumer_lag_seconds", **labels) or 0) > 2)
+    wait_for(shows(exporter, "shmq_consumer_members", 0, group=group), "no members")
+
+
+def test_counts_what_sends_took(exporter: Exporter, client: shmq.Client, topic: str) -> None:
+    before = value(exporter.look(), "shmq_send_duration_seconds_count") or 0
+    producer = client.producer()
+    for _ in range(50):
+        producer.send(topic, b"x")
+    wait_for(shows(exporter, "shmq_send_duration_seconds_count", before + 50), "the sends")
+    seen = exporter.look()
+    buckets = [count for _, count in seen["shmq_send_duration_seconds_bucket"]]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == value(seen, "shmq_send_duration_seconds_count")
+    assert seen["shmq_send_duration_seconds_bucket"][0][0]["le"] == "1e-06"
+    assert (value(seen, "shmq_send_duration_seconds_sum") or 0) > 50e-6 / 10
+    wait_for(lambda: value(exporter.look(), "shmq_fsync_duration_seconds_count"), "a sync")
+
+
+def test_shows_nothing_that_is_not_in_the_table(
+    cluster: Cluster, client: shmq.Client, topic: str, group: str
+) -> None:
+    client.producer().send(topic, b"x")
+    with (
+        client.consumer(topic, group=group) as consumer,
+        Exporter(cluster.runtime, "--queues") as exporter,
+    ):
+        assert consumer.receive(1, timeout=TIMEOUT_S)
+        name = "shmq_consumer_lag_messages"
+        wait_for(lambda: value(exporter.look(), name, group=group, topic=topic) is not None)
+        seen = exporter.look()
+    for name, series in seen.items():
+        plain = re.sub("_(bucket|sum|count)$", "", name)
+        metric = METRICS[name if name in METRICS else plain]
+        wanted = {*metric.labels, *(["le"] if name.endswith("_bucket") else [])}
+        if metric.scope is not MetricScope.HOST:
+            wanted |= {*BROKER_LABELS}
+        for labels, _ in series:
+            assert labels.keys() == wanted, name
+    assert value(seen, "shmq_queue_messages", topic=topic, queue="0") is not None
+
+
+def test_queues_are_shown_by_request_only(exporter: Exporter) -> None:
+    assert not [name for name in exporter.look() if name.startswith("shmq_queue_")]
+
+
+def test_a_dead_broker_is_shown_as_dead_and_its_successor_as_alive(own_cluster: Cluster) -> None:
+    broker = own_cluster.brokers[0]
+    with own_cluster.connect() as client, Exporter(own_cluster.runtime) as exporter:
+        producer = client.producer()
+        producer.send("t", b"x")
+        start = value(exporter.look(), "shmq_start_time_seconds")
+        broker.kill()
+        seen = exporter.look()
+        assert value(seen, "shmq_broker_up") == 0
+        assert "shmq_messages_in_total" not in seen
+        broker.restart()
+        wait_for(shows(exporter, "shmq_broker_up", 1), "the successor")
+        producer.send("t", b"y", timeout=TIMEOUT_S)
+        wait_for(lambda: value(exporter.look(), "shmq_start_time_seconds") not in (None, start))
+        assert value(exporter.look(), "shmq_messages_in_total", topic="t") == 2
+        assert value(exporter.look(), "shmq_exporter_problems") == 0
+    with Exporter(own_cluster.runtime) as exporter:
+        broker.stop()
+        assert "shmq_broker_up" not in exporter.look()
+
+
+def test_a_hung_broker_is_shown_without_asking_it(own_cluster: Cluster) -> None:
+    broker = own_cluster.brokers[0]
+    with Exporter(own_cluster.runtime) as exporter:
+        wait_for(lambda: value(exporter.look(), "shmq_heartbeat_age_seconds") is not None)
+        broker.process.send_signal(signal.SIGSTOP)
+        try:
+            wait_for(lambda: (value(exporter.look(), "shmq_heartbeat_age_seconds") or 0) > 2.5)
+            assert value(exporter.look(), "shmq_broker_up") == 1
+        finally:
+            broker.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: (value(exporter.look(), "shmq_heartbeat_age_seconds") or 9) < 2)
+
+
+def test_a_cap_takes_the_many_and_leaves_the_brokers(own_cluster: Cluster) -> None:
+    with own_cluster.connect() as client:
+        producer = client.producer()
+        for number in range(40):
+            producer.send(f"topic-{number}", b"x")
+    with Exporter(own_cluster.runtime, "--series-max", "120") as exporter:
+        wait_for(lambda: value(exporter.look(), "shmq_ha_role") is not None)
+        seen = exporter.look()
+        assert value(seen, "shmq_exporter_series") == 120
+        assert value(seen, "shmq_exporter_series_dropped") == pytest.approx(86, abs=40)
+        assert value(seen, "shmq_broker_up") == 1
+        assert value(seen, "shmq_send_duration_seconds_count") is not None
+        assert 0 < len(seen["shmq_messages_in_total"]) < 40
+
+
+def test_listens_on_the_socket_that_systemd_passes(own_cluster: Cluster) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        port = passed.getsockname()[1]
+        program = (
+            "import os, sys; fd = int(sys.argv[1]); os.dup2(fd, 3); os.environ['LISTEN_FDS'] = '1';"
+            "os.environ['LISTEN_PID'] = str(os.getpid());"
+            "os.execv(sys.executable, [sys.executable, '-m', 'shmq.exporter', *sys.argv[2:]])"
+        )
+        process = subprocess.Popen(
+            [
+                sys.executable, "-c", program, str(passed.fileno()),
+                "--runtime", str(own_cluster.runtime),
+            ],
+            cwd=ROOT,
+            pass_fds=(passed.fileno(),),
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=TIMEOUT_S) as page:
+            assert "shmq_broker_up" in samples_of(page.read().decode())
+        with pytest.raises(urllib.error.HTTPError, match="404") as refused:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=TIMEOUT_S)
+        refused.value.close()
+    finally:
+        process.terminate()
+        assert process.wait(TIMEOUT_S) == 0
+
+
+def test_refuses_a_place_that_is_none(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "shmq.exporter", "--listen", "here", "--runtime", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--listen here: wanted HOST:PORT" in done.stderr
