@@ -47,7 +47,7 @@ def service() -> None:
     "brokers",
     multiple=True,
     metavar="NAME",
-    help="A broker, as often as wanted; else broker-a if there is none yet.",
+    help="A broker, as often as wanted; else, if none is enabled, all there are, or broker-a.",
 )
 @click.option(
     "--root",
@@ -65,7 +65,11 @@ def _install(prefix: Path | None, brokers: tuple[str, ...], root: Path | None) -
     if root is None:
         _require_system("install")
     made.require_prefix()
-    wanted = list(brokers) or ([] if made.brokers() else ["broker-a"])
+    wanted = list(brokers)
+    if not wanted and (
+        root is not None or not list(_WANTS.glob("shmq-broker@*"))
+    ):  # all of them, or a first one
+        wanted = made.brokers() or ["broker-a"]
     for place in (*made.write(), *made.make_config(wanted)):
         click.echo(f"wrote {place}")
     if root is not None:

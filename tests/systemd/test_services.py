@@ -1,0 +1,332 @@
+"""shmq as services of a machine: docs/operate/systemd.md followed word for word on a fresh Debian,
+and what happens to the services there.
+
+One machine for all of them: each test leaves the services running, whatever it did to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.machine import Machine, debian
+from tests.support.repository import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.ci, pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+
+PAGE = ROOT / "docs/operate/systemd.md"
+BROKER = "shmq-broker@broker-a.service"
+NAMESRV = "shmq-namesrv.service"
+SHMQ = "/opt/shmq/bin/shmq"
+
+SENDER = """
+import sys, threading, shmq
+done = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), done.set()), daemon=True).start()
+with shmq.connect() as client:
+    producer, number = client.producer(), 0
+    while not done.wait(0.001):
+        producer.send(sys.argv[1], str(number), timeout=60.0)
+        number += 1
+        if number == 100:
+            print("under way", flush=True)
+print(number)
+"""
+READER = """
+import sys, shmq
+topic, count = sys.argv[1], int(sys.argv[2])
+with shmq.connect() as client, client.consumer(topic, group="reader") as consumer:
+    found = []
+    while len(found) < count:
+        for message in consumer.receive(count, timeout=60.0) or sys.exit("nothing came"):
+            with message.process():
+                found.append(int(bytes(message)))
+    found += [int(bytes(message)) for message in consumer.receive(count, timeout=0.5)]
+print(*sorted(found))
+"""
+
+
+def sections() -> dict[str, list[str]]:
+    """The commands of the page, by the heading that they stand under."""
+    found: dict[str, list[str]] = {}
+    for part in PAGE.read_text("utf-8").split("\n## ")[1:]:
+        blocks = re.findall(r"^```sh\n(.*?)^```$", part, re.DOTALL | re.MULTILINE)
+        if blocks:
+            found[part.split("\n", 1)[0]] = blocks
+    return found
+
+
+def copy_checkout(folder: Path) -> None:
+    """What a wheel is made of, as it is now."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in listed.stdout.splitlines():
+        if name.startswith(("shmq/", "systemd/", "setup.py", "pyproject.toml", "README.md")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # deleted and not committed yet
+                shutil.copy(ROOT / name, folder / name)
+
+
+def set_version(folder: Path, version: str) -> None:
+    """Make another version of a copy: another number, and a unit that differs."""
+    project = folder / "pyproject.toml"
+    text = re.sub(r'(?m)^version = "[^"]*"$', f'version = "{version}"', project.read_text())
+    project.write_text(text)
+    unit = folder / "systemd/shmq.target"
+    unit.write_text(f"# {version}\n{unit.read_text()}")
+
+
+def build_wheels(command: str, folder: Path) -> None:
+    """Run a command that builds wheels in a copy of the checkout."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine on which nobody has done anything, with the wheels of this checkout at hand."""
+    tree = debian()
+    folder = tmp_path_factory.mktemp("machine")
+    copy_checkout(folder / "checkout")
+    build_wheels(sections()["Install"][0], folder / "checkout")
+    shown = {"/root/wheels": folder / "checkout/wheels"}
+    with Machine(tree, folder / "machine", shown) as machine:
+        machine.boot()
+        machine.run("useradd --create-home alice")
+        machine.run("useradd --create-home bob")
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def installed(bare: Machine) -> Machine:
+    """The page followed as far as a user sends and receives; it notes what the commands printed."""
+    (bare.root / "root/said").mkdir()
+    for heading in ("Install", "Let a user in"):
+        # The first block was for where the compiler is.
+        for number, block in enumerate(sections()[heading][heading == "Install" :]):
+            said = bare.run(f"set -e\n{block}")
+            (bare.root / f"root/said/{heading}{number}").write_text(said)
+    return bare
+
+
+@pytest.fixture
+def machine(installed: Machine) -> Machine:
+    """All services run, and have not died lately."""
+    installed.run("systemctl reset-failed 'shmq*'; systemctl start shmq.target")
+    assert installed.show(BROKER, "ActiveState") == "active", installed.journal()
+    return installed
+
+
+def said(machine: Machine, name: str) -> str:
+    return (machine.root / "root/said" / name).read_text()
+
+
+def python(source: str, *arguments: object) -> str:
+    return shlex.join(["/opt/shmq/bin/python", "-c", source, *map(str, arguments)])
+
+
+def read(machine: Machine, topic: str, count: int) -> list[int]:
+    """What a reader of alice's gets of a topic."""
+    found = machine.run(python(READER, topic, count), user="alice")
+    return [int(word) for word in found.split()]
+
+
+@contextlib.contextmanager
+def sending(machine: Machine, topic: str) -> Iterator[None]:
+    """alice sends from before to after what is done meanwhile; each message is there once."""
+    with machine.begin(python(SENDER, topic), user="alice") as sender:
+        assert sender.stdout is not None
+        assert sender.stdout.readline() == "under way\n"
+        yield
+        count = int(sender.communicate()[0])
+    assert read(machine, topic, count) == list(range(count))
+
+
+def main_pid(machine: Machine, unit: str = BROKER) -> int:
+    return int(machine.show(unit, "MainPID"))
+
+
+def processes(machine: Machine) -> str:
+    """What runs as the user of the services."""
+    return machine.run("find /proc -maxdepth 1 -user shmq")
+
+
+def wait_for(machine: Machine, command: str) -> None:
+    """Until a command inside succeeds; its watchdog is the test's."""
+    machine.run(f"until {command}; do sleep 0.05; done")
+
+
+def kill(machine: Machine, unit: str, number: str = "KILL") -> None:
+    machine.run(f"systemctl kill --kill-whom=main --signal={number} {unit}")
+
+
+def test_page_is_followed_to_the_end() -> None:
+    """Every block of commands is run by a test below, in the order of the page."""
+    counts = {heading: len(blocks) for heading, blocks in sections().items()}
+    assert counts == {"Install": 2, "Let a user in": 2, "Upgrade": 1, "Uninstall": 1}
+
+
+def test_another_user_sends_and_receives(installed: Machine) -> None:
+    assert "systemctl start shmq.target" in said(installed, "Install0")
+    assert re.search(rf"^{BROKER} +enabled +active", said(installed, "Install0"), re.MULTILINE)
+    assert "wrong" not in said(installed, "Install0")
+    assert said(installed, "Let a user in1") == "hello\n"
+
+
+def test_user_that_was_not_let_in_is_refused(machine: Machine) -> None:
+    done = machine.try_to(f"{SHMQ} pub orders hello", user="bob")
+    assert done.returncode == 1
+    assert "open the runtime folder /run/shmq" in done.stderr
+
+
+def test_units_are_safe_and_verified_where_they_run(machine: Machine) -> None:
+    listed = machine.run("systemctl list-units --plain --no-legend 'shmq-*.service'")
+    units = [line.split()[0] for line in listed.splitlines()]
+    assert {BROKER, NAMESRV} <= set(units)
+    machine.run(f"systemd-analyze verify --man=no --recursive-errors=no {' '.join(units)}")
+    for unit in units:
+        machine.run(f"systemd-analyze security --threshold=10 {unit}")
+
+
+def test_status_finds_what_was_changed(machine: Machine) -> None:
+    unit = "/usr/local/lib/systemd/system/shmq.target"
+    machine.run(f"cp {unit} /root/kept; echo '# mine' >> {unit}; chmod 2770 /run/shmq")
+    try:
+        done = machine.try_to(f"{SHMQ} service status")
+    finally:
+        machine.run(f"cp /root/kept {unit}; chmod 2750 /run/shmq; systemctl daemon-reload")
+    assert done.returncode == 1
+    assert f"wrong: {unit} is not as this version writes it" in done.stdout
+    assert "wrong: /run/shmq has owner" in done.stdout
+    assert "wrong" not in machine.run(f"{SHMQ} service status")
+
+
+def test_messages_and_rings_survive_the_death_of_the_broker(machine: Machine) -> None:
+    before = main_pid(machine)
+    with sending(machine, "crash"):
+        kill(machine, BROKER)
+        wait_for(machine, f"systemctl is-active --quiet {BROKER}")
+    assert main_pid(machine) not in (0, before)
+    assert machine.show(BROKER, "NRestarts") == "1"
+
+
+@pytest.mark.parametrize("unit", [BROKER, NAMESRV])
+def test_watchdog_ends_what_is_stopped(machine: Machine, unit: str) -> None:
+    """The NameServer would be faster to kill a broker: it is stopped, too."""
+    override = f"/run/systemd/system/{unit}.d"
+    machine.run(
+        f"mkdir -p {override}; printf '[Service]\\nWatchdogSec=1\\n' > {override}/soon.conf;"
+        f" systemctl daemon-reload; systemctl restart {unit}"
+    )
+    other = {BROKER: NAMESRV, NAMESRV: BROKER}[unit]
+    try:
+        before = main_pid(machine, unit)
+        kill(machine, other, "STOP")
+        kill(machine, unit, "STOP")
+        wait_for(machine, f"[ $(systemctl show --value --property=NRestarts {unit}) = 1 ]")
+        kill(machine, other, "CONT")
+        wait_for(machine, f"systemctl is-active --quiet {unit}")
+        assert main_pid(machine, unit) != before
+        said = machine.run(f"journalctl --no-pager --lines=50 --unit {unit}")
+        assert "Watchdog timeout" in said
+    finally:
+        machine.run(f"rm -r {override}; systemctl daemon-reload; systemctl restart {unit}")
+
+
+def test_hung_broker_is_killed_by_the_nameserver(machine: Machine) -> None:
+    before = main_pid(machine)
+    wait_for(machine, f"{SHMQ} broker list | grep --quiet broker-a")
+    kill(machine, BROKER, "STOP")
+    wait_for(machine, f"[ $(systemctl show --value --property=NRestarts {BROKER}) = 1 ]")
+    wait_for(machine, f"systemctl is-active --quiet {BROKER}")
+    assert main_pid(machine) != before
+    said = machine.run(f"journalctl --no-pager --lines=50 --unit {NAMESRV}")
+    assert re.search(rf"fenced .*pid {before} ", said)
+
+
+def test_broker_that_dies_again_and_again_is_given_up(machine: Machine) -> None:
+    machine.run(
+        f"until systemctl is-failed --quiet {BROKER};"
+        f" do systemctl kill --kill-whom=main --signal=KILL {BROKER} 2>/dev/null; true; done"
+    )
+    assert "Start request repeated too quickly" in machine.journal()
+    done = machine.try_to(f"{SHMQ} service status")
+    assert f"wrong: {BROKER} has failed" in done.stdout
+
+
+def test_broker_with_a_wrong_setting_is_not_tried_again(machine: Machine) -> None:
+    file = "/etc/shmq/brokers/broker-a.toml"
+    machine.run(f"cp {file} /root/kept; echo 'no_such = 1' >> {file}")
+    try:
+        assert machine.try_to(f"systemctl restart {BROKER}").returncode == 1
+        assert machine.show(BROKER, "ActiveState") == "failed"
+        assert machine.show(BROKER, "NRestarts") == "0"
+        assert "no_such" in machine.journal()
+    finally:
+        machine.run(f"cp /root/kept {file}; systemctl reset-failed")
+
+
+def test_stopped_in_order_it_leaves_no_memory_and_no_message_behind(machine: Machine) -> None:
+    machine.run(f"{SHMQ} pub stopped 1", user="alice")
+    machine.run("systemctl stop 'shmq*'")
+    assert machine.run("ls /dev/shm") == ""
+    assert processes(machine) == ""
+    ended = [machine.show(unit, "InactiveEnterTimestampMonotonic") for unit in (BROKER, NAMESRV)]
+    assert int(ended[0]) < int(ended[1])
+    machine.run("systemctl start shmq.target")
+    assert read(machine, "stopped", 1) == [1]
+
+
+def test_machine_boots_again_and_all_is_there(machine: Machine) -> None:
+    machine.run(f"{SHMQ} pub booted 7", user="alice")
+    machine.restart()
+    assert machine.show("shmq.target", "ActiveState") == "active"
+    assert read(machine, "booted", 1) == [7]
+
+
+def test_upgrade_keeps_who_is_connected(machine: Machine) -> None:
+    checkout = machine.shown["/root/wheels"].parent
+    set_version(checkout, "9.9.9")
+    build_wheels("pip wheel --no-deps --no-build-isolation --wheel-dir wheels .", checkout)
+    with sending(machine, "upgrade"):
+        for block in sections()["Upgrade"]:
+            said = machine.run(f"set -e\n{block}")
+            assert "wrote /usr/local/lib/systemd/system/shmq.target" in said
+    assert machine.run(f"{SHMQ} --version") == "shmq 9.9.9\n"
+    assert "wrong" not in machine.run(f"{SHMQ} service status")
+
+
+def test_uninstalled_it_keeps_messages_and_configuration(machine: Machine) -> None:
+    machine.run(f"{SHMQ} pub kept 5", user="alice")
+    machine.run("echo '# mine' >> /etc/shmq/brokers/broker-a.toml")
+    for block in sections()["Uninstall"]:
+        machine.run(f"set -e\n{block}")
+    assert machine.run("find /usr/local/lib /etc/systemd /run/systemd/system -name 'shmq*'") == ""
+    assert machine.run("ls /dev/shm") == ""
+    assert processes(machine) == ""
+    assert machine.try_to(f"{SHMQ} service status").returncode == 1
+    machine.run(f"{SHMQ} service install && systemctl start shmq.target")
+    assert "# mine" in machine.run("cat /etc/shmq/brokers/broker-a.toml")
+    assert read(machine, "kept", 1) == [5]
