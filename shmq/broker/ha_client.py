@@ -30,6 +30,7 @@ from shmq.service import Phase
 from shmq.status import BrokerRole
 from shmq.store.common_log import LogFacts, LogSpan, comparable, find_common_end, plan_cut
 from shmq.store.config_files import DataVersion, DelayOffsets, numbers_by_number
+from shmq.store.consume_queue_files import QueueKey
 from shmq.store.delay_marks import DELAY_MARKS_KEY
 from shmq.store.epochs import Epoch
 from shmq.store.replica import LogBegin, MasterLog, ReplicaState
@@ -161,6 +162,8 @@ class HAClient:
         self._broker = broker
         self._finder = MasterFinder(broker.config, folder)
         self._is_stopping = False
+        self._ends_known_from = 0
+        """minPosition of the master for which `_copy_queue_ends` has all."""
         self.synced = asyncio.Event()
         """Topics, groups and offsets have been copied once from the master at hand."""
 
@@ -343,7 +346,29 @@ class HAClient:
         )
         found = dict(delays.json())
         await broker.copy_delays(found.pop(DELAY_MARKS_KEY, None), DelayOffsets.from_dict(found))
+        await self._copy_queue_ends(client)
         return (broker.clock.monotonic_ns() - begin_ns) / 1e9
+
+    async def _copy_queue_ends(self, client: AsyncClient) -> None:
+        """Where queues go on of which no message is left to copy; asked for where retention has
+        taken something since.
+        """
+        store = self._broker.store
+        answer = await client.call(
+            Command(RequestCode.GET_EXPIRED_QUEUES, {"minPosition": self._ends_known_from}),
+            timeout_s=_TIMEOUT_S,
+        )
+        take = answer.fields()
+        if store.positions.committed_position < take.number("committedPosition"):
+            return  # some of it may still come as messages; it is asked for again
+        ends = {
+            QueueKey(topic, queue_id): end
+            for topic, queues in _object(orjson.loads(answer.body).get("queues")).items()
+            for queue_id, end in numbers_by_number(topic, _object(queues)).items()
+        }
+        if ends:
+            await asyncio.to_thread(store.take_queue_ends, ends)
+        self._ends_known_from = take.number("minPosition")
 
     async def _pages(
         self, client: AsyncClient, code: RequestCode, key: str

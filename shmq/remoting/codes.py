@@ -169,6 +169,8 @@ class RequestCode(IntEnum):
     """A slave compares its log with its master's: CRC-32 of some bytes."""
     RESEND_MESSAGES = 9117
     """A slave hands over what was cut of its log: what the master lacks is appended again."""
+    GET_EXPIRED_QUEUES = 9118
+    """A slave asks where the queues go on of which no message is kept."""
     GET_BROKER_STATUS = 9120
     """Whether a broker lives and how far it is."""
 

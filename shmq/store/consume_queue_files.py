@@ -538,10 +538,7 @@ class ConsumeQueueFiles:
         Raises:
             DiskFullError, StoreError: as `last_store_timestamp`.
         """
-        ends: dict[QueueKey, int] = {}
-        for run in self._get(file_position).runs:
-            ends[run.key] = max(ends.get(run.key, 0), run.max_queue_offset)
-        return ends
+        return _ends(self._get(file_position).runs)
 
     def expire(self, file_position: int) -> None:
         """Take the first file out, for retention, and remove it.
@@ -554,7 +551,7 @@ class ConsumeQueueFiles:
         """
         assert self._file_positions[:1] == [file_position], (file_position, self._file_positions)
         runs = self._get(file_position).runs
-        self._raise_floors(runs)
+        self.raise_floors(_ends(runs))
         self._remove(file_position)
         self._file_positions.pop(0)
         for key in {run.key for run in runs}:
@@ -575,19 +572,21 @@ class ConsumeQueueFiles:
                 return
             try:
                 with self._open_file(file_position) as file:
-                    self._raise_floors(file.runs)
+                    self.raise_floors(_ends(file.runs))
             except StoreCorruptError as error:
                 _log.warning("offsets of an expired file lost: %s", error)
             self._remove(file_position)
 
-    def _raise_floors(self, runs: Iterable[QueueRun]) -> None:
-        """Remember how far queues were whose messages go now."""
+    def raise_floors(self, ends: Mapping[QueueKey, int]) -> None:
+        """Remember how far queues were whose messages go now, or are gone.
+
+        Raises:
+            DiskFullError, StoreError: the old floors stand.
+        """
         floors = load_floors(self.floors_path)
-        ends = dict(floors)
-        for run in runs:
-            ends[run.key] = max(ends.get(run.key, 0), run.max_queue_offset)
-        if ends != floors:
-            save_floors(self.floors_path, ends)
+        raised = {key: max(end, floors.get(key, 0)) for key, end in ends.items()}
+        if (floors | raised) != floors:
+            save_floors(self.floors_path, floors | raised)
 
     def _remove(self, file_position: int) -> None:
         self._close(file_position)
@@ -641,6 +640,14 @@ class ConsumeQueueFiles:
     def _build(self, file_position: int) -> None:
         self.write(file_position, self._rebuild(file_position))
         self.rebuilt_count += 1
+
+
+def _ends(runs: Iterable[QueueRun]) -> dict[QueueKey, int]:
+    """The queue_offset behind the last message of each queue."""
+    ends: dict[QueueKey, int] = {}
+    for run in runs:
+        ends[run.key] = max(ends.get(run.key, 0), run.max_queue_offset)
+    return ends
 
 
 def drop_behind(store_path: Path, position: int, *, file_size_bytes: int) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from shmq.errors import ShmqError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable, Container, Mapping
 
     from shmq.store.consume_queue_files import ConsumeQueueFiles, QueueKey
 
@@ -120,6 +120,11 @@ class DeriveService:
             if file_position not in self._files.file_positions:
                 return {}
             return self._files.queue_ends(file_position)
+
+    def raise_floors(self, ends: Mapping[QueueKey, int]) -> None:
+        """Remember how far queues were of which no message is kept; as ConsumeQueueFiles does."""
+        with self._lock:
+            self._files.raise_floors(ends)
 
     def expire(self, file_position: int) -> None:
         """Remove everything that is derived from the oldest log file. Here goes whatever else there

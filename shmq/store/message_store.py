@@ -76,7 +76,7 @@ from shmq.store.succession import check_frames, check_prefix
 from shmq.topic import SCHEDULE_TOPIC
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from shmq.config import StoreConfig
@@ -933,6 +933,13 @@ class MessageStore:
         """Copy this master's log from now on; see ReplicaService.follow."""
         self._record_crc_position = master.record_crc_position
         self.replica.follow(master)
+
+    def take_queue_ends(self, ends: Mapping[QueueKey, int]) -> None:
+        """Queues of which the master keeps no message go on where its own do, in memory and on
+        disk; see ReplicaService.take_ends. Blocks for the disk.
+        """
+        self.replica.take_ends(ends)
+        self._derive.raise_floors(ends)
 
     def open_control(self) -> int:
         """A read-only fd of the control segment, for a slave or a master; the caller closes it."""

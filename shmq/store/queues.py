@@ -244,6 +244,17 @@ class Queues:
         load = self._memory.control.load64
         return QueueOffsets(*[load(base + place) for place in _OFFSET_PLACES])
 
+    def expired_ends(self) -> dict[str, dict[int, int]]:
+        """Where the next message stands, by topic and queue_id, of the queues that had messages of
+        which none is kept any more.
+        """
+        ends: dict[str, dict[int, int]] = {}
+        for topic, queue_id, handle in self:
+            now = self.offsets(handle)
+            if now.min_queue_offset == now.max_queue_offset > 0:
+                ends.setdefault(topic, {})[queue_id] = now.max_queue_offset
+        return ends
+
     def hot_min(self, handle: QueueHandle) -> int:
         """First queue_offset whose entry is in memory."""
         place = self._rows_place + handle.row * struct_size("queue_row")

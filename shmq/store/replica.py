@@ -25,9 +25,10 @@ from shmq.errors import TopicNotExistError
 from shmq.store import positions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from shmq.store.consume_queue_files import QueueKey
     from shmq.store.log_files import LogFiles
     from shmq.store.queues import Queues
 
@@ -143,6 +144,8 @@ class ReplicaService:
         self._log_map: core.LogMap | None = None
         self._control: core.Mapping | None = None
         self._lock = threading.Lock()
+        self._making = threading.Lock()
+        """Of queues: two threads make some."""
         self._state = ReplicaState.ALONE
         self._problem: str | None = None
         self._problem_position = 0
@@ -221,7 +224,8 @@ class ReplicaService:
             return
         if need == core.NEED_QUEUE:
             assert topic is not None
-            self._make_queue(topic.decode("utf-8", "surrogateescape"), queue_id, queue_offset)
+            with self._making:
+                self._make_queue(topic.decode("utf-8", "surrogateescape"), queue_id, queue_offset)
         elif need == core.NEED_FILE:
             if not self._map_file(position):
                 return
@@ -257,6 +261,28 @@ class ReplicaService:
                 "store must begin anew",
             )
         return status == _OK
+
+    def take_ends(self, ends: Mapping[QueueKey, int]) -> None:
+        """Queues of which the master keeps no message go on where its own do. Those of which our
+        log has some are there already: it has all that the master has appended.
+
+        Raises:
+            ShmFullError and its kin, StoreError: call it again.
+        """
+        with self._making:
+            for (topic, queue_id), end in ends.items():
+                try:
+                    handle = self._queues.find(topic, queue_id)
+                except TopicNotExistError:
+                    continue  # its topic comes with the next look
+                now = self._queues.offsets(handle)
+                if now.max_queue_offset < end and now.min_queue_offset == now.max_queue_offset:
+                    is_writable, flags = self._queues.state(handle)
+                    self._queues.delete(topic, queue_id)
+                    self._queues.add(
+                        topic, queue_id, flags=flags, first_queue_offset=end, is_in_log=True
+                    )
+                    self._queues.set(topic, queue_id, flags=flags, is_writable=is_writable)
 
     def _make_queue(self, topic: str, queue_id: int, queue_offset: int) -> None:
         """Bring a queue to where its next message stands."""

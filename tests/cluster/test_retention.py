@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,15 @@ SETTINGS = {
 PATIENCE_S = 30.0
 
 
-def old_store(store_path: Path) -> int:
+def old_store(store_path: Path, *, also: Mapping[str, int] | None = None) -> int:
     """A store with messages of four days ago in one queue, and a newer one behind them; where the
-    newer ones begin, in files.
+    newer ones begin, in files. `also`: topics with so many old messages, and no newer ones.
     """
     now_ms = time.time_ns() // 1_000_000
     writer = Writer(store_path, file_size=FILE_SIZE)
+    for topic, count in (also or {}).items():
+        for _ in range(count):
+            writer.put(topic, 0, store_timestamp=now_ms - 96 * HOUR_MS)
     for number in range(OLD_COUNT):
         body = b"%d" % number + bytes(8 << 10)
         writer.put("orders", 0, body, store_timestamp=now_ms - 96 * HOUR_MS)

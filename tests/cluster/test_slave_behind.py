@@ -10,8 +10,12 @@ import pytest
 
 import shmq
 from shmq.errors import ShmqError
+from shmq.remoting.codes import RequestCode
+from shmq.remoting.command import Command
+from shmq.store.consume_queue_files import QueueKey
 from shmq.store.cuts import CutList
 from shmq.store.epochs import Epoch, EpochFile
+from shmq.store.recovery import recover_files
 from tests.cluster.test_retention import ALWAYS, FILE_SIZE, SETTINGS, old_store
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
@@ -36,13 +40,23 @@ def said(broker: BrokerProcess) -> dict[str, Any]:
     return {}
 
 
+def queue_end(broker: BrokerProcess, topic: str) -> int:
+    """maxOffset of queue 0 of a topic."""
+    client = broker.connect()
+    try:
+        command = Command(RequestCode.GET_MAX_OFFSET, {"topic": topic, "queueId": 0})
+        return client.call(command, timeout_s=30.0).fields().number("offset")
+    finally:
+        client.close()
+
+
 @pytest.mark.parametrize("is_proven", [True, False])
 def test_slave_begins_anew_at_the_first_file_that_the_master_keeps(
     tmp_path: Path, cluster_name: str, is_proven: bool
 ) -> None:
     """Its old log goes where the epochs prove that it was the master's; else it is kept aside."""
     master_path, slave_path = tmp_path / f"store-{NAME}", tmp_path / f"slave/store-{NAME}"
-    first_kept = old_store(master_path)
+    first_kept = old_store(master_path, also={"gone": 7})
     (slave_path / "commitlog").mkdir(parents=True)
     for number in range(3):
         name = f"{number * FILE_SIZE:020d}"
@@ -78,6 +92,12 @@ def test_slave_begins_anew_at_the_first_file_that_the_master_keeps(
                 assert len(kept) == 3
                 assert status["cutLostTotal"] > 90
                 assert "nobody knows what it had" in status["cutProblem"]
+            # Nothing of "gone" is kept: a slave that is promoted must not give its offsets again.
+            wait_for(lambda: queue_end(slave, "gone") == 7, "the end of an expired queue")
+        # Its files alone say so too.
+        recovered = recover_files(slave_path, FILE_SIZE)
+        recovered.consume_queues.close()
+        assert recovered.queue_ends[QueueKey("gone", 0)] == 7
         cluster.brokers[0].stop()
         for path in (slave_path / "commitlog").iterdir():
             twin = master_path / "commitlog" / path.name

@@ -6,6 +6,7 @@ control segment, which another uid could shrink under our eyes.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import zlib
 from typing import TYPE_CHECKING
@@ -55,6 +56,7 @@ class HAProcessor:
             ),
             RequestCode.GET_LOG_CHECKSUM: Processor(handler=self._checksum),
             RequestCode.RESEND_MESSAGES: Processor(handler=self._resend, fd_count_max=1),
+            RequestCode.GET_EXPIRED_QUEUES: Processor(handler=self._expired_queues),
             RequestCode.GET_BROKER_HA_STATUS: Processor(handler=self._status),
             RequestCode.GET_ALL_CONSUMER_OFFSET: Processor(handler=self._offsets),
         }
@@ -98,6 +100,25 @@ class HAProcessor:
                 f"{command.name}: {size} bytes at {physical_offset}: they are not kept"
             )
         return response_to(command, ext_fields={"crc32": zlib.crc32(data)})
+
+    async def _expired_queues(self, connection: Connection, command: Command) -> Command:
+        self._require_slave(connection)
+        store = self._broker.store
+        known = ranged(command.fields(), "minPosition", 0, _POSITION_MAX, 0)
+        now = store.positions  # before the queues: what they say holds for a slave that is so far
+        ends: dict[str, dict[int, int]] = {}
+        if now.min_position != known:
+            ends = await asyncio.to_thread(store.queues.expired_ends)
+        return json_response(
+            command,
+            {
+                "queues": {
+                    topic: {str(queue_id): end for queue_id, end in queues.items()}
+                    for topic, queues in ends.items()
+                }
+            },
+            {"minPosition": now.min_position, "committedPosition": now.committed_position},
+        )
 
     def _attach(self, connection: Connection, command: Command) -> Command:
         ha = self._require_slave(connection)
