@@ -1,0 +1,158 @@
+"""Figures of all peers side by side: medians, spread, how much better shmq is; JSON and table."""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from measuring import Figure, figure
+from rows import Value
+
+_OURS = "shmq"
+_BEGIN = "<!-- bin/bench peers writes from here -->"
+_END = "<!-- to here -->"
+
+
+class Outcome:
+    """All that was found out; what an earlier run wrote is kept unless it is taken again."""
+
+    def __init__(self, machine: dict[str, Any], earlier: Path | None) -> None:
+        self._result: dict[str, Any] = {
+            "machine": machine,
+            "peers": {},
+            "missing": {},
+            "failed": [],
+            "figures": {},
+        }
+        if earlier is not None and earlier.exists():
+            kept = json.loads(earlier.read_text(encoding="utf-8"))
+            self._result |= {name: kept[name] for name in ("peers", "figures")}
+        self._values: dict[str, dict[str, list[float]]] = {}
+
+    def miss(self, peer: str, reason: str) -> None:
+        """A peer cannot be had here."""
+        self._result["missing"][peer] = reason
+        print(f"{peer}: left out: {reason}", flush=True)
+
+    def introduce(self, peer: str, version: str, settings: dict[str, str]) -> None:
+        """Say once what is measured."""
+        known = {"version": version, "settings": dict(settings)}
+        if peer not in self._values:
+            self._values[peer] = {}
+            self._result["peers"][peer] = known
+            print(f"{peer}: {version}")
+            for name, text in settings.items():
+                print(f"    {name:9} {text}", flush=True)
+
+    def fail(self, peer: str, row: str, reason: str) -> None:
+        """A row went wrong: the rest of this life of the peer is left out."""
+        self._result["failed"].append({"peer": peer, "row": row, "reason": reason})
+        print(f"{peer}: row {row} failed: {reason}", file=sys.stderr)
+
+    def add(self, peer: str, value: Value, foreign_share: float) -> None:
+        """One run of one figure."""
+        label = f"{value.label}, {peer}"
+        values = self._values[peer].setdefault(value.label, [])
+        known: Figure = self._result["figures"].get(label, {}) if values else {}
+        values.append(value.value)
+        share = max(known.get("foreign_cpu_max", 0.0), round(foreign_share, 2))
+        self._result["figures"][label] = figure(values, value.unit, "") | {
+            "peer": peer,
+            "row": value.label,
+            "by_round": list(values),
+            "is_more_better": value.is_more_better,
+            "foreign_cpu_max": share,
+            **value.notes,
+        }
+
+    @property
+    def has_failed(self) -> bool:
+        return bool(self._result["failed"])
+
+    def result(self) -> dict[str, Any]:
+        """As JSON, with the ratios."""
+        figures = self._result["figures"]
+        for known in figures.values():
+            ours = figures.get(f"{known['row']}, {_OURS}")
+            if ours is not None:
+                known["shmq_is_better_by"] = _better_by(ours, known)
+        return self._result
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(self.result(), indent=2) + "\n", encoding="utf-8")
+
+    def show(self) -> None:
+        """One line for each figure, row by row."""
+        figures = self.result()["figures"]
+        for row in dict.fromkeys(known["row"] for known in figures.values()):
+            print(row)
+            for known in figures.values():
+                if known["row"] == row:
+                    print(f"    {_line(known)}", flush=True)
+
+    def write_table(self, path: Path) -> None:
+        """Into a Markdown file, between the two lines that mark the place.
+
+        Raises:
+            SystemExit: the marks are not there.
+        """
+        before, begin, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
+        _, end, after = rest.partition(_END)
+        if not begin or not end:
+            raise SystemExit(f"write the table into {path}: no lines {_BEGIN} and {_END} in it")
+        table = "\n".join(_table(self.result()))
+        path.write_text(f"{before}{_BEGIN}\n{table}\n{_END}{after}", encoding="utf-8")
+
+
+def _better_by(ours: Figure, theirs: Figure) -> float:
+    """How many times better shmq is: the median of the rounds' ratios. Rounds run side by side."""
+    pairs = zip(ours["by_round"], theirs["by_round"], strict=False)
+    if ours["is_more_better"]:
+        return statistics.median(mine / other for mine, other in pairs)
+    return statistics.median(other / mine for mine, other in pairs)
+
+
+def _number(value: float) -> str:
+    """Three digits that count."""
+    if value >= 1000:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.3g}"
+
+
+def _line(known: Figure) -> str:
+    median, least, most = (_number(known[name]) for name in ("median", "min", "max"))
+    text = f"{known['peer']:16} {median:>12} {known['unit']:10} ({least} to {most})"
+    if "shmq_is_better_by" in known and known["peer"] != _OURS:
+        text += f", shmq {_number(known['shmq_is_better_by'])} times as good"
+    if _is_behind(known):
+        text += f"; it reached only {known['reached_per_s']:,}/s"
+    return text
+
+
+def _is_behind(known: Figure) -> bool:
+    """Whether a peer could not be sent to at the rate that was asked for."""
+    return known.get("reached_per_s", 1) < 0.95 * known.get("asked_per_s", 0)
+
+
+def _table(result: dict[str, Any]) -> list[str]:
+    """A line a row, a column a peer: its median, and how many times better shmq is."""
+    figures = result["figures"]
+    peers = [name for name in result["peers"] if any(f["peer"] == name for f in figures.values())]
+    rows = {known["row"]: known["unit"] for known in figures.values()}
+    lines = [
+        f"| | unit | {' | '.join(peers)} |",
+        "|---" * (len(peers) + 2) + "|",
+    ]
+    for row, unit in rows.items():
+        cells = []
+        for peer in peers:
+            known = figures.get(f"{row}, {peer}")
+            cell = "" if known is None else _number(known["median"])
+            if known is not None and peer != _OURS and "shmq_is_better_by" in known:
+                cell += f" ({_number(known['shmq_is_better_by'])}×)"
+            if known is not None and _is_behind(known):
+                cell += " †"
+            cells.append(cell)
+        lines.append(f"| {row} | {unit} | {' | '.join(cells)} |")
+    return lines

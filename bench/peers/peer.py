@@ -1,0 +1,169 @@
+"""What a peer is to the rows: a server that starts and stops, topics, a producer and a consumer.
+
+Each peer is one file beside this one with a class PEER. Its server part runs in the program that
+measures; producers and consumers run in processes of their own (worker.py), where the topic that
+the server part made arrives pickled.
+"""
+
+import os
+import struct
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+Body = bytes | bytearray | memoryview
+BATCH = 500
+"""Messages of a batch, where they are small."""
+BATCH_BYTES = 8 << 20
+RECEIVE_MAX = 500
+"""Messages that a consumer asks for at once."""
+TIMEOUT_S = 60.0
+STAMP = struct.Struct("<Q")
+"""When a message was due, monotonic ns; its first bytes."""
+_SLEEP_NS = 100_000
+"""A pause that is longer is slept: 10,000/s and less."""
+
+
+class PeerError(Exception):
+    """A peer lost or doubled messages, did not start, or a process of it ended."""
+
+
+class NotHad(Exception):
+    """What a peer needs cannot be had on this machine; says what, and how to get it."""
+
+
+def batch_of(size: int) -> int:
+    """Messages of one batch."""
+    return max(1, min(BATCH, BATCH_BYTES // size))
+
+
+class Producer:
+    """Sends to one topic."""
+
+    def send(self, body: Body) -> None:
+        """One message; returns when it is accepted at the level the server was started with."""
+        raise NotImplementedError
+
+    def put(self, body: Body) -> None:
+        """One message, by the quickest call that takes one: not waited for, where a peer can."""
+        self.send(body)
+
+    def put_many(self, bodies: Sequence[Body]) -> None:
+        """As many at once as the peer can take."""
+        for body in bodies:
+            self.put(body)
+
+    def flush(self) -> None:
+        """Return when all that was put is accepted."""
+
+    def send_flying(self, body: Body, count: int, flying: int) -> None:
+        """As many, `flying` of them under way at once."""
+        while count > 0:
+            self.put_many([body] * min(flying, count))
+            self.flush()
+            count -= flying
+
+    def put_repeatedly(self, body: Body, count: int) -> None:
+        """As `put`, one call each."""
+        put = self.put
+        for _ in range(count):
+            put(body)
+        self.flush()
+
+    def pace(self, size: int, count: int, interval_ns: int) -> None:
+        """As `put`, each when it is due, or at once if that is past; says when it was due."""
+        padding = bytes(size - STAMP.size)
+        due_ns = time.monotonic_ns()
+        for _ in range(count):
+            due_ns += interval_ns
+            wait_until(due_ns, interval_ns)
+            self.put(STAMP.pack(due_ns) + padding)
+        self.flush()
+
+    def close(self) -> None:
+        """It sends no more."""
+
+
+class Consumer:
+    """Receives from one topic, as a member of one group."""
+
+    def receive(self, max_count: int, timeout_s: float) -> Sequence[Body]:
+        """What is there, at least one unless none comes in time. Called after complete()."""
+        raise NotImplementedError
+
+    def complete(self) -> None:
+        """All that was received is done with: it does not come again. May read ahead."""
+
+    def close(self) -> None:
+        """It receives no more."""
+
+
+class Peer:
+    """The server part."""
+
+    NAME: ClassVar[str]
+    IS_DURABLE: ClassVar[bool] = True
+    """Whether there is a server that keeps messages on disk and accepts or refuses each."""
+    HAS_GROUPS: ClassVar[bool] = True
+    """Whether several consumers can share a topic."""
+    SIZE_MAX: ClassVar[int] = 1 << 20
+    """Of a body."""
+    SETTINGS: ClassVar[dict[str, str]]
+    """What was chosen, to be read by people: server, put, batch, consumer."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+
+    @staticmethod
+    def fetch(cache: Path) -> None:
+        """Bring what it needs beside its Python packages into the folder, unless it is there.
+
+        Raises:
+            NotHad: it cannot be had.
+        """
+
+    def version(self) -> str:
+        """Of the client, and of the server that runs."""
+        raise NotImplementedError
+
+    def start(self, folder: Path, *, is_flushed: bool) -> None:
+        """Start on a folder, which may have messages.
+
+        Args:
+            folder: on the file system that is measured.
+            is_flushed: a send is accepted once it is on disk.
+        """
+
+    def stop(self) -> None:
+        """End it in order, and wait until it is gone."""
+
+    def topic(self, name: str, *, members: int = 1, groups: int = 1) -> Any:
+        """A new topic: what producer() and consumer() need to know of it, to be pickled.
+
+        Args:
+            name: letters, digits and dashes.
+            members: consumers in each group, at most.
+            groups: each gets every message.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def producer(topic: Any) -> Producer:
+        """In a process of its own."""
+        raise NotImplementedError
+
+    @staticmethod
+    def consumer(topic: Any, group: int) -> Consumer:
+        """In a process of its own; of a group, counted from 0."""
+        raise NotImplementedError
+
+
+def wait_until(due_ns: int, interval_ns: int) -> None:
+    """Sleep; what is due sooner than a sleep is long is waited for by giving up the core."""
+    if interval_ns < _SLEEP_NS:
+        while time.monotonic_ns() < due_ns:
+            os.sched_yield()
+    else:
+        while (left_ns := due_ns - time.monotonic_ns()) > 0:
+            time.sleep(left_ns / 1e9)

@@ -1,0 +1,219 @@
+"""What is measured of each peer: each row is written once, for all of them.
+
+A row gets the life of one peer and says its figures; what a peer cannot do it is not asked for.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from measuring import SIZES
+from session import Flow, Line, Session, memory_bytes
+
+SHAPES: dict[str, dict[str, int]] = {
+    "1:1": {},
+    "4:4": {"topics": 4},
+    "group of 4": {"consumers": 4},
+}
+"""One producer and one consumer; four such pairs; one producer, and four that share its topic."""
+RATES = (1_000, 10_000)
+PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+GROUPS = (1, 4, 16)
+FLYING = (1, 64)
+LATENCY_BODY = 100
+AGES_MAX = 200_000
+"""Messages of one run whose latency is taken."""
+MIB = 1 << 20
+_TRIES = 12
+"""Of finding out how many messages a run should have."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything."""
+
+    is_full: bool
+    rounds: int
+    sizes: tuple[str, ...]
+    """Of one producer and one consumer."""
+    burst_s: float
+    burst_bytes: int
+    sustained_s: float
+    """0: left out."""
+    sustained_bytes: int
+    latency_s: float
+    groups: tuple[int, ...]
+    loaded_bytes: int
+
+
+QUICK = Scale(False, 3, ("100B", "64KiB"), 0.4, 64 * MIB, 0.0, 0, 0.6, (4,), 4 * MIB)
+FULL = Scale(True, 5, tuple(SIZES), 1.0, 256 * MIB, 8.0, 1024 * MIB, 5.0, GROUPS, 64 * MIB)
+
+
+@dataclass(frozen=True)
+class Value:
+    """One figure of one run."""
+
+    label: str
+    value: float
+    unit: str
+    is_more_better: bool
+    notes: dict[str, float] = field(default_factory=dict)
+    """What else is to be known of it."""
+
+
+@dataclass
+class Life:
+    """A peer that runs, and what earlier rounds found out about it."""
+
+    session: Session
+    scale: Scale
+    counts: dict[str, int]
+    """Messages of a run, by label: each round has as many."""
+    _shape: str = ""
+    _line: Line | None = None
+
+    def line(self, shape: str, **numbers: int) -> Line:
+        """The producers and consumers of this shape; kept while the same one is asked for."""
+        if self._line is None or shape != self._shape:
+            self._line, self._shape = self.session.line(**numbers), shape
+        return self._line
+
+    def pair(self) -> Line:
+        return self.line("1:1")
+
+    def burst(self, line: Line, label: str, verb: str, size: int, **order: Any) -> Flow:
+        """As many messages as take about so long as a burst should."""
+        scale = self.scale
+        most = max(16, scale.burst_bytes // size)
+        return self._timed(line, label, verb, size, scale.burst_s, most, order)
+
+    def sustained(self, line: Line, label: str, verb: str, size: int) -> Flow:
+        scale = self.scale
+        most = max(16, scale.sustained_bytes // size)
+        return self._timed(line, label, verb, size, scale.sustained_s, most, {})
+
+    def _timed(
+        self,
+        line: Line,
+        label: str,
+        verb: str,
+        size: int,
+        seconds: float,
+        most: int,
+        order: dict[str, Any],
+    ) -> Flow:
+        least = 4 * len(line.producers)
+        count = self.counts.get(label)
+        if count is not None:
+            self.session.flow(line, verb, size, max(least, count // 20), **order)
+            return self.session.flow(line, verb, size, count, **order)
+        flow = self.session.flow(line, verb, size, least, **order)
+        count = least * 4
+        for _ in range(_TRIES):  # the first ones are slow, and say little
+            flow = self.session.flow(line, verb, size, count, **order)
+            if flow.count >= most or flow.seconds > seconds / 2:
+                break
+            count = min(most, flow.count * 8, int(flow.rate * seconds) + flow.count)
+        self.counts[label] = flow.count
+        return flow
+
+
+def row_start(life: Life) -> Iterator[Value]:
+    """From nothing to the first message consumed: servers, a producer, a consumer."""
+    session = life.session
+    begin = time.perf_counter()
+    session.flow(life.pair(), "send", LATENCY_BODY, 1)
+    seconds = session.start_seconds + time.perf_counter() - begin
+    yield Value("start to first message", seconds, "s", False)
+
+
+def row_throughput(life: Life) -> Iterator[Value]:
+    """Until the last message is consumed and completed."""
+    for shape, numbers in SHAPES.items():
+        if shape.startswith("group") and not life.session.peer.HAS_GROUPS:
+            continue
+        for name in life.scale.sizes if shape == "1:1" else life.scale.sizes[:1]:
+            for verb in ("put", "batch"):
+                what = "single" if verb == "put" else "batches"
+                label = f"{what} {name} {shape}"
+                line = life.line(shape, **numbers)
+                flow = life.burst(line, label, verb, SIZES[name])
+                yield _rate(label, flow)
+                yield _cpu(label, flow)
+                if life.scale.sustained_s and shape == "1:1":
+                    label = f"{label} sustained"
+                    yield _rate(label, life.sustained(line, label, verb, SIZES[name]))
+
+
+def row_latency(life: Life) -> Iterator[Value]:
+    """From when a message was due until a consumer in another process has it."""
+    line = life.pair()
+    half = life.burst(line, "latency: own maximum", "put", LATENCY_BODY).rate / 2
+    rates = {f"{rate:,}/s": float(rate) for rate in RATES} | {"half its maximum": half}
+    for name, rate in rates.items():
+        count = max(50, min(AGES_MAX, int(rate * life.scale.latency_s)))
+        flow = life.session.flow(
+            line, "pace", LATENCY_BODY, count, interval_ns=max(1, int(1e9 / rate))
+        )
+        notes = {"asked_per_s": rate, "reached_per_s": round(flow.count / flow.send_seconds)}
+        for percentile, part in PERCENTILES.items():
+            age_ns = flow.ages_ns[min(flow.count - 1, int(flow.count * part))]
+            yield Value(f"latency {name} {percentile}", age_ns / 1e3, "us", False, notes)
+
+
+def row_sync(life: Life) -> Iterator[Value]:
+    """Each send is waited for; a consumer receives meanwhile."""
+    if life.session.peer.IS_DURABLE:
+        label = "send, each waited for, 100B"
+        yield _rate(label, life.burst(life.pair(), label, "send", SIZES["100B"]))
+
+
+def row_fsync(life: Life) -> Iterator[Value]:
+    """Each send is on disk before it is accepted."""
+    for flying in FLYING:
+        label = f"send to disk, 1KiB, {flying} in flight"
+        yield _rate(label, life.burst(life.pair(), label, "flying", SIZES["1KiB"], flying=flying))
+
+
+def row_fanout(life: Life) -> Iterator[Value]:
+    """Batches to several groups, each of which gets every message, until all have all."""
+    for groups in life.scale.groups:
+        label = f"batches 100B to {groups} groups"
+        line = life.line(label, groups=groups)
+        yield _rate(label, life.burst(line, label, "batch", SIZES["100B"]))
+
+
+def row_memory(life: Life) -> Iterator[Value]:
+    """Of the server's processes before anybody comes; of all when some has gone through."""
+    scale = life.scale
+    if life.session.peer.IS_DURABLE:
+        yield Value("memory at rest", life.session.rest_bytes / MIB, "MiB", False)
+    count = scale.loaded_bytes // SIZES["1KiB"]
+    life.session.flow(life.pair(), "batch", SIZES["1KiB"], count)
+    name = f"memory after {scale.loaded_bytes // MIB} MiB more of 1KiB, clients included"
+    yield Value(name, memory_bytes() / MIB, "MiB", False)
+
+
+def _rate(label: str, flow: Flow) -> Value:
+    return Value(label, flow.rate, "messages/s", True, {"messages": flow.count})
+
+
+def _cpu(label: str, flow: Flow) -> Value:
+    seconds = flow.cpu_seconds * 1e6 / flow.count
+    return Value(f"processor time, {label}", seconds, "s/million", False)
+
+
+Row = Callable[[Life], Iterator[Value]]
+ROWS: dict[str, Row] = {
+    "start": row_start,
+    "throughput": row_throughput,
+    "latency": row_latency,
+    "sync": row_sync,
+    "fanout": row_fanout,
+    "memory": row_memory,
+}
+"""In the order in which they are taken in one life."""
+FLUSHED_ROWS: dict[str, Row] = {"fsync": row_fsync}
+"""In a life of its own, in which a send is accepted once it is on disk."""

@@ -1,0 +1,261 @@
+"""One life of one peer: its server, producers and consumers, and flows of messages through it."""
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measuring import ROOT
+from peer import Peer, PeerError
+from programs import descendants
+from worker import Board, work
+
+_READY_TIMEOUT_S = 60.0
+_STALLED_S = 20.0
+"""A flow in which nothing has come for so long has failed."""
+_LOOK_S = 0.002
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What became of one flow of messages."""
+
+    count: int
+    """Sent, by all producers."""
+    seconds: float
+    """From the first call until the last message is consumed and completed."""
+    send_seconds: float
+    """From the first call until the last send is accepted."""
+    cpu_seconds: float
+    """Of servers, producers and consumers."""
+    ages_ns: list[int]
+    """From when a message was due until a consumer had it, sorted; if that was asked for."""
+
+    @property
+    def rate(self) -> float:
+        return self.count / self.seconds
+
+
+class Worker:
+    """A producer, or a consumer."""
+
+    def __init__(self, session: "Session", slot: int, topic: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self.slot = slot
+        self._process = context.Process(
+            target=work,
+            args=(other, session.folders, session.module, session.board_path, slot, topic),
+            daemon=True,
+        )
+        self._process.start()
+        other.close()
+
+    def tell(self, order: dict[str, Any]) -> None:
+        self._pipe.send(order)
+
+    def answer(self, timeout_s: float = _READY_TIMEOUT_S) -> Any:
+        who = f"consumer {self.slot}" if self.slot else "a producer"
+        if not self._pipe.poll(timeout_s):
+            raise PeerError(f"{who} did not answer for {timeout_s:.0f} s")
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            raise PeerError(f"{who} ended early") from None
+        if isinstance(answer, Exception):
+            raise PeerError(f"{who}: {str(answer).strip()}")
+        return answer
+
+    def has_answered(self) -> bool:
+        return self._pipe.poll()
+
+    def close(self) -> None:
+        try:
+            self._pipe.send(None)
+        except OSError:
+            pass  # it has ended
+        self._process.join(_STALLED_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._pipe.close()
+        self._process.close()
+
+
+@dataclass(frozen=True)
+class Line:
+    """Producers and consumers of one kind of topic, ready to work."""
+
+    producers: list[Worker]
+    consumers: list[Worker]
+    groups: int
+
+
+class Session:
+    """A peer that runs."""
+
+    def __init__(self, peer: Peer, module: str, folders: list[str], start_seconds: float) -> None:
+        self.peer = peer
+        self.start_seconds = start_seconds
+        """Until its server answered."""
+        self.rest_bytes = memory_bytes()
+        """Of the server, before anybody came."""
+        self.module = module
+        self.folders = folders
+        self._descriptor, self.board_path = Board.create()
+        self._board = Board(self.board_path)
+        self._run = 0
+        self._topics = 0
+        self._stack: list[Worker] = []
+        self._given: list[Any] = []
+        """Topics of the workers: some are gone when nobody has them."""
+
+    def line(
+        self, *, producers: int = 1, consumers: int = 1, groups: int = 1, topics: int = 1
+    ) -> Line:
+        """Start them; what there was before ends.
+
+        Args:
+            producers: of each topic.
+            consumers: of each group of each topic.
+            groups: of each topic.
+            topics: how many.
+        """
+        self.end_workers()
+        line = Line([], [], groups)
+        self._board.clear()
+        slot = 0
+        for _ in range(topics):
+            self._topics += 1
+            topic = self.peer.topic(f"t{self._topics}", members=consumers, groups=groups)
+            self._given.append(topic)
+            line.producers.extend(self._start(0, topic) for _ in range(producers))
+            for group in range(groups):
+                for _ in range(consumers):
+                    slot += 1
+                    line.consumers.append(self._start(slot, (topic, group)))
+        for worker in self._stack:
+            worker.answer()
+        return line
+
+    def _start(self, slot: int, topic: Any) -> Worker:
+        worker = Worker(self, slot, topic)
+        self._stack.append(worker)
+        return worker
+
+    def end_workers(self) -> None:
+        self._board.words[0] = self._run  # of a flow that failed, too
+        while self._stack:
+            self._stack.pop().close()
+        self._given.clear()
+
+    def close(self) -> None:
+        self.end_workers()
+        os.close(self._descriptor)
+
+    def flow(self, line: Line, verb: str, size: int, count: int, **order: Any) -> Flow:
+        """Send `count` messages through a line, shared out evenly, and wait until all are consumed.
+
+        Raises:
+            PeerError: that did not come about.
+        """
+        each = max(1, count // len(line.producers))
+        total = each * len(line.producers)
+        cpu_before = cpu_seconds()
+        self._receive(line, has_ages=verb == "pace")
+        for producer in line.producers:
+            producer.tell({"verb": verb, "size": size, "count": each, **order})
+        self._await(line, total * line.groups)
+        sent = [producer.answer() for producer in line.producers]
+        received = self._stop(line)
+        cpu = cpu_seconds() - cpu_before
+        count_all = sum(answer["count"] for answer in received)
+        bytes_all = sum(answer["bytes"] for answer in received)
+        if (count_all, bytes_all) != (total * line.groups, total * line.groups * size):
+            raise PeerError(
+                f"{total} messages of {size} B to {line.groups} groups: "
+                f"{count_all} came, {bytes_all} B"
+            )
+        begin_ns = min(answer["begin_ns"] for answer in sent)
+        return Flow(
+            total,
+            (max(answer["end_ns"] for answer in received) - begin_ns) / 1e9,
+            (max(answer["end_ns"] for answer in sent) - begin_ns) / 1e9,
+            cpu,
+            sorted(age for answer in received for age in answer["ages_ns"] or ()),
+        )
+
+    def _receive(self, line: Line, *, has_ages: bool) -> None:
+        self._run += 1
+        for consumer in line.consumers:
+            consumer.tell({"run": self._run, "ages": has_ages})
+        for consumer in line.consumers:
+            consumer.answer()  # it receives
+
+    def _await(self, line: Line, total: int) -> None:
+        """Until so many are on the board."""
+        seen, moved = -1, time.monotonic()
+        while (count := self._board.counts()) < total:
+            if count != seen:
+                seen, moved = count, time.monotonic()
+            if time.monotonic() - moved > _STALLED_S:
+                raise PeerError(f"{count} of {total} came, and no more for {_STALLED_S:.0f} s")
+            if any(consumer.has_answered() for consumer in line.consumers):
+                for consumer in line.consumers:
+                    consumer.answer(0)
+            time.sleep(_LOOK_S)
+
+    def _stop(self, line: Line) -> list[dict[str, Any]]:
+        self._board.words[0] = self._run
+        return [consumer.answer() for consumer in line.consumers]
+
+
+@contextmanager
+def running(
+    kind: type[Peer], cache: Path, folders: list[str], *, is_flushed: bool = False
+) -> Iterator[Session]:
+    """A peer on a folder of its own on the checkout's file system."""
+    folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=ROOT))
+    peer = kind(cache)
+    try:
+        begin = time.perf_counter()
+        peer.start(folder, is_flushed=is_flushed)
+        session = Session(peer, kind.__module__, folders, time.perf_counter() - begin)
+        try:
+            yield session
+        finally:
+            session.close()
+            peer.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+def cpu_seconds() -> float:
+    """Processor time of all processes under this one, with what their ended threads had used."""
+    total = 0
+    for pid in descendants():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += int(fields[11]) + int(fields[12])
+    return total * _TICK_S
+
+
+def memory_bytes() -> int:
+    """Of all processes under this one: what each has for itself, and its part of what is shared."""
+    total = 0
+    for pid in descendants():
+        try:
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return total << 10

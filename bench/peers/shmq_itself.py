@@ -1,0 +1,101 @@
+"""shmq, by its public names."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar
+
+from measuring import settings
+from peer import RECEIVE_MAX, TIMEOUT_S, Body, Consumer, Peer, Producer
+
+import shmq
+
+Topic = tuple[str, str]
+"""Runtime folder, name."""
+
+
+class ShmqProducer(Producer):
+    def __init__(self, topic: Topic) -> None:
+        folder, self._topic = topic
+        self._client = shmq.connect(folder)
+        self._producer = self._client.producer()
+
+    def send(self, body: Body) -> None:
+        self._producer.send(self._topic, body, timeout=TIMEOUT_S)
+
+    def put(self, body: Body) -> None:
+        self._producer.send_oneway(self._topic, body, timeout=TIMEOUT_S)
+
+    def put_many(self, bodies: Sequence[Body]) -> None:
+        self._producer.send_many(self._topic, bodies, timeout=TIMEOUT_S)
+
+    def flush(self) -> None:
+        self._producer.drain(TIMEOUT_S)
+
+    def put_repeatedly(self, body: Body, count: int) -> None:
+        send, topic = self._producer.send_oneway, self._topic
+        for _ in range(count):
+            send(topic, body, timeout=TIMEOUT_S)
+        self.flush()
+
+    def close(self) -> None:
+        self._producer.close()
+        self._client.close()
+
+
+class ShmqConsumer(Consumer):
+    def __init__(self, topic: Topic, group: int) -> None:
+        folder, name = topic
+        self._client = shmq.connect(folder)
+        self._consumer = self._client.consumer(name, f"group-{group}")
+        self._ahead: list[shmq.Message] = []
+
+    def receive(self, max_count: int, timeout_s: float) -> Sequence[Body]:
+        messages, self._ahead = self._ahead, []
+        if not messages:
+            messages = self._consumer.receive(max_count, timeout=timeout_s)
+        return [message.body for message in messages]
+
+    def complete(self) -> None:
+        # Asking for more settles what was handed out.
+        self._ahead = self._consumer.receive(RECEIVE_MAX, timeout=0.0)
+
+    def close(self) -> None:
+        self._consumer.close()
+        self._client.close()
+
+
+class Shmq(Peer):
+    NAME = "shmq"
+    SETTINGS: ClassVar = {
+        "server": "NameServer and one broker, defaults (ASYNC_FLUSH each 10 ms; SYNC_FLUSH)",
+        "put": "send_oneway, one call a message; drain at the end",
+        "batch": "send_many of 500",
+        "consumer": "receive(500) as Message objects, settled by the next call",
+    }
+
+    def version(self) -> str:
+        return version("shmq")
+
+    def start(self, folder: Path, *, is_flushed: bool) -> None:
+        level = "SYNC_FLUSH" if is_flushed else "ASYNC_FLUSH"
+        with settings(flush_disk_type=level):
+            self._client = shmq.local(folder)
+
+    def stop(self) -> None:
+        self._client.close()
+
+    def topic(self, name: str, *, members: int = 1, groups: int = 1) -> Topic:
+        self._client.create_topic(name, queues=1 if members == 1 else 2 * members)
+        return str(self._client.namesrv), name
+
+    @staticmethod
+    def producer(topic: Topic) -> Producer:
+        return ShmqProducer(topic)
+
+    @staticmethod
+    def consumer(topic: Topic, group: int) -> Consumer:
+        return ShmqConsumer(topic, group)
+
+
+PEER = Shmq

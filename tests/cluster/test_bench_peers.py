@@ -1,0 +1,100 @@
+"""bin/bench peers: shmq beside its peers; here beside the one that every machine has."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.repository import ROOT
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+def _bench(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "bench/peers.py", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_same_work_through_shmq_and_a_peer(tmp_path: Path):
+    out, docs = tmp_path / "figures.json", tmp_path / "table.md"
+    docs.write_text("a\n<!-- bin/bench peers writes from here -->\nold\n<!-- to here -->\nz\n")
+    done = _bench(
+        *("--quick", "--rounds", 1, "--only", "shmq,mp.Queue", "--rows", "start,sync,fanout"),
+        *("--json", "--out", out, "--table", docs),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert result == json.loads(done.stdout.splitlines()[-1])
+    assert result["missing"] == {}
+    figures = result["figures"]
+    assert figures.keys() == {
+        "start to first message, shmq",
+        "start to first message, mp.Queue",
+        "send, each waited for, 100B, shmq",
+        "batches 100B to 4 groups, shmq",
+        "batches 100B to 4 groups, mp.Queue",
+    }
+    theirs = figures["batches 100B to 4 groups, mp.Queue"]
+    ours = figures["batches 100B to 4 groups, shmq"]
+    assert theirs["shmq_is_better_by"] == pytest.approx(ours["median"] / theirs["median"])
+    slower = figures["start to first message, mp.Queue"]
+    faster = figures["start to first message, shmq"]
+    assert slower["shmq_is_better_by"] == pytest.approx(slower["median"] / faster["median"])
+    for peer in ("shmq", "mp.Queue"):
+        assert all(text in done.stdout for text in result["peers"][peer]["settings"].values())
+    before, *table, after = docs.read_text().splitlines()
+    assert (before, after) == ("a", "z")
+    assert "old" not in table
+    assert sum("| s |" in line or "| messages/s |" in line for line in table) == 3
+
+
+def test_what_cannot_be_had_is_named(tmp_path: Path):
+    done = _bench(
+        *("--only", "redis,zeromq", "--rounds", 1, "--json"),
+        XDG_CACHE_HOME=str(tmp_path),
+        PIP_NO_INDEX="1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "redis: left out: " in done.stdout
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["missing"].keys() == {"redis", "zeromq"}
+    assert result["figures"] == {}
+    assert [path for path in tmp_path.glob("shmq/peers/*") if path.is_dir()] == []
+
+
+@pytest.mark.parametrize("option", ["rows", "only"])
+def test_unknown_row_or_peer_is_named(option: str):
+    done = _bench(f"--{option}", "nothing")
+    assert done.returncode == 2
+    assert "nothing; there are " in done.stderr
+
+
+def test_message_that_is_lost_fails_the_run(tmp_path: Path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import multiprocessing.queues as queues\n"
+        "put, count = queues.Queue.put, 0\n"
+        "def lossy(self, *args, **kwargs):\n"
+        "    global count\n"
+        "    count += 1\n"
+        "    if count != 3:\n"
+        "        put(self, *args, **kwargs)\n"
+        "queues.Queue.put = lossy\n"
+    )
+    done = _bench(
+        *("--quick", "--rounds", 1, "--only", "mp.Queue", "--rows", "fanout", "--json"),
+        PYTHONPATH=str(tmp_path),
+    )
+    assert done.returncode == 1
+    (failed,) = json.loads(done.stdout.splitlines()[-1])["failed"]
+    assert (failed["peer"], failed["row"]) == ("mp.Queue", "fanout")
+    assert failed["reason"].startswith("15 of 16 came")
