@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from shmq.store.expire import ExpiredFile
     from shmq.store.queues import QueueHandle
     from shmq.store.replica import LogBegin
+    from shmq.store.stopped_log import StoppedLog
 
 __all__ = ["Broker"]
 
@@ -116,6 +117,7 @@ class Broker:
         is_unclean: serve what our own log has where the last master's memory is not for our files.
         on_told: called in the loop's thread when it is told to change its role.
         begin: where the log of a slave begins that has none.
+        stopped: what the slave's store was that this process had until now.
         on_cut: called in the loop's thread where a slave's log must be cut: once it is closed.
     """
 
@@ -129,6 +131,7 @@ class Broker:
         is_unclean: bool = False,
         begin: LogBegin | None = None,
         on_cut: Callable[[CutPlan], None] = lambda _plan: None,
+        stopped: StoppedLog | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.config = config
@@ -137,10 +140,15 @@ class Broker:
         self._master_epoch = master_epoch
         self._is_unclean = is_unclean
         self._begin = begin
+        self._stopped = stopped
         self.on_told = on_told
         self.on_cut = on_cut
         self.hands_over = False
         """It stops for another member to go on: its memory stays."""
+        self.succeeds = False
+        """A slave that stops to become master itself."""
+        self.stopped_log: StoppedLog | None = None
+        """What it hands on then; whoever takes it releases it."""
         self.phase = Phase.STARTING
         self.problem: str | None = None
         """What a person should know of, in one line."""
@@ -215,6 +223,7 @@ class Broker:
             is_unclean=self._is_unclean,
             is_slave=self.is_slave,
             begin=self._begin,
+            stopped=self._stopped,
         )
         self.store.open()
         self.cuts = CutSettler(config.store_path)
@@ -421,7 +430,7 @@ class Broker:
         elif not keep_memory and self.config.keep_memory is KeepMemory.ATTACHED:
             keep_memory = self.store.sessions.is_needed
         try:
-            self.store.stop(keep_memory=keep_memory)
+            self.stopped_log = self.store.stop(keep_memory=keep_memory, succeeds=self.succeeds)
         except FlushFailedError as error:
             _log.error("stopped with what the disk refused still in memory: %s", error)
             return

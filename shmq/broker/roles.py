@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from shmq.config import BrokerConfig
     from shmq.store.cuts import CutPlan
     from shmq.store.replica import LogBegin
+    from shmq.store.stopped_log import StoppedLog
 
 __all__ = ["Member"]
 
@@ -48,6 +49,8 @@ _SLAVE_RETRY_S = 1.0
 """Between two attempts to be a slave, where the store cannot be opened."""
 _FAILURES = (ShmqError, OSError)
 """What a change of role may fail by; OSError: the kernel, and an event loop that did not answer."""
+_RELEASE_S = 1.0
+"""After a promotion: clients that come back have the processors before the slave's memory has."""
 _MASTERSHIP_TIMEOUT_MS = 10_000
 """How long a promotion waits for a master that was told to hand over: for its last flush."""
 
@@ -87,6 +90,8 @@ class Member:
         self._mastership: Mastership | None = None
         self._folder: Path
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
+        self._stopped: StoppedLog | None = None
+        """Of the slave that this was, until it is released."""
         self._changing = threading.Lock()
         """Held while a role begins or ends."""
         self._thread = threading.Thread(target=self._run, name="shmq-roles", daemon=True)
@@ -155,7 +160,14 @@ class Member:
         self._changes.put(_Change(is_master, master_epoch, is_unclean))
 
     def _run(self) -> None:
-        while (change := self._changes.get()) is not None:  # until the service stops
+        while True:  # until the service stops
+            try:
+                change = self._changes.get(timeout=_RELEASE_S if self._stopped else None)
+            except queue.Empty:
+                self._release_stopped()
+                continue
+            if change is None:
+                break
             try:
                 with self._changing:
                     self._change(change)
@@ -169,8 +181,10 @@ class Member:
         if change.is_master and self._mastership is None:
             # First, and while we still answer: it is refused as long as the last master lives.
             mastership = Mastership.take(self._folder, timeout_ms=_MASTERSHIP_TIMEOUT_MS)
-            self._end_current()
+            if isinstance(self._current, Broker):
+                self._current.succeeds = True
             try:
+                self._end_current()
                 self._begin_broker(mastership, change)
             except _FAILURES:
                 self._end_current()
@@ -208,6 +222,7 @@ class Member:
             master_epoch=change.master_epoch,
             is_unclean=change.is_unclean,
             on_told=self.tell,
+            stopped=self._stopped,
         )
         broker.start()
         _log.info("master epoch=%d", broker.store.master_epoch)
@@ -248,12 +263,24 @@ class Member:
         standby.start()
         _log.info("standby: waits to be told to become master")
 
+    def _release_stopped(self) -> None:
+        """Remove the memory of the slave that this was, where that is still to be done."""
+        stopped, self._stopped = self._stopped, None
+        if stopped is not None:
+            try:
+                stopped.release()
+            except ShmqError as error:
+                _log.warning("memory of the slave that this was stays for now: %s", error)
+
     def _end_current(self) -> None:
         current, self._current = self._current, None
         mastership, self._mastership = self._mastership, None
+        self._release_stopped()
         try:
             if current is not None:
                 current.stop()
+                if isinstance(current, Broker):
+                    self._stopped = current.stopped_log
         finally:
             if mastership is not None:
                 mastership.release()

@@ -221,7 +221,8 @@ class ScheduleService:
                 self._cover_by_wall(level, end, now_ns)
             self._marks.cover(level, end, now_ns)
             self._marks.forget(level, self._next[level])
-        self._save_marks()
+        self._are_marks_changed = True
+        self._marks_due_ns = now_ns  # the thread's first deed: clients of a successor wait now
         left = sum(self._marks.covered(level) - at for level, at in self._next.items())
         _log.info(
             "schedule levels=%d waiting=%d same_boot=%s foreign=%s",

@@ -29,6 +29,8 @@ _TOLD_NS: Final = 10_000_000_000
 """For a member that was told: to adopt memory, or to recover from files at the latest."""
 _HANDED_OVER_NS: Final = 3_000_000_000
 """For a person's switch-over, in which for a moment nobody is master."""
+_UNDISTURBED_NS: Final = 1_000_000_000
+"""For a member that goes on with a dead one's memory; most often it needs a tenth of that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ class Election:
         self._since_ns: int | None = None
         self._told_id: int | None = None
         self._told_ns = 0
+        self._successor_id: int | None = None
 
     def master_ended(self) -> None:
         """The process that was master ended: nobody is, whatever was planned."""
@@ -100,4 +103,14 @@ class Election:
         if chosen.has_failed and self._told_id is not None and now_ns - self._told_ns < _TOLD_NS:
             return None  # all have: they are told again now and then
         self._told_id, self._told_ns = chosen.broker_id, now_ns
+        self._successor_id = chosen.broker_id if has_memory else None
         return chosen
+
+    def is_succession(self, members: Sequence[Candidate], *, now_ns: int) -> bool:
+        """Whether one has just been told to go on with memory, and may be about it: clients wait
+        for that, and what else is started takes the processors from it.
+        """
+        return now_ns - self._told_ns < _UNDISTURBED_NS and any(
+            member.broker_id == self._successor_id and member.is_alive and not member.has_failed
+            for member in members
+        )

@@ -233,7 +233,8 @@ class Supervisor:
         action = ward.watch.tick(self._now_ns())
         match action:
             case Action.START:
-                self._start(ward)
+                if not self._is_succession(ward.broker.broker_name):
+                    self._start(ward)
             case Action.FENCE:
                 problem = (ward.probe and ward.probe.problem) or "no sign of life"
                 self._kill(ward, f"it hangs: {problem}")
@@ -245,7 +246,7 @@ class Supervisor:
         if self._waves is not None:
             return
         for name, election in self._elections.items():
-            wards = [ward for ward in self._wards if ward.broker.broker_name == name]
+            wards = self._members(name)
             members = [_candidate(ward) for ward in wards]
             has_master = any(member.is_alive and member.is_master for member in members)
             chosen = election.decide(
@@ -258,6 +259,15 @@ class Supervisor:
                 task = self._loop.create_task(self._tell_master(ward))
                 self._telling.add(task)
                 task.add_done_callback(self._telling.discard)
+
+    def _members(self, broker_name: str) -> list[_Ward]:
+        return [ward for ward in self._wards if ward.broker.broker_name == broker_name]
+
+    def _is_succession(self, broker_name: str) -> bool:
+        """Whether a member of a replica set is just taking a dead one's place."""
+        election = self._elections.get(broker_name)
+        candidates = [_candidate(ward) for ward in self._members(broker_name)]
+        return election is not None and election.is_succession(candidates, now_ns=self._now_ns())
 
     def _has_memory(self, broker_name: str) -> bool:
         """Whether the last master of a broker_name left its memory, and it is still there."""

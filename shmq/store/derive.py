@@ -15,6 +15,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from shmq.errors import ShmqError
+from shmq.store.consume_queue_files import load_floors
+from shmq.store.recovery import QueueRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
@@ -125,6 +127,17 @@ class DeriveService:
         """Remember how far queues were of which no message is kept; as ConsumeQueueFiles does."""
         with self._lock:
             self._files.raise_floors(ends)
+
+    def cold_queues(self) -> dict[QueueKey, QueueRange]:
+        """As recovery finds them: RecoveredLog.cold_queues.
+
+        Raises:
+            StoreCorruptError, StoreError: the list of what retention took cannot be read.
+        """
+        with self._lock:
+            floors = load_floors(self._files.floors_path)
+            found = {key: QueueRange(end, end) for key, end in floors.items()}
+            return found | {key: QueueRange(low, high) for key, low, high in self._files.queues()}
 
     def expire(self, file_position: int) -> None:
         """Remove everything that is derived from the oldest log file. Here goes whatever else there

@@ -10,6 +10,7 @@ leaves nothing behind.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ class StoreMemory:
         self._next_hot = 0
         self._master_epoch = 0
         self._lock = threading.Lock()
+        self._is_handed_on = False
         self.control: core.Mapping
         self.topics: core.Mapping
         self.arena: core.Mapping
@@ -450,8 +452,19 @@ class StoreMemory:
         for name in reaper.sweep(self._mark, keep=keep):
             _log.info("swept object=%s", name)
 
+    def hand_on(self, path: Path) -> StoreMemory:
+        """Itself for another owner, who closes it: `close` here does nothing from now on. The list
+        of its objects goes to `path`: they are not this store's any more.
+        """
+        other = copy.copy(self)
+        self._path.rename(path)
+        self._is_handed_on = True
+        return other
+
     def close(self) -> None:
         """Unmap and close; the objects stay for a successor."""
+        if self._is_handed_on:
+            return
         for mapping in (
             getattr(self, "control", None),
             getattr(self, "topics", None),

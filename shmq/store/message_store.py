@@ -71,6 +71,7 @@ from shmq.store.retention import Retention
 from shmq.store.services import StoreService
 from shmq.store.sessions import Sessions
 from shmq.store.stats import Stats
+from shmq.store.stopped_log import LogPrefix, StoppedLog, leaving_path, remove_leaving
 from shmq.store.store_lock import StoreLock
 from shmq.store.succession import check_frames, check_prefix
 from shmq.topic import SCHEDULE_TOPIC
@@ -141,6 +142,7 @@ class MessageStore:
         is_unclean: bool = False,
         is_slave: bool = False,
         begin: LogBegin | None = None,
+        stopped: StoppedLog | None = None,
     ) -> None:
         """Nothing happens yet.
 
@@ -157,8 +159,10 @@ class MessageStore:
             on_expired: called with each file that retention took, in its thread; must not wait.
             is_slave: it takes no message, it copies a master's log (`follow`).
             begin: where the log of a slave begins if it has none.
+            stopped: what the slave's store was that this process had on the same files until now.
         """
         self.config = config
+        self._stopped = stopped
         self._is_slave = is_slave
         self._begin = begin
         self._clock = clock
@@ -214,6 +218,8 @@ class MessageStore:
             self._positions_path = positions.positions_path(config.store_path)
             if self._mastership is not None and self._mastership.record is None:
                 self._refuse_second_master()
+            if self._stopped is None:
+                self._remove_leaving()
             self.predecessor_path = self._find_predecessor()
             finish_cuts(config.store_path)
             self.epochs = EpochFile.load(config.store_path)
@@ -256,6 +262,13 @@ class MessageStore:
                 " though its lock is free: was it deleted?",
                 hint="that process makes its lock again or ends, within a second: try again then",
             )
+
+    def _remove_leaving(self) -> None:
+        """Remove what a slave left that became master and was killed at once."""
+        try:
+            remove_leaving(leaving_path(self.config.store_path), self._runtime_path)
+        except ShmError as error:
+            _log.warning("memory that nobody needs stays, for shmq shm clean: %s", error)
 
     def _find_predecessor(self) -> Path | None:
         record = self._mastership.record if self._mastership is not None else None
@@ -372,11 +385,11 @@ class MessageStore:
                     self._discard(manifest)
                 return False
             mine.callback(memory.close)
-            recovered = None
+            prefix = None
             is_ours = not is_inherited and memory.files_owner == self.config.broker_id
             if not is_ours:
-                recovered = self._prefix_of(memory)
-                if recovered is None:
+                prefix = self._prefix_of(memory)
+                if prefix is None:
                     if not is_inherited:
                         self._manifest_path.unlink()  # the list alone: the memory is another's
                     return False
@@ -386,7 +399,7 @@ class MessageStore:
             self._declare(epoch)
             memory.take(master_epoch=epoch)
             try:
-                self._adopt_log(memory, mine, recovered)
+                self._adopt_log(memory, mine, prefix)
             except StoreCorruptError as error:
                 _log.error("memory is damaged, its log goes to the files as it is: %s", error)
                 begin, end = self._salvage(memory)
@@ -399,7 +412,7 @@ class MessageStore:
             undo.push(mine.pop_all())
             return True
 
-    def _prefix_of(self, memory: StoreMemory) -> RecoveredLog | None:
+    def _prefix_of(self, memory: StoreMemory) -> LogPrefix | None:
         """Our files, where the log goes on in memory that another member flushed last; None: it
         does not, or this store is not to be master.
         """
@@ -408,17 +421,23 @@ class MessageStore:
             return None
         size = memory.manifest.file_size_bytes
         files = LogFiles(self.config.store_path, size)
-        files.make_folders()
-        recovered = recover_files(
-            self.config.store_path, size, delay_levels_ms=self.config.delay_levels_ms
-        )
-        recovered.consume_queues.close()
+        if self._stopped is not None and self._stopped.holds(self._positions_path):
+            prefix = self._stopped.prefix
+        else:
+            files.make_folders()
+            recovered = recover_files(
+                self.config.store_path, size, delay_levels_ms=self.config.delay_levels_ms
+            )
+            recovered.consume_queues.close()
+            prefix = LogPrefix(
+                recovered.end_position, recovered.min_position, recovered.cold_queues
+            )
         try:
-            check_prefix(memory, files, end_position=recovered.end_position)
+            check_prefix(memory, files, end_position=prefix.end_position)
         except (ShmError, StoreCorruptError) as error:
             _log.error("memory of the dead master is left alone: %s", error)
             return None
-        return recovered
+        return prefix
 
     def _next_epoch(self, memory_epoch: int, *, is_ours: bool) -> int:
         """Of this mastership: the last one goes on where we were master and have that memory."""
@@ -452,7 +471,7 @@ class MessageStore:
             mark.remove()
 
     def _adopt_log(
-        self, memory: StoreMemory, undo: contextlib.ExitStack, prefix: RecoveredLog | None
+        self, memory: StoreMemory, undo: contextlib.ExitStack, prefix: LogPrefix | None
     ) -> None:
         """Take over memory; `prefix`: our files, where another member's files were flushed to."""
         fields = read_ints(memory.control, "control_config", struct_size("segment_header"))
@@ -508,7 +527,7 @@ class MessageStore:
             len(lost),
         )
 
-    def _take_min(self, prefix: RecoveredLog) -> None:
+    def _take_min(self, prefix: LogPrefix) -> None:
         """What is kept of the log and its queues is what our files have, not the dead master's."""
         self._appender.set_min_position(prefix.min_position)
         for topic, queue_id, handle in self.queues:
@@ -881,12 +900,14 @@ class MessageStore:
         self._append.start()
         self.retention.start()
 
-    def stop(self, *, keep_memory: bool = False) -> None:
+    def stop(self, *, keep_memory: bool = False, succeeds: bool = False) -> StoppedLog | None:
         """Take nothing more, flush everything, release everything.
 
         Args:
             keep_memory: leave the shared memory to a successor, which adopts it and its sessions;
                 otherwise it is removed.
+            succeeds: a slave's, that becomes master in this process: what it knows is handed on
+                where that is all there is to know, and its memory with it, to be released later.
 
         Raises:
             FlushFailedError: the disk had refused; what was not flushed is in memory only, which
@@ -901,6 +922,7 @@ class MessageStore:
         if self._index is not None:
             self._index.stop()
         is_flushed = self.positions.flushed_position == self.positions.committed_position
+        stopped = None
         with contextlib.ExitStack() as undo:
             undo.push(self._undo)
             self._undo = contextlib.ExitStack()
@@ -908,10 +930,24 @@ class MessageStore:
             for session in self.sessions.live:
                 if not keep_memory:
                     self.sessions.close(session)
-        if is_flushed and not keep_memory:
+            if succeeds and is_flushed and self._failure is None and self._derive.failure is None:
+                stopped = self._hand_on()
+        if is_flushed and not keep_memory and stopped is None:
             self._drop_memory()
         if self._failure is not None:
             raise self._failure
+        return stopped
+
+    def _hand_on(self) -> StoppedLog:
+        now = self.positions
+        path = leaving_path(self.config.store_path)
+        return StoppedLog(
+            LogPrefix(now.committed_position, now.min_position, self._derive.cold_queues()),
+            sequence=self._saved.sequence,
+            memory=self._memory.hand_on(path),
+            leaving_path=path,
+            runtime_path=self._runtime_path,
+        )
 
     def _drop_memory(self) -> None:
         store = self._memory.store

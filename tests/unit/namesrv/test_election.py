@@ -92,3 +92,18 @@ def test_switch_over_by_hand_is_not_meddled_with() -> None:
     assert election.decide([ZERO, ONE], now_ns=S, has_memory=True) is None
     assert election.decide([ZERO, ONE], now_ns=3 * S, has_memory=True) is None
     assert election.decide([ZERO, ONE], now_ns=4 * S, has_memory=True) == ZERO
+
+
+def test_nobody_else_is_started_while_a_member_goes_on_with_memory() -> None:
+    election = Election()
+    assert not election.is_succession([ZERO, ONE], now_ns=0)
+    election.master_ended()
+    assert election.decide([DEAD, ONE], now_ns=5 * S, has_memory=True) == ONE
+    assert election.is_succession([DEAD, ONE], now_ns=6 * S - 1)
+    assert election.is_succession([DEAD, replace(ONE, is_master=True)], now_ns=6 * S - 1)
+    assert not election.is_succession([DEAD, ONE], now_ns=6 * S)
+    for over in (replace(ONE, has_failed=True), replace(ONE, is_alive=False)):
+        assert not election.is_succession([DEAD, over], now_ns=6 * S - 1)
+    other = Election()
+    assert other.decide([ZERO, ONE], now_ns=0, has_memory=False) == ZERO
+    assert not other.is_succession([ZERO, ONE], now_ns=1)
