@@ -11,7 +11,9 @@ import pytest
 
 import shmq
 from shmq.store.cuts import CutList
-from tests.cluster.test_slave import Pair
+from tests.cluster.test_slave import Pair, check_equal_logs
+from tests.cluster.test_slave_behind import said
+from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 
 if TYPE_CHECKING:
@@ -69,18 +71,15 @@ class ParentedPair(Pair):
                 for message in pull.pull(queue, 0).messages
             )
 
-    def check_equal(self) -> None:
-        """Both logs are equal byte for byte, once both have ended."""
+    def check_equal(self, *others: BrokerProcess) -> None:
+        """All logs are equal byte for byte, once all have ended."""
         end = self.slave.status()["committedPosition"]
-        wait_for(lambda: self.master.status().get("committedPosition") == end, "the old master")
-        self.master.stop()
-        self.slave.stop()
-        logs = [
-            b"".join(path.read_bytes() for path in sorted((store / "commitlog").iterdir()))
-            for store in (self.master.store_path, self.slave.store_path)
-        ]
-        assert logs[0][:end] == logs[1][:end]
-        assert not any(logs[0][end:])
+        copies = (self.master, *others)
+        for broker in copies:
+            wait_for(lambda broker=broker: said(broker).get("committedPosition") == end, "a copy")
+        for broker in (*copies, self.slave):
+            broker.stop()
+        check_equal_logs(end, self.slave, *copies)
 
 
 @pytest.fixture
@@ -162,3 +161,30 @@ def test_what_cannot_be_appended_again_is_counted_and_said(
     assert "cut settled" in pair.master.log
     assert "lost=2" in pair.master.log
     pair.check_equal()
+
+
+def test_members_that_are_ahead_old_and_empty_end_equal(pair: ParentedPair, tmp_path: Path) -> None:
+    def member(number: int) -> BrokerProcess:
+        folder = tmp_path / f"member-{number}"
+        folder.mkdir()
+        return BrokerProcess(
+            folder,
+            pair.master.cluster_name,
+            name=pair.master.name,
+            broker_id=number,
+            runtime=pair.cluster.runtime,
+            broker_role="SLAVE",
+        )
+
+    pair.begin()
+    with member(2) as old:
+        pair.await_in_sync(2)
+        old.stop()
+        pair.part(("alone",), ("after",))
+        with member(3) as empty:
+            old.restart()
+            pair.master.restart()
+            wait_for(lambda: pair.ha_status(pair.slave)["inSyncSlaveNums"] == 3, "all of them")
+            assert settled(pair)["cutResentTotal"] == 1
+            assert pair.bodies() == ["after", "alone", "both"]
+            pair.check_equal(old, empty)

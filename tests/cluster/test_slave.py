@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.cluster
+
+
+def log_of(store_path: Path) -> bytes:
+    """The whole log of a store that begins at 0, with what was made ready ahead."""
+    return b"".join(path.read_bytes() for path in sorted((store_path / "commitlog").iterdir()))
+
+
+def check_equal_logs(end: int, *brokers: BrokerProcess) -> None:
+    """Brokers that have ended have the same log, byte for byte, and nothing behind `end`."""
+    first, *others = (log_of(broker.store_path) for broker in brokers)
+    assert not any(first[end:])
+    for other in others:
+        assert other[:end] == first[:end]
+        assert not any(other[end:])
 
 
 class Pair:
@@ -104,9 +119,7 @@ def test_slave_copies_messages_topics_groups_and_offsets_and_comes_back(pair: Pa
     end = pair.master.status()["committedPosition"]
     pair.slave.stop()
     pair.cluster.brokers[0].stop()
-    theirs = (pair.master.store_path / "commitlog/00000000000000000000").read_bytes()
-    ours = (pair.slave.store_path / "commitlog/00000000000000000000").read_bytes()
-    assert ours[:end] == theirs[:end]
+    check_equal_logs(end, pair.master, pair.slave)
     bodies = {frame.body for frame in decode_commit_log(pair.slave.store_path / "commitlog")}
     assert {str(number).encode() for number in range(300)} <= bodies
 
@@ -158,3 +171,55 @@ def test_sync_master_waits_for_its_slave_and_says_what_it_did_not_get(sync_pair:
         pair.slave.restart()
         pair.await_in_sync()
         assert producer.send("safe", b"again").send_status is SendStatus.SEND_OK
+
+
+def test_slave_that_was_stopped_while_files_left_memory_reads_them_and_ends_equal(
+    pair: Pair,
+) -> None:
+    """Memory is not kept for a slave that does not run: it copies from the files instead."""
+    body = bytes(range(256)) * 256
+    with pair.cluster.connect() as client:
+        client.create_topic("t", queues=1)
+        producer = client.producer()
+        producer.send("t", body)
+        pair.await_equal()
+        pair.slave.process.send_signal(signal.SIGSTOP)
+        hot_bytes = 3 * (8 << 20)
+        for _ in range(3 * hot_bytes // len(body)):
+            assert producer.send("t", body).send_status is SendStatus.SEND_OK
+        master = pair.master.connect()
+        info = master.call(Command(RequestCode.GET_BROKER_RUNTIME_INFO), timeout_s=30.0).json()
+        master.close()
+        assert int(info["table"]["commitLogHotMinOffset"]) > hot_bytes
+        pair.slave.process.send_signal(signal.SIGCONT)
+        for _ in range(200):
+            producer.send("t", body)
+        pair.await_in_sync()
+        pair.await_equal()
+    end = pair.master.status()["committedPosition"]
+    pair.slave.stop()
+    pair.master.stop()
+    check_equal_logs(end, pair.master, pair.slave)
+
+
+def test_slave_that_is_stopped_leaves_the_sync_state_set_and_comes_back(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    """Nobody waits for it for ever."""
+    settings = {"slave_timeout_ms": "200", "ha_max_time_slave_not_catchup_ms": "1000"}
+    for pair in start(tmp_path, cluster_name, broker_role="SYNC_MASTER", **settings):
+        with pair.cluster.connect() as client:
+            client.create_topic("t", queues=1)
+            producer = client.producer()
+            assert producer.send("t", b"first").send_status is SendStatus.SEND_OK
+            pair.slave.process.send_signal(signal.SIGSTOP)
+            seen = []
+            while not seen or seen[-1] is not SendStatus.SLAVE_NOT_AVAILABLE:
+                seen.append(producer.send("t", b"x").send_status)
+            # The one that waits while the slave leaves is released, as in RocketMQ.
+            assert set(seen[:-2]) == {SendStatus.FLUSH_SLAVE_TIMEOUT}
+            assert seen[-2] in (SendStatus.FLUSH_SLAVE_TIMEOUT, SendStatus.SEND_OK)
+            assert pair.ha_status()["inSyncSlaveNums"] == 0
+            pair.slave.process.send_signal(signal.SIGCONT)
+            pair.await_in_sync()
+            assert producer.send("t", b"last").send_status is SendStatus.SEND_OK
