@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
 
 from shmq.errors import ConfigError, ShmqError
 from shmq.status import BrokerRole, FlushDiskType
+from shmq.topic import BROKER_ID_MAX
 
 __all__ = [
     "AUTO",
@@ -110,7 +111,7 @@ class StoreConfig:
     """Cluster of the broker, part of segment names. RocketMQ's default."""
     broker_name: str = _setting("broker-a", rocketmq=("brokerName",))
     """Name that master and slaves share. The name in RocketMQ's shipped configuration."""
-    broker_id: int = _setting(0, rocketmq=("brokerId",), least=0, most=1_000_000)
+    broker_id: int = _setting(0, rocketmq=("brokerId",), least=0, most=BROKER_ID_MAX)
     """0 is the master, others are slaves."""
     broker_ip: str = _setting("127.0.0.1", rocketmq=("brokerIP1",))
     """IPv4 address written as storeHost into every record, so that a real broker that takes over
@@ -353,6 +354,14 @@ class BrokerConfig(StoreConfig):
     slave_sync_interval_ms: int = _setting(3_000, least=100, most=600_000)
     """Milliseconds between two looks of a slave for changed topics, groups and offsets of its
     master. RocketMQ's interval."""
+    slave_read_enable: bool = _setting(False, rocketmq=("slaveReadEnable",))
+    """Slave: whether consumers may read from it. Master: whether it sends consumers that are far
+    behind to a slave. RocketMQ's default."""
+    access_message_in_memory_max_ratio: int = _setting(
+        40, rocketmq=("accessMessageInMemoryMaxRatio",), least=0, most=100
+    )
+    """Percent of the host's memory that a consumer of files may be behind before it is sent to a
+    slave. RocketMQ's default: what is newer is likely still in the page cache."""
 
     acl_file: Path | None = _setting(None)
     """The rules of who may do what (docs/operate/rights.md), read again when they change. None:

@@ -19,6 +19,7 @@ from shmq.status import FlushDiskType
 
 __all__ = [
     "AUTO_CREATE_TOPIC",
+    "BROKER_ID_MAX",
     "BrokerData",
     "DLQ_PREFIX",
     "FLUSH_DISK_TYPE_ATTRIBUTE",
@@ -47,6 +48,8 @@ TOPIC_LENGTH_MAX = 127
 """Characters of a user's topic; more need a V2 record (RocketMQ TopicValidator)."""
 TOPIC_LENGTH_MAX_INTERNAL = 255
 """Characters of a retry or dead letter topic: the prefix and the group."""
+BROKER_ID_MAX = 1_000_000
+"""Of the members of a replica set."""
 QUEUE_NUMS_MAX = 65_535
 """Queues of a topic on one broker, at most."""
 NAME_CHARACTERS = re.compile(r"[%|a-zA-Z0-9_-]+")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from shmq.acl import AclFile
 from shmq.broker.claims import ClaimedQueue, ClaimTable
 from shmq.broker.client_registry import Client, ClientRegistry
-from shmq.broker.consumer_offsets import OffsetTable
+from shmq.broker.consumer_offsets import OffsetTable, load_reports
 from shmq.broker.enforcement import Enforcement
 from shmq.broker.expired_unread import ExpiredUnread
 from shmq.broker.ha_client import HAClient
@@ -41,6 +41,7 @@ from shmq.broker.retries import RetryService
 from shmq.broker.rights import Rights
 from shmq.broker.schedule import ScheduleService
 from shmq.broker.sessions import ClientSession, SessionTable
+from shmq.broker.slave_reads import SlaveReads
 from shmq.broker.stats import StatsService
 from shmq.broker.subscription_groups import GroupTable
 from shmq.broker.topics import TopicTable
@@ -160,6 +161,7 @@ class Broker:
         self.expired_unread: ExpiredUnread
         self.sessions: SessionTable
         self.rights = Rights(None, config.broker_name)
+        self.slave_reads: SlaveReads
         self.owners: OwnerTable
         self.quotas: Quotas
         self._enforcement: Enforcement | None = None
@@ -251,15 +253,17 @@ class Broker:
 
     def _load(self) -> None:
         """Read config/ and bring memory in line with it. No message comes yet."""
+        files = ConfigFiles(self.store.config.store_path)
+        reports = load_reports(files)
         if self.store.predecessor_path is not None:
             take_newer(self.store.predecessor_path, self.store.config.store_path)
-        files = ConfigFiles(self.store.config.store_path)
         is_copy = self.is_slave
         self.offsets = OffsetTable(self.store, files, self.clock, is_copy=is_copy)
         self.groups = GroupTable(files, self.config, self.clock, is_copy=is_copy)
         self.topics = TopicTable(self.store, files, self.config, self.clock, is_copy=is_copy)
-        unknown_ends = self.offsets.load()
+        unknown_ends = self.offsets.load(reports)
         self.groups.load()
+        self.slave_reads = SlaveReads(self.store, self.groups, self.config)
         self.topics.load(unknown_ends)
         self.owners = OwnerTable(self.store.config.store_path)
         groups = self.groups.configs
@@ -597,6 +601,18 @@ class Broker:
                 "message and changes nothing; ask the master of that name"
             )
 
+    def require_readable(self) -> None:
+        """Return if consumers are served here.
+
+        Raises:
+            ServiceNotAvailableError: it is a slave, and they are not to read from it.
+        """
+        if self.is_slave and not self.config.slave_read_enable:
+            raise ServiceNotAvailableError(
+                f"broker {self.config.broker_name}:{self.config.broker_id} is a slave, and "
+                "slaveReadEnable is false: consumers read from the master of that name"
+            )
+
     async def copy_delays(self, marks: object, wanted: DelayOffsets) -> None:
         """Write down how far the master's delay levels are, and since when their messages wait,
         where that is news: a slave that becomes master goes on.
@@ -726,6 +742,7 @@ class Broker:
             "commitLogHotMinOffset": now.hot_min_position,
             "commitLogMaxOffset": now.committed_position,
             "indexBehindFiles": self.store.index_waiting_count,
+            "coldReadsTotal": self.slave_reads.read_count,
             "flushBehindBytes": now.committed_position - now.flushed_position,
             "sessionCount": len(self.sessions),
             "clientCount": len(self.registry),

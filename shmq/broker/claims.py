@@ -55,7 +55,8 @@ class Claim:
     handle: QueueHandle
     """Of the queue."""
     is_resumed: bool = False
-    """From before a restart: counts only forward of what was stored."""
+    """Begun further back than what is stored, by a restart or a slave's report: counts only
+    forward of that."""
     refused_count: int = 0
     """Reports that were out of range."""
 

@@ -7,10 +7,13 @@ that a power cut takes is not one that counts as consumed.
 
 Beside RocketMQ's table the file holds a key of ours that RocketMQ passes over:
 
-    "shmqClaims": {"next": number, "claims": {"topic@group": {queueId: claim}}}
+    "shmqClaims": {"next": number, "claims": {"topic@group": {queueId: claim}}, "resets": likewise}
 
 the claim that was current when the offset was written, so that a consumer which slept through a
-restart cannot take up an older one, and a bound above all claim numbers given out.
+restart cannot take up an older one, and a bound above all claim numbers given out. "resets" are
+those of them that a person took to set the offset, and "reports" what consumers said to a slave
+and its master has not heard: {"next": the master's bound then, "offsets": {"topic@group": {...}}}.
+A report never moves an offset back, and counts for nothing where a person has set it since.
 
 The loop's thread owns it (`load` runs before there is a loop). May fail: what writing may raise.
 """
@@ -20,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.errors import ConfigError, SystemBusyError
 from shmq.json_fields import Fields
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from shmq.clock import Clock
     from shmq.store.message_store import MessageStore
 
-__all__ = ["OffsetTable"]
+__all__ = ["OffsetTable", "Reports", "load_reports"]
 
 _log = logging.getLogger("shmq.broker")
 
@@ -52,6 +55,35 @@ _FLUSH_LOOK_S = 0.01
 """Between two looks whether the flusher has come far enough: its own interval."""
 
 
+class Reports(NamedTuple):
+    """What consumers said to a slave, and its master has not heard."""
+
+    copied_claim: int
+    """The master's next claim number when the slave copied its offsets last."""
+    offsets: Mapping[str, Mapping[int, int]]
+    """By topic@group and queue_id."""
+
+
+_NO_REPORTS = Reports(0, {})
+
+
+def load_reports(files: ConfigFiles) -> Reports:
+    """The reports in a store's consumerOffset.json; none where it cannot be read. Blocks."""
+    try:
+        claims = files.load_consumer_offsets().other.get(_CLAIMS_KEY)
+        reports = claims.get("reports") if isinstance(claims, Mapping) else None
+        if not isinstance(reports, Mapping):
+            return _NO_REPORTS
+        take = Fields(reports, what=f"{_CLAIMS_KEY}: reports")
+        offsets = reports.get("offsets")
+        return Reports(
+            take.number("next", 0), _numbers(offsets) if isinstance(offsets, Mapping) else {}
+        )
+    except ConfigError as error:
+        _log.warning("reports of consumers do not count: %s", error)
+        return _NO_REPORTS
+
+
 class OffsetTable:
     """Consumer offsets of one broker, and the numbers of claims.
 
@@ -59,7 +91,8 @@ class OffsetTable:
         store: open.
         files: config/ of the store.
         clock: for dataVersion.
-        is_copy: a slave's: its dataVersion is that of the master's table it was copied from.
+        is_copy: a slave's: its dataVersion is that of the master's table it was copied from, and
+            what is committed here its master is to hear.
     """
 
     def __init__(
@@ -71,6 +104,9 @@ class OffsetTable:
         self._is_copy = is_copy
         self._offsets: dict[str, dict[int, int]] = {}
         self._claims: dict[str, dict[int, int]] = {}
+        self._resets: dict[str, dict[int, int]] = {}
+        self._reports: dict[str, dict[int, int]] = {}
+        self._copied_claim = 0
         self._topic_groups: dict[str, set[str]] = {}
         self._other: Mapping[str, object] = {}
         self._next_claim = 1
@@ -82,8 +118,12 @@ class OffsetTable:
 
     # ---- opening -----------------------------------------------------------------------------
 
-    def load(self) -> dict[tuple[str, int], int]:
+    def load(self, reports: Reports = _NO_REPORTS) -> dict[tuple[str, int], int]:
         """Read the file and cut back what lies behind a queue's end. Blocks.
+
+        Args:
+            reports: what the file had, before a predecessor's took its place: a slave keeps them
+                for its master, a slave that is master now heeds them.
 
         Returns:
             where queues were that the log does not know (any more), by what was consumed of them.
@@ -113,9 +153,27 @@ class OffsetTable:
         self._load_claims(found.other.get(_CLAIMS_KEY))
         self._other = {key: value for key, value in found.other.items() if key != _CLAIMS_KEY}
         self.data_version = found.data_version
+        if self._is_copy:
+            self._copied_claim = reports.copied_claim
+            self._reports = {key: dict(queues) for key, queues in reports.offsets.items()}
+        else:
+            self._heed(reports, ends)
         self._claim_bound = self._next_claim + _CLAIM_NUMBERS_AHEAD
-        self._files.store(self._contents(self._offsets, self._claims))
+        self._files.store(self._contents(self._offsets, self._marks()))
         return {(queue.topic, queue.queue_id): end for queue, end in unknown.items()}
+
+    def _heed(self, reports: Reports, ends: Mapping[QueueKey, int]) -> None:
+        for key, queues in reports.offsets.items():
+            topic, group = split_offset_key(key) or ("", "")
+            for queue_id, consumer_offset in queues.items():
+                end = ends.get(QueueKey(topic, queue_id), 0)
+                self.advance(
+                    group,
+                    topic,
+                    queue_id,
+                    min(consumer_offset, end),
+                    copied_claim=reports.copied_claim,
+                )
 
     def _load_claims(self, data: object) -> None:
         if data is None:
@@ -125,10 +183,10 @@ class OffsetTable:
         self._next_claim = max(1, Fields(data, what=_CLAIMS_KEY).number("next", 1))
         claims = data.get("claims")
         if isinstance(claims, Mapping):
-            self._claims = {
-                key: numbers_by_number(f"{_CLAIMS_KEY}: {key}", queues)
-                for key, queues in claims.items()
-            }
+            self._claims = _numbers(claims)
+        resets = data.get("resets")
+        if isinstance(resets, Mapping):
+            self._resets = _numbers(resets)
 
     # ---- offsets -----------------------------------------------------------------------------
 
@@ -145,7 +203,17 @@ class OffsetTable:
             self._note(key)
         if queues.get(queue_id) != consumer_offset:
             queues[queue_id] = consumer_offset
+            if self._is_copy:
+                self._reports.setdefault(key, {})[queue_id] = consumer_offset
             self._is_changed = True
+
+    def reset(self, group: str, topic: str, queue_id: int, consumer_offset: int) -> None:
+        """Set it as a person wants it; the caller has checked its range. It has a claim number that
+        nobody has: whoever slept with an older one stays out, and so do reports from before.
+        """
+        number = self.new_claim(group, topic, queue_id)
+        self._resets.setdefault(offset_key(topic, group), {})[queue_id] = number
+        self.commit(group, topic, queue_id, consumer_offset)
 
     @property
     def table(self) -> Mapping[str, Mapping[int, int]]:
@@ -160,16 +228,58 @@ class OffsetTable:
     def copy(
         self, wanted: Mapping[str, Mapping[int, int]], version: DataVersion, *, next_claim: int
     ) -> None:
-        """Have the offsets of the master, and no other."""
+        """Have the offsets of the master, and no other but those that it has not heard yet."""
         self._next_claim = max(self._next_claim, next_claim)
-        if (self._offsets, self.data_version) == (wanted, version):
+        self._copied_claim = next_claim
+        offsets = {key: dict(queues) for key, queues in wanted.items()}
+        for key, queues in self._reports.items():
+            known = offsets.setdefault(key, {})
+            for queue_id, consumer_offset in queues.items():
+                known[queue_id] = max(consumer_offset, known.get(queue_id, 0))
+        if (self._offsets, self.data_version) == (offsets, version):
             return
         self.data_version = version
-        self._offsets = {key: dict(queues) for key, queues in wanted.items()}
+        self._offsets = offsets
         self._topic_groups = {}
         for key in self._offsets:
             self._note(key)
         self._is_changed = True
+
+    # ---- reports ---------------------------------------------------------------------------------
+
+    @property
+    def reports(self) -> Reports:
+        """What was committed at a slave and its master has not heard yet; as of now."""
+        offsets = {key: dict(queues) for key, queues in self._reports.items()}
+        return Reports(self._copied_claim, offsets)
+
+    def heard(self, reports: Mapping[str, Mapping[int, int]]) -> None:
+        """The master has heard these."""
+        for key, queues in reports.items():
+            kept = self._reports.get(key, {})
+            for queue_id, consumer_offset in queues.items():
+                if kept.get(queue_id) == consumer_offset:
+                    del kept[queue_id]
+            if not kept:
+                self._reports.pop(key, None)
+        self._is_changed = True
+
+    def advance(
+        self, group: str, topic: str, queue_id: int, consumer_offset: int, *, copied_claim: int
+    ) -> bool:
+        """Set it as a slave has heard it, which had our offsets as of `copied_claim`, unless it is
+        further, or was reset since; whether it was set. The caller has checked its range.
+        """
+        key = offset_key(topic, group)
+        if self._resets.get(key, {}).get(queue_id, -1) >= copied_claim:
+            return False
+        known = self.query(group, topic, queue_id)
+        if known is not None and known >= consumer_offset:
+            return False
+        self.commit(group, topic, queue_id, consumer_offset)
+        return True
+
+    # ---- topics and groups -----------------------------------------------------------------------
 
     def queues_of(self, group: str, topic: str) -> Mapping[int, int]:
         """All offsets of a group in a topic, by queue_id."""
@@ -197,6 +307,8 @@ class OffsetTable:
     def _forget(self, key: str) -> None:
         self._offsets.pop(key, None)
         self._claims.pop(key, None)
+        self._resets.pop(key, None)
+        self._reports.pop(key, None)
         self._is_changed = True
 
     def _note(self, key: str) -> None:
@@ -247,7 +359,7 @@ class OffsetTable:
                 return
             self._is_changed = False
             offsets = {key: dict(queues) for key, queues in self._offsets.items()}
-            claims = {key: dict(queues) for key, queues in self._claims.items()}
+            marks = self._marks()
             committed_position = self._store.positions.committed_position
             try:
                 while self._store.positions.flushed_position < committed_position:
@@ -255,7 +367,7 @@ class OffsetTable:
                         raise self._store.failure
                     await asyncio.sleep(_FLUSH_LOOK_S)  # the flusher comes, or fails for good
                 bound = self._next_claim + _CLAIM_NUMBERS_AHEAD
-                contents = self._contents(offsets, claims)
+                contents = self._contents(offsets, marks)
                 await asyncio.to_thread(self._files.store, contents)
                 self._claim_bound = bound
             except BaseException:
@@ -265,21 +377,39 @@ class OffsetTable:
     def save_flushed(self) -> None:
         """The same where the store has stopped and everything is flushed; no loop runs. Blocks."""
         if self._is_changed:
-            self._files.store(self._contents(self._offsets, self._claims))
+            self._files.store(self._contents(self._offsets, self._marks()))
             self._is_changed = False
 
+    def _marks(self) -> dict[str, object]:
+        """What goes with the offsets, as of now."""
+        reports = {"next": self._copied_claim, "offsets": _shown(self._reports)}
+        return {
+            "claims": _shown(self._claims),
+            "resets": _shown(self._resets),
+            **({"reports": reports} if self._reports else {}),
+        }
+
     def _contents(
-        self, offsets: Mapping[str, Mapping[int, int]], claims: Mapping[str, Mapping[int, int]]
+        self, offsets: Mapping[str, Mapping[int, int]], marks: Mapping[str, object]
     ) -> ConsumerOffsets:
         if not self._is_copy:
             self.data_version = self.data_version.following(wall_ms=self._clock.wall_ms())
         bound = self._next_claim + _CLAIM_NUMBERS_AHEAD
-        shown = {
-            key: {str(queue_id): number for queue_id, number in queues.items()}
-            for key, queues in claims.items()
-        }
         return ConsumerOffsets(
             data_version=self.data_version,
             offsets=offsets,
-            other={**self._other, _CLAIMS_KEY: {"next": bound, "claims": shown}},
+            other={**self._other, _CLAIMS_KEY: {"next": bound, **marks}},
         )
+
+
+def _shown(table: Mapping[str, Mapping[int, int]]) -> dict[str, dict[str, int]]:
+    return {
+        key: {str(queue_id): number for queue_id, number in queues.items()}
+        for key, queues in table.items()
+    }
+
+
+def _numbers(table: Mapping[str, object]) -> dict[str, dict[int, int]]:
+    return {
+        key: numbers_by_number(f"{_CLAIMS_KEY}: {key}", queues) for key, queues in table.items()
+    }

@@ -38,7 +38,7 @@ from shmq.subscription import SubscriptionGroupConfig
 from shmq.topic import TopicConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from shmq.broker.broker import Broker
     from shmq.config import BrokerConfig
@@ -58,6 +58,8 @@ _BACK_OFF_MAX_S: Final = 0.5
 _GATHER_S: Final = 0.02
 """After a notice that topics or groups changed: others that follow are copied with it."""
 _PAGE_COUNT: Final = 500
+_REPORT_COUNT: Final = 2_000
+"""Offsets of one request: names of the greatest length and they fit a frame."""
 _FD_COUNT: Final = 3
 """Descriptors that the answer to ATTACH_REPLICA brings: control, log, event."""
 
@@ -332,6 +334,7 @@ class HAClient:
             {name: SubscriptionGroupConfig.from_dict(_object(one)) for name, one in groups.items()},
             version,
         )
+        await self._report_offsets(client)
         offsets, version, last = await self._pages(
             client, RequestCode.GET_ALL_CONSUMER_OFFSET, "offsetTable"
         )
@@ -370,6 +373,26 @@ class HAClient:
             await asyncio.to_thread(store.take_queue_ends, ends)
         self._ends_known_from = take.number("minPosition")
 
+    async def _report_offsets(self, client: AsyncClient) -> None:
+        """Say what consumers reported here while there was no master."""
+        broker = self._broker
+        broker.claims.harvest()
+        reports = broker.offsets.reports
+        for part in _parts(reports.offsets):
+            table = {
+                key: {str(queue_id): offset for queue_id, offset in queues.items()}
+                for key, queues in part.items()
+            }
+            await client.call(
+                Command(
+                    RequestCode.MERGE_CONSUMER_OFFSETS,
+                    {"nextClaim": reports.copied_claim},
+                    orjson.dumps({"offsetTable": table}),
+                ),
+                timeout_s=_TIMEOUT_S,
+            )
+            broker.offsets.heard(part)
+
     async def _pages(
         self, client: AsyncClient, code: RequestCode, key: str
     ) -> tuple[Mapping[str, object], DataVersion, Command]:
@@ -388,6 +411,20 @@ class HAClient:
             if answer.fields().flag("isLast", True) or not page:
                 return found, version, answer
             after = max(page)
+
+
+def _parts(reports: Mapping[str, Mapping[int, int]]) -> Iterator[dict[str, dict[int, int]]]:
+    """In parts that a frame holds."""
+    items = [
+        (key, queue_id, offset)
+        for key, queues in reports.items()
+        for queue_id, offset in queues.items()
+    ]
+    for begin in range(0, len(items), _REPORT_COUNT):
+        part: dict[str, dict[int, int]] = {}
+        for key, queue_id, offset in items[begin : begin + _REPORT_COUNT]:
+            part.setdefault(key, {})[queue_id] = offset
+        yield part
 
 
 def facts_of(begin: Command) -> LogFacts:

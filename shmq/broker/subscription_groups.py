@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from shmq.errors import ConfigError, SubscriptionGroupNotExistError
 from shmq.store.config_files import ConfigFiles, DataVersion, SubscriptionGroups
 from shmq.subscription import SubscriptionGroupConfig, check_group, is_system_group
-from shmq.topic import QUEUE_NUMS_MAX
+from shmq.topic import BROKER_ID_MAX, QUEUE_NUMS_MAX
 
 from .saver import Saver
 
@@ -37,7 +37,8 @@ class GroupTable:
         files: config/ of the store.
         config: of the broker.
         clock: for dataVersion.
-        is_copy: a slave's: its dataVersion is that of the master's table it was copied from.
+        is_copy: a slave's: its dataVersion is that of the master's table it was copied from, and
+            groups are made by the master alone.
     """
 
     def __init__(
@@ -95,8 +96,21 @@ class GroupTable:
         """
         check_group(group)
         is_known = group in self._groups or is_system_group(group)
-        if not is_known and self._config.auto_create_subscription_group:
+        makes = self._config.auto_create_subscription_group and not self._is_copy
+        if not is_known and makes:
             await self.update(SubscriptionGroupConfig(group_name=group))
+        return self.of_member(group)
+
+    def of_member(self, group: str) -> SubscriptionGroupConfig:
+        """What holds for a member of a group. A slave takes a group that it does not know for one
+        that its master will make.
+
+        Raises:
+            SubscriptionGroupNotExistError: there is no such group.
+        """
+        is_copied = group in self._groups or not self._config.auto_create_subscription_group
+        if self._is_copy and not is_copied:
+            return SubscriptionGroupConfig(group_name=group)
         return self.find(group)
 
     async def update(self, wanted: SubscriptionGroupConfig) -> None:
@@ -148,13 +162,6 @@ class GroupTable:
 
 
 _IDLE: tuple[tuple[str, str, str, frozenset[object]], ...] = (
-    ("broker_id", "brokerId", "this release has no slaves to read from", frozenset({0})),
-    (
-        "which_broker_when_consume_slowly",
-        "whichBrokerWhenConsumeSlowly",
-        "this release has no slaves to read from",
-        frozenset({0, 1}),
-    ),
     ("group_sys_flag", "groupSysFlag", "nothing heeds it", frozenset({0})),
 )
 """What RocketMQ's groups have besides and nothing here heeds: field, RocketMQ's name, why, and the
@@ -182,6 +189,13 @@ def _check(config: SubscriptionGroupConfig) -> None:
         ("retryQueueNums", config.retry_queue_nums, 1, QUEUE_NUMS_MAX),
         ("retryMaxTimes", config.retry_max_times, 0, 2**31 - 1),
         ("consumeTimeoutMinute", config.consume_timeout_minute, 1, 2**31 - 1),
+        ("brokerId", config.broker_id, 0, BROKER_ID_MAX),
+        (
+            "whichBrokerWhenConsumeSlowly",
+            config.which_broker_when_consume_slowly,
+            0,
+            BROKER_ID_MAX,
+        ),
     ):
         if not least <= value <= most:
             raise ConfigError(

@@ -118,6 +118,12 @@ class Assignment:
         self._readers: dict[BrokerLink, tuple[int, core.Reader]] = {}
         self._bell = client.next_bell()
         self._known: dict[str, tuple[int, int]] = {}
+        self._at: dict[str, BrokerLink] = {}
+        """Of the round that is on: in which session a broker's queues are consumed."""
+        self._carried: dict[MessageQueue, int] = {}
+        """How far queues were that are claimed anew at another member of their replica set."""
+        self._reported: dict[MessageQueue, int] = {}
+        """What a slave was told last of queues whose master is away."""
         self._members: list[str] = []
         self._revoked: dict[tuple[BrokerLink, int, int], None] = {}
         self._revoked_ns: dict[MessageQueue, int] = {}
@@ -197,6 +203,7 @@ class Assignment:
         else:
             mine = set(self._chosen)
             self._check_chosen(queues)
+        self._leave_slaves(mine)
         with self._lock:
             gone = [queue for key, queue in self._table.items() if key not in mine]
             wanted = sorted(mine - self._table.keys())
@@ -244,6 +251,7 @@ class Assignment:
         """
         now_ns = SYSTEM_CLOCK.monotonic_ns()
         route = self._client.routes.route(self.topic, is_fresh=True)
+        self._client.slaves.learn(route.broker_datas)
         for data in route.queue_datas:
             if Permission.READ in data.perm:
                 self._known[data.broker_name] = data.read_queue_nums, now_ns
@@ -259,15 +267,27 @@ class Assignment:
         )
 
     def _greet(self, names: Iterable[str]) -> set[str]:
-        """See that these brokers know us; those that are away."""
+        """See that these brokers know us; those that are away. Their slaves hear of us, too: where
+        the master dies, they know who is in the group.
+        """
         away = set()
+        self._at = {}
         for name in sorted(names):  # of two members that disagree, all brokers refuse the same one
             try:
-                self._client.greet(name, self.group)
+                link = self._reading_link(name)
+                self._client.greet(link, self.group)
+                self._at[name] = link
             except ServiceNotAvailableError as error:
                 _log.debug("greet %s: %s", name, error)
                 away.add(name)
+            self._client.slaves.greet(name, self.group)
         return away
+
+    def _reading_link(self, name: str) -> BrokerLink:
+        """Where the queues of a broker are consumed; in order at its master alone, which locks."""
+        if self.locks is not None:
+            return self._client.link(name)
+        return self._client.reading_link(name)
 
     def _ask_members(self, names: Iterable[str]) -> tuple[list[str], bool]:
         """The sorted client ids of the group, and whether they are others than before."""
@@ -275,7 +295,7 @@ class Assignment:
             return [self._client.client_id], False
         members = {self._client.client_id}
         for name in sorted(names):
-            answer = self._client.link(name).call(
+            answer = self._at[name].call(
                 RequestCode.GET_CONSUMER_LIST_BY_GROUP,
                 {"consumerGroup": self.group, "topic": self.topic},
             )
@@ -292,7 +312,7 @@ class Assignment:
         for name in sorted({key.broker_name for key in keys}):
             ids = [key.queue_id for key in keys if key.broker_name == name]
             try:
-                link = self._client.link(name)
+                link = self._at[name]
                 if self.model is MessageModel.BROADCASTING or not self.is_shared:
                     self._adopt(link, ids)
                 else:
@@ -320,13 +340,24 @@ class Assignment:
                 link,
                 reader,
                 facts,
-                begin_offset=max(facts["consumerOffset"], facts["minOffset"]),
+                begin_offset=max(
+                    facts["consumerOffset"],
+                    facts["minOffset"],
+                    min(self._carry(link, facts["queueId"]) or 0, facts["visibleMax"]),
+                ),
                 slot=facts["slot"],
                 claim=facts["claim"],
             )
             for facts in claims
         ]
         self._enter(link, made)
+        for queue, facts in zip(made, claims, strict=True):
+            if queue.settled_offset > facts["consumerOffset"]:
+                queue.report()
+
+    def _carry(self, link: BrokerLink, queue_id: int) -> int | None:
+        """How far a queue was that comes from another member of its replica set."""
+        return self._carried.pop(MessageQueue(self.topic, link.broker_name, queue_id), None)
 
     def _adopt(self, link: BrokerLink, ids: list[int]) -> None:
         """Broadcasting, or assigned by hand: nobody is asked for these queues."""
@@ -339,6 +370,9 @@ class Assignment:
             begin_offset = self._store.offset(key) if self._store is not None else None
             if not self.is_shared:
                 begin_offset = link.consumer_offset(self.group, self.topic, key.queue_id)
+            carried = self._carry(link, key.queue_id)
+            if carried is not None:
+                begin_offset = carried
             if begin_offset is None:
                 begin_offset = self._first_offset(link, facts)
             begin_offset = min(max(begin_offset, facts["minOffset"]), facts["visibleMax"])
@@ -394,6 +428,8 @@ class Assignment:
     def _reader(self, link: BrokerLink) -> core.Reader:
         known = self._readers.get(link)
         if known is None or known[0] != link.generation:
+            for old in [old for old in self._readers if old.broker_id and not old.is_up]:
+                self._readers.pop(old)[1].close()  # a slave's, whose session has ended
             self._readers[link] = known = link.share_reader(self._bell)
         return known[1]
 
@@ -401,10 +437,55 @@ class Assignment:
         """All that the consumer may be waiting on."""
         return [reader for _, reader in tuple(self._readers.values())]
 
+    # ---- slaves ----------------------------------------------------------------------------------
+
+    def is_read_from(self, link: BrokerLink) -> bool:
+        """Whether queues of ours are consumed in this session."""
+        return any(queue.link is link for queue in self.queues)
+
+    def _leave_slaves(self, mine: set[MessageQueue]) -> None:
+        """Let go of what is consumed at a slave whose master is back, or which is gone; what stays
+        ours goes on elsewhere where it was. What a listener has in hand just now comes again.
+        """
+        moved = [
+            queue
+            for queue in self.queues
+            if queue.link.broker_id
+            and self._at.get(queue.message_queue.broker_name, queue.link) is not queue.link
+        ]
+        self._release(moved)
+        self._carried = {
+            queue.message_queue: queue.settled_offset
+            for queue in moved
+            if queue.message_queue in mine
+        }
+
+    def report_to_slave(self, broker_name: str) -> None:
+        """The master of this broker is away, and what is mapped of it is consumed on: say to the
+        slave in its place how far, for whoever goes on if we die before it is back.
+        """
+        queues = [queue for queue in self.queues if queue.message_queue.broker_name == broker_name]
+        self._report_away(queues)
+
+    def _report_away(self, queues: Iterable[ProcessQueue]) -> None:
+        for queue in queues:
+            key, offset = queue.message_queue, queue.settled_offset
+            if queue.link.is_up or queue.slot < 0 or self._reported.get(key) == offset:
+                continue
+            slave = self._client.slaves.in_place_of_master(key.broker_name)
+            if slave is None:
+                continue
+            try:
+                slave.set_consumer_offset(self.group, key.topic, key.queue_id, offset)
+                self._reported[key] = offset
+            except ShmqError as error:
+                _log.debug("report %s of group %s to a slave: %s", key, self.group, error)
+
     # ---- giving up -------------------------------------------------------------------------------
 
     def _release(self, queues: list[ProcessQueue]) -> None:
         self._drop(queues)
+        self._report_away(queues)
         for link in {queue.link for queue in queues}:
             ours = [queue for queue in queues if queue.link is link]
             try:
@@ -614,6 +695,7 @@ class Assignment:
     def reconnected(self, link: BrokerLink) -> None:
         """A broker is back; what it does not know of us any more is dropped and claimed anew."""
         self._revoked_ns.clear()
+        self._reported.clear()
         reader = self._readers.get(link)
         if reader is not None and reader[0] != link.generation:
             self._drop_where(lambda queue: queue.link is link)

@@ -16,7 +16,7 @@ import socket
 import threading
 from collections import Counter
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from shmq.remoting.runtime_folder import RuntimeFolder
     from shmq.result import MessageQueue
 
-__all__ = ["BrokerLink", "Handle"]
+__all__ = ["BrokerLink", "ColdEntries", "Handle", "Pulled"]
 
 _log = logging.getLogger("shmq.client")
 
@@ -56,9 +56,34 @@ CONNECT_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 5.0
 _FD_MAX = 16
 _STORE_STATUS_PLACE = control_place("append_positions", "store_status")
+_HOT_MIN_PLACE = control_place("append_positions", "hot_min_position")
 _PULL_COUNT_MAX = 1024
 _PULL_BYTES_MAX = 1 << 20
 """Of one pull request; the broker's bounds."""
+
+
+class ColdEntries(NamedTuple):
+    """What READ_ENTRIES gave."""
+
+    queue_offset: int
+    """Of the first entry; without entries, of the first that is kept."""
+    entries: bytes
+    """24 bytes each."""
+    broker_id: int
+    """From whom to read next."""
+    is_in_memory: bool = False
+    """They are to be read there; only the messages may have left it."""
+
+
+class Pulled(NamedTuple):
+    """What PULL_MESSAGE gave."""
+
+    messages: list[core.Message]
+    """Copies."""
+    next_offset: int
+    """Where to go on."""
+    broker_id: int
+    """From whom to read next."""
 
 
 class BrokerLink:
@@ -74,14 +99,18 @@ class BrokerLink:
         policy: int,
         on_notify: Callable[[BrokerLink, Command], None],
         on_end: Callable[[BrokerLink], None],
+        broker_id: int = 0,
     ) -> None:
-        """Connect and attach; blocks up to a few seconds.
+        """Connect and attach; to a slave, whose broker_id is not 0, connect only (`begin`). Blocks
+        up to a few seconds.
 
         Raises:
             ServiceNotAvailableError: the broker is away.
             QuotaError, PermissionDeniedError and others: it refused.
         """
         self.broker_name = broker_name
+        self.broker_id = broker_id
+        """0: it is the way to the master, whoever that is."""
         self._folder = folder
         self._socket_name = socket_name
         self._client_id = client_id
@@ -116,13 +145,27 @@ class BrokerLink:
             self.connection = self._connect()
         except (ClosedError, RequestTimeoutError, SystemBusyError) as error:
             raise self._away("attach", error) from None  # it hangs, as good as gone for us
-        try:
-            self._attach(self.connection)
-        except BaseException as error:
-            self.connection.close()
-            if isinstance(error, ClosedError | RequestTimeoutError | SystemBusyError):
-                raise self._away("attach", error) from None
-            raise
+        if not broker_id:
+            self.begin()
+
+    def begin(self) -> None:
+        """Have a session; at a slave, one to read in. It is made now if there is none.
+
+        Raises:
+            As the constructor; the connection is closed then.
+        """
+        if self.generation:
+            return
+        with self._busy:
+            if self.generation:
+                return
+            try:
+                self._attach(self.connection)
+            except BaseException as error:
+                self.connection.close()
+                if isinstance(error, ClosedError | RequestTimeoutError | SystemBusyError):
+                    raise self._away("attach", error) from None
+                raise
 
     # ---- coming and going ------------------------------------------------------------------------
 
@@ -138,7 +181,10 @@ class BrokerLink:
 
     def _attach(self, connection: Connection) -> None:
         answer = connection.call(
-            Command(RequestCode.ATTACH_SESSION, {"clientId": self._client_id}),
+            Command(
+                RequestCode.ATTACH_SESSION,
+                {"clientId": self._client_id, "isProducer": self.broker_id == 0},
+            ),
             timeout_s=at_most(CALL_TIMEOUT_S),
             fd_count_max=_FD_MAX,
         )
@@ -154,24 +200,13 @@ class BrokerLink:
             self.is_mapped = "log" in fds
             self.arena = self._map(fds, "arena") if self.is_mapped else None
             completion = self._map(fds, "completion")
-            ingress = self._map(fds, "ingress", writable=True)
             consumer = self._map(fds, "consumer", writable=True)
-            self._memfds = {"ingress": fds.pop("ingress"), "consumer": fds.pop("consumer")}
+            kept = [name for name in ("ingress", "consumer") if name in fds]
             self.log_map = core.LogMap(file_size=_int(fields["fileSizeBytes"]))
             if self.is_mapped:
                 self.log_map.start(fds["log"])
-            self.lanes = [
-                core.Lane(
-                    self.control,
-                    ingress,
-                    completion,
-                    session=self._session,
-                    lane=lane,
-                    event_fd=fds["event"],
-                    policy=self._policy,
-                )
-                for lane in range(_int(fields["laneCount"]))
-            ]
+            self.lanes = self._make_lanes(fds, completion) if "ingress" in fds else []
+            self._memfds = {name: fds.pop(name) for name in kept}
             self._chunk: core.ChunkMemory | None = None
             self._consumer, self._completion = consumer, completion
             self.reader = self._new_reader(0)
@@ -187,6 +222,21 @@ class BrokerLink:
         finally:
             for fd in fds.values():
                 os.close(fd)
+
+    def _make_lanes(self, fds: dict[str, int], completion: core.Mapping) -> list[core.Lane]:
+        ingress = self._map(fds, "ingress", writable=True)
+        return [
+            core.Lane(
+                self.control,
+                ingress,
+                completion,
+                session=self._session,
+                lane=lane,
+                event_fd=fds["event"],
+                policy=self._policy,
+            )
+            for lane in range(_int(self._fields["laneCount"]))
+        ]
 
     def _new_reader(self, bell: int) -> core.Reader:
         return core.Reader(
@@ -347,7 +397,7 @@ class BrokerLink:
                 self._is_closed = True
                 self._changed.notify_all()
             with contextlib.suppress(ShmqError):
-                if self.is_up:
+                if self.is_up and self.generation:
                     self.call(RequestCode.DETACH_SESSION)
             self.connection.close()
             if self._shared is not None:
@@ -617,29 +667,45 @@ class BrokerLink:
                     self.reader.drop_claim(slot)
 
     def read_entries(
-        self, topic: str, queue_id: int, queue_offset: int, count: int
-    ) -> tuple[int, bytes] | None:
-        """ConsumeQueue entries that have left memory: (queue_offset of the first, 24 bytes each);
-        None: they are in memory after all. Where retention has taken what was asked for, the first
-        queue_offset that is kept, and no entries.
+        self, topic: str, queue_id: int, queue_offset: int, count: int, *, group: str
+    ) -> ColdEntries:
+        """ConsumeQueue entries that have left memory; none where they have not, or where retention
+        has taken what was asked for.
 
         Raises:
             OffsetIllegalError: there is no such offset yet.
         """
-        command = Command(
-            RequestCode.READ_ENTRIES,
-            {"topic": topic, "queueId": queue_id, "queueOffset": queue_offset, "count": count},
-        )
+        fields: dict[str, Scalar] = {
+            "topic": topic,
+            "queueId": queue_id,
+            "queueOffset": queue_offset,
+            "count": count,
+            "consumerGroup": group,
+        }
+        command = Command(RequestCode.READ_ENTRIES, fields)
         answer = self._invoke(command)
         if answer.code == ResponseCode.PULL_RETRY_IMMEDIATELY:
-            return None
+            broker_id = _int(answer.ext_fields["suggestWhichBrokerId"])
+            return ColdEntries(queue_offset, b"", broker_id, is_in_memory=True)
         min_offset = answer.ext_fields.get("minOffset")
         if answer.code == ResponseCode.PULL_OFFSET_MOVED and _int(min_offset) > queue_offset:
-            return _int(min_offset), b""
+            return ColdEntries(_int(min_offset), b"", self.broker_id)
         refusal = error_of(answer)
         if refusal is not None:
             raise refusal
-        return _int(answer.ext_fields["queueOffset"]), answer.body
+        said = answer.ext_fields
+        return ColdEntries(
+            _int(said["queueOffset"]), answer.body, _int(said["suggestWhichBrokerId"])
+        )
+
+    @property
+    def hot_min_position(self) -> int:
+        """The first physical_offset that is in the broker's memory.
+
+        Raises:
+            ShmqError: the session has ended.
+        """
+        return self.control.load64(_HOT_MIN_PLACE)
 
     @property
     def store_status(self) -> int:
@@ -665,9 +731,10 @@ class BrokerLink:
         count: int,
         *,
         filter: str | None,  # as in Client.consumer
+        group: str,
         keeper: ProcessQueue | None = None,
-    ) -> tuple[list[core.Message], int]:
-        """Copies of messages, for a session that does not map the log: (messages, where to go on).
+    ) -> Pulled:
+        """Copies of messages, for a session that does not map the log.
 
         Raises:
             OffsetIllegalError: there is no such offset.
@@ -681,19 +748,21 @@ class BrokerLink:
             "maxMsgNums": min(count, _PULL_COUNT_MAX),
             "maxMsgBytes": _PULL_BYTES_MAX,
             "subscription": filter or "*",
+            "consumerGroup": group,
         }
         command = Command(RequestCode.PULL_MESSAGE, fields)
         try:
             answer = self.connection.invoke(command, timeout_s=at_most(CALL_TIMEOUT_S))
         except (ClosedError, RequestTimeoutError) as error:
             raise self._away(command.name, error) from None
-        if answer.code in (ResponseCode.PULL_NOT_FOUND, ResponseCode.PULL_RETRY_IMMEDIATELY):
-            return [], _int(answer.ext_fields["nextBeginOffset"])
-        refusal = error_of(answer)
-        if refusal is not None:
-            raise refusal
-        messages = log_map.messages(answer.body, keeper)
-        return messages, _int(answer.ext_fields["nextBeginOffset"])
+        messages: list[core.Message] = []
+        if answer.code not in (ResponseCode.PULL_NOT_FOUND, ResponseCode.PULL_RETRY_IMMEDIATELY):
+            refusal = error_of(answer)
+            if refusal is not None:
+                raise refusal
+            messages = log_map.messages(answer.body, keeper)
+        said = answer.ext_fields
+        return Pulled(messages, _int(said["nextBeginOffset"]), _int(said["suggestWhichBrokerId"]))
 
     def send_back(
         self,

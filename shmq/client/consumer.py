@@ -27,6 +27,7 @@ from shmq.client.arguments import (
 from shmq.client.assignment import Assignment
 from shmq.client.batch import MessageBatch
 from shmq.client.closable import Closable
+from shmq.client.cold_reader import ColdReader, Place
 from shmq.client.process_queue import ProcessQueue
 from shmq.client.wake_fd import WakeFd
 from shmq.clock import SYSTEM_CLOCK
@@ -53,9 +54,6 @@ COLUMNS_MAX = 1000
 REDELIVER_FIRST_NS = 100_000_000
 """A message whose processing failed comes again after this time, doubled with each failure."""
 REDELIVER_MAX_NS = 10_000_000_000
-_COLD_BATCH = 256
-_READ_TIMEOUT_S = 1.0
-"""For the broker to answer with a file of the log."""
 _READ_RETRY_NS = 50_000_000
 _FOR_EVER_S = 3600.0
 """One sleep of an iteration; whatever happens meanwhile ends it."""
@@ -65,6 +63,7 @@ _EMPTY = core.STATUS["EMPTY"][0]
 _OFFSET_TOO_SMALL = core.STATUS["OFFSET_TOO_SMALL"][0]
 _FENCED = core.STATUS["FENCED"][0]
 _TIMED_OUT = core.STATUS["TIMED_OUT"][0]
+_CLOSED = core.STATUS["CLOSED"][0]
 
 _Item = tuple["ProcessQueue", int, core.Message]
 
@@ -122,6 +121,14 @@ class Consumer(Closable):
         )
         self._subscription = self._assignment.subscription
         self._tag_codes = tuple(sorted(self._subscription.code_set)) or None
+        self._cold = ColdReader(
+            client,
+            topic,
+            group,
+            expression=self._subscription.sub_string,
+            tag_codes=self._tag_codes,
+            bell=self._assignment.bell,
+        )
         self._ready: deque[_Item] = deque()
         self._last: tuple[ProcessQueue, int] | None = None
         self._received: list[_Item] = []
@@ -438,20 +445,23 @@ class Consumer(Closable):
             return None
         codes = self._tag_codes
         try:
-            status, messages, next_offset = queue.reader.read(
-                queue.row,
-                queue.generation,
-                first,
-                count,
-                codes,
-                False,  # verify; positional, which is a third quicker
-                _READ_TIMEOUT_S if self.may_block else 0.0,
-                queue,
-            )
-            if not self.may_block and status in (_OFFSET_TOO_SMALL, _TIMED_OUT):
-                self._slow.append(queue)
-                return None
-            if status == _OFFSET_TOO_SMALL:
+            if self._cold.is_sent_on(queue.message_queue):
+                status = _OFFSET_TOO_SMALL
+            else:
+                status, messages, next_offset = queue.reader.read(
+                    queue.row,
+                    queue.generation,
+                    first,
+                    count,
+                    codes,
+                    False,  # verify; positional, which is a third quicker
+                    0.0,
+                    queue,
+                )
+            if status in (_OFFSET_TOO_SMALL, _TIMED_OUT, _CLOSED):
+                if not self.may_block:
+                    self._slow.append(queue)
+                    return None
                 status, messages, next_offset = self._read_cold(queue, first, count)
         except ShmqError as error:
             _log.debug("read %s: %s", queue.message_queue, error)
@@ -470,36 +480,24 @@ class Consumer(Closable):
     def _read_cold(
         self, queue: ProcessQueue, first: int, count: int
     ) -> tuple[int, list[core.Message], int]:
-        """Entries that have left memory come from the broker, the messages from its files; who
-        does not map the log gets copies of everything so.
-        """
-        topic, _, queue_id = queue.message_queue
-        if not queue.link.is_mapped:
-            expression = self._subscription.sub_string
-            pulled, next_offset = queue.link.pull(
-                topic, queue_id, first, count, filter=expression, keeper=queue
-            )
-            return _FOUND, pulled, next_offset
+        """What has left memory; who does not map the log gets copies of everything so."""
         try:
-            found = queue.link.read_entries(topic, queue_id, first, min(count, _COLD_BATCH))
+            place = Place(
+                queue.message_queue, queue.link, queue.reader, queue.row, queue.generation
+            )
+            found = self._cold.read(place, first, count, keeper=queue)
         except OffsetIllegalError:
             self._assignment.want_rebalance()
             raise
-        if found is None:
-            return _FOUND, [], first
-        wanted, (first, entries) = first, found
-        if not entries:  # RocketMQ's OFFSET_MOVED: it goes on at the first that is kept
+        if found.is_expired:
             _log.warning(
                 "expired unread group=%s topic=%s broker=%s queue_id=%d messages=%d",
                 self.group,
                 *queue.message_queue,
-                first - wanted,
+                found.next_offset - first,
             )
-            self.expired_count += first - wanted
-            return _FOUND, [], first
-        return queue.reader.read_entries(
-            entries, first, count, self._tag_codes, timeout=_READ_TIMEOUT_S, keeper=queue
-        )
+            self.expired_count += found.next_offset - first
+        return found.status, found.messages, found.next_offset
 
     def _sleep(self, timeout: float) -> None:
         """Wait for something new in any queue, for a change, or the end of the time."""
@@ -597,6 +595,10 @@ class Consumer(Closable):
             room = min(queue.room(), max_count)
             if room <= 0 or (queue.retry_ns and not _may_retry(queue)):
                 continue
+            if self._cold.is_sent_on(queue.message_queue):
+                if self._read(queue, min(room, PULL_BATCH)):
+                    return self._columns_of_ready(max_count)
+                continue
             first = queue.next_offset
             try:
                 status, columns, next_offset = queue.reader.read_columns(
@@ -606,16 +608,17 @@ class Consumer(Closable):
                     room,
                     self._tag_codes,
                     False,
-                    _READ_TIMEOUT_S if self.may_block else 0.0,
+                    0.0,
                 )
             except ShmqError as error:
                 _log.debug("read %s: %s", queue.message_queue, error)
                 queue.retry_ns = SYSTEM_CLOCK.monotonic_ns() + _READ_RETRY_NS
                 continue
-            if not self.may_block and status in (_OFFSET_TOO_SMALL, _TIMED_OUT):
+            is_cold = status in (_OFFSET_TOO_SMALL, _TIMED_OUT, _CLOSED)
+            if is_cold and not self.may_block:
                 self._slow.append(queue)
                 continue
-            if status == _OFFSET_TOO_SMALL or (len(columns) and self._tag_codes is not None):
+            if is_cold or (len(columns) and self._tag_codes is not None):
                 # Cold entries come as messages, and a tag is compared message by message.
                 if self._read(queue, min(room, PULL_BATCH)):
                     return self._columns_of_ready(max_count)
@@ -701,6 +704,7 @@ class Consumer(Closable):
         self._is_closed = True
         self.stop()
         self._client.leave(self)
+        self._cold.close()
         if self._wake_fd is not None:
             self._wake_fd.close()
         # Others, not emptied ones: another thread may be taking from these just now. They must go,

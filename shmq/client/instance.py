@@ -35,6 +35,7 @@ from shmq.client.push_consumer import PushConsumer
 from shmq.client.rebalance import RebalanceService
 from shmq.client.route_cache import RouteCache
 from shmq.client.route_watch import RouteWatch
+from shmq.client.slave_links import SlaveLinks
 from shmq.clock import SYSTEM_CLOCK
 from shmq.config import WaitingPolicy, default_namesrv_folder
 from shmq.core import core
@@ -51,7 +52,7 @@ from shmq.subscription import ConsumeFromWhere, MessageModel, check_group
 from shmq.topic import QUEUE_NUMS_MAX, check_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from shmq.allocation import Allocation
     from shmq.client.orderly import OrderlyListener
@@ -68,6 +69,8 @@ HEARTBEAT_S = 30.0
 """RocketMQ's heartbeatBrokerInterval, and its pollNameServerInterval."""
 SAVE_OFFSETS_S = 5.0
 """RocketMQ's persistConsumerOffsetInterval, for offsets in a local file."""
+MASTER_LOOK_S = 1.0
+"""Between two looks for a master, where there is none and a slave is read."""
 _RECONNECT_FIRST_S = 0.01
 _RECONNECT_MAX_S = 1.0
 _RECONNECT_SHARE = 8
@@ -144,8 +147,11 @@ class Client(Closable):
         self._lock = threading.Lock()
         self._producers: dict[Producer, None] = {}
         self._membership = Membership(self.client_id)
+        self.slaves = SlaveLinks(self._make_slave_link, self.routes, self._membership)
+        """Its way to slaves."""
         self._closing: dict[_Member, None] = {}
         self._save_ns = 0
+        self._report_ns = 0
         self._bell_count = 0
         self._is_closed = False
         self._closed = threading.Event()
@@ -393,6 +399,7 @@ class Client(Closable):
         self.route_watch.close()
         for link in links:
             link.close()
+        self.slaves.close()
         for thread in (self._keeper, *followers):
             if thread is not threading.current_thread():
                 thread.join()
@@ -453,15 +460,7 @@ class Client(Closable):
                 raise ServiceNotAvailableError(
                     f"attach to broker {broker_name}: no NameServer knows it; is it running?"
                 )
-            link = BrokerLink(
-                self._folder,
-                socket_name,
-                broker_name,
-                client_id=self.client_id,
-                policy=self._policy,
-                on_notify=self._notified,
-                on_end=self._ended,
-            )
+            link = self._make_link(socket_name, broker_name, 0, self._ended)
             with self._lock:
                 is_ours = not self._is_closed
                 if is_ours:
@@ -472,14 +471,52 @@ class Client(Closable):
             link.close()  # nobody else would: the client was closed meanwhile
             raise ClosedError(f"attach to broker {broker_name}: this client is closed")
 
-    def greet(self, broker_name: str, group: str) -> None:
+    def _make_link(
+        self, socket_name: str, name: str, broker_id: int, on_end: Callable[[BrokerLink], None]
+    ) -> BrokerLink:
+        return BrokerLink(
+            self._folder,
+            socket_name,
+            name,
+            client_id=self.client_id,
+            policy=self._policy,
+            on_notify=self._notified,
+            on_end=on_end,
+            broker_id=broker_id,
+        )
+
+    def _make_slave_link(self, socket_name: str, name: str, broker_id: int) -> BrokerLink:
+        return self._make_link(socket_name, name, broker_id, self._slave_ended)
+
+    def reading_link(self, broker_name: str) -> BrokerLink:
+        """The session in which a broker's queues are consumed: with the master, or with a slave
+        where that has been gone for a while and no member has become master.
+
+        Raises:
+            ServiceNotAvailableError: there is none, and there was no session with a master.
+        """
+        link = self._links.get(broker_name)
+        if link is None and broker_name not in self.slaves.without_master:
+            try:
+                link = self.link(broker_name)
+            except ServiceNotAvailableError:
+                slave = self.slaves.in_place_of_master(broker_name)
+                if slave is None:
+                    raise
+                return slave
+        if link is not None and link.is_up:
+            self.slaves.master_is_there(broker_name)
+            return link
+        return self.slaves.in_place_of_master(broker_name) or link or self.link(broker_name)
+
+    def greet(self, link: BrokerLink, group: str) -> None:
         """See that a broker knows us, and what this client is in a group.
 
         Raises:
             ServiceNotAvailableError: it is away.
             PermissionDeniedError, SubscriptionError and others: it refuses us in this group.
         """
-        self._membership.greet(self.link(broker_name), group)
+        self._membership.greet(link, group)
 
     def next_bell(self) -> int:
         """A bell of the sessions for one more consumer; those that are many share them."""
@@ -536,6 +573,9 @@ class Client(Closable):
             if link.is_up:
                 with suppress(ShmqError):
                     self._membership.tell(link, assignment.group)
+        for link in self.slaves.links():
+            with suppress(ShmqError):
+                self._membership.tell(link, assignment.group)
 
     # ---- following -------------------------------------------------------------------------------
 
@@ -554,6 +594,13 @@ class Client(Closable):
         self._tell_session(link)
         self._keeper_wanted.set()
 
+    def _slave_ended(self, link: BrokerLink) -> None:
+        """In the thread that read the connection: a slave went, or we left it."""
+        self._tell_session(link)
+        for assignment in self._membership.assignments:
+            if assignment.is_read_from(link):
+                assignment.want_rebalance()
+
     def _tell_session(self, link: BrokerLink) -> None:
         if self._on_session is not None:
             self._on_session(link)
@@ -562,7 +609,7 @@ class Client(Closable):
         heartbeat_ns = SYSTEM_CLOCK.monotonic_ns() + int(HEARTBEAT_S * 1e9)
         away: dict[str, BrokerLink] = {}
         while not self._is_closed:  # as long as the client lives
-            next_ns = min(heartbeat_ns, self._save_offsets())
+            next_ns = min(heartbeat_ns, self._save_offsets(), self._look_for_masters(away))
             left_s = (next_ns - SYSTEM_CLOCK.monotonic_ns()) / 1e9
             # A follower may be about to end while its link goes once more: look again, then.
             self._keeper_wanted.wait(max(0.0, min(left_s, 1.0) if away else left_s))
@@ -582,6 +629,29 @@ class Client(Closable):
             if link.is_up:
                 with suppress(ShmqError):
                     self._membership.heartbeat(link)
+        self.slaves.heartbeat()
+
+    def _look_for_masters(self, away: Iterable[str]) -> int:
+        """Have consumers of masters that are away tell a slave how far they are, and go back to a
+        master that is there again; when to come again, monotonic ns.
+        """
+        now_ns = SYSTEM_CLOCK.monotonic_ns()
+        before = set(self.slaves.without_master)
+        assignments = self._membership.assignments
+        names = before.union(away) if assignments else before
+        if not names:
+            return now_ns + int(HEARTBEAT_S * 1e9)
+        is_due = now_ns >= self._report_ns
+        if is_due:
+            self._report_ns = now_ns + int(SAVE_OFFSETS_S * 1e9)
+        for name in names:
+            slave = self.slaves.in_place_of_master(name)
+            for assignment in assignments:
+                if slave is not None and is_due:
+                    assignment.report_to_slave(name)
+                if (slave is not None) != (name in before):
+                    assignment.want_rebalance()
+        return now_ns + int(MASTER_LOOK_S * 1e9)
 
     def _save_offsets(self) -> int:
         """Have those that keep their own offsets keep them; when to come again, monotonic ns."""

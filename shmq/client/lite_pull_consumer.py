@@ -482,7 +482,7 @@ class LitePullConsumer(Closable):
         """queue_offset of the first message stored at or after a time, seconds since 1970."""
         check_message_queue("offset_for_time", queue)
         check_time("offset_for_time", time)
-        link = self._client.link(queue.broker_name)
+        link = self._client.reading_link(queue.broker_name)
         return link.search_offset(queue.topic, queue.queue_id, int(time * 1000))
 
     def _one(self, queue: MessageQueue, what: str) -> ProcessQueue:
@@ -538,7 +538,7 @@ class LitePullConsumer(Closable):
         for _, one in self.queues():
             if one.message_queue == queue and one.slot >= 0:
                 return one.settled_offset
-        link = self._client.link(queue.broker_name)
+        link = self._client.reading_link(queue.broker_name)
         return link.consumer_offset(self.group, queue.topic, queue.queue_id)
 
     @property
@@ -586,7 +586,8 @@ class LitePullConsumer(Closable):
             return  # it is another member's now, and so are its offsets
         if one.slot < 0:
             where = one.message_queue
-            one.link.set_consumer_offset(self.group, where.topic, where.queue_id, queue_offset)
+            link = self._client.reading_link(where.broker_name)
+            link.set_consumer_offset(self.group, where.topic, where.queue_id, queue_offset)
         one.commit(queue_offset)
 
     # ---- ending ----------------------------------------------------------------------------------

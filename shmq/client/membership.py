@@ -165,6 +165,11 @@ class Membership:
         with held(told.lock, f"tell broker {link.broker_name} of all groups"):
             self._tell_all(link, told)
 
+    def forget(self, link: BrokerLink) -> None:
+        """It will not be told any more."""
+        with self._lock:
+            self._told.pop(link, None)
+
     def _of(self, link: BrokerLink) -> _Told:
         told = self._told.get(link)
         if told is None:

@@ -20,6 +20,7 @@ from shmq.client.arguments import (
     check_timeout,
 )
 from shmq.client.closable import Closable
+from shmq.client.cold_reader import ColdReader, Place
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
 from shmq.errors import (
@@ -43,10 +44,10 @@ __all__ = ["PullConsumer"]
 _FOUND = core.STATUS["OK"][0]
 _EMPTY = core.STATUS["EMPTY"][0]
 _TOO_SMALL = core.STATUS["OFFSET_TOO_SMALL"][0]
+_TIMED_OUT = core.STATUS["TIMED_OUT"][0]
+_CLOSED = core.STATUS["CLOSED"][0]
 _FENCED = core.STATUS["FENCED"][0]
 _NAMES = {value: name for name, (value, _) in core.STATUS.items()}
-_COLD_BATCH = 256
-_READ_TIMEOUT_S = 1.0
 _LOOK_S = 1.0
 """A pull that waits looks whether its session is the broker's current one."""
 
@@ -78,6 +79,14 @@ class PullConsumer(Closable):
         self._subscription = SubscriptionData.parse(topic, expression)
         self._tag_codes = tuple(sorted(self._subscription.code_set)) or None
         self._bell = client.next_bell()
+        self._cold = ColdReader(
+            client,
+            topic,
+            "",
+            expression=self._subscription.sub_string,
+            tag_codes=self._tag_codes,
+            bell=self._bell,
+        )
         self._places: dict[MessageQueue, _Place] = {}
         self._readers: dict[BrokerLink, tuple[int, core.Reader]] = {}
         self._belled: set[tuple[BrokerLink, int, int]] = set()
@@ -105,9 +114,9 @@ class PullConsumer(Closable):
         """A topic that was made this moment is in no route yet."""
         found: list[MessageQueue] = []
         refusal: TopicNotExistError | None = None
-        for name in self._client.routes.brokers():
+        for name in self._client.routes.cluster().brokers:
             try:
-                queues = self._client.link(name).read_queues(self.topic)
+                queues = self._client.reading_link(name).read_queues(self.topic)
                 found += [MessageQueue(self.topic, name, facts["queueId"]) for facts in queues]
             except TopicNotExistError as error:
                 refusal = error
@@ -130,7 +139,7 @@ class PullConsumer(Closable):
         self._check()
         check_message_queue("search_offset", queue)
         check_time("search_offset", time)
-        link = self._client.link(queue.broker_name)
+        link = self._client.reading_link(queue.broker_name)
         return link.search_offset(queue.topic, queue.queue_id, int(time * 1000))
 
     def pull(
@@ -171,26 +180,17 @@ class PullConsumer(Closable):
         if not first <= queue_offset <= last:
             nearest = first if queue_offset < first else last
             return PullResult(PullStatus.OFFSET_ILLEGAL, nearest, first, last, [])
-        status, messages, next_offset = reader.read(
-            row, place.generation, queue_offset, max_count, self._tag_codes
-        )
-        if status == _TOO_SMALL and not place.link.is_mapped:
-            expression = self._subscription.sub_string
-            messages, next_offset = place.link.pull(
-                queue.topic, queue.queue_id, queue_offset, max_count, filter=expression
+        status, messages, next_offset = _TOO_SMALL, list[core.Message](), queue_offset
+        if not self._cold.is_sent_on(queue):
+            status, messages, next_offset = reader.read(
+                row, place.generation, queue_offset, max_count, self._tag_codes, False, 0.0
             )
-            status = _FOUND
-        elif status == _TOO_SMALL:
-            found = place.link.read_entries(
-                queue.topic, queue.queue_id, queue_offset, min(max_count, _COLD_BATCH)
-            )
-            if found is not None:
-                at, entries = found
-                if not entries:  # retention took it this moment
-                    return PullResult(PullStatus.OFFSET_ILLEGAL, at, at, last, [])
-                status, messages, next_offset = reader.read_entries(
-                    entries, at, max_count, self._tag_codes, timeout=_READ_TIMEOUT_S
-                )
+        if status in (_TOO_SMALL, _TIMED_OUT, _CLOSED):
+            at = Place(queue, place.link, reader, row, place.generation)
+            found = self._cold.read(at, queue_offset, max_count)
+            status, messages, next_offset, is_expired = found
+            if is_expired:  # retention took it this moment
+                return PullResult(PullStatus.OFFSET_ILLEGAL, next_offset, next_offset, last, [])
         if status == _FENCED:
             return None
         if status not in (_FOUND, _EMPTY, _TOO_SMALL):
@@ -231,11 +231,11 @@ class PullConsumer(Closable):
         self._check()
         check_message_queue("pull", queue)
         place = self._places.get(queue)
-        if place is not None and place.link_generation == place.link.generation:
+        if place is not None and self._is_current(place):
             return place
         if queue.topic != self.topic:
             raise TopicNotExistError(f"pull from {queue}: this consumer reads {self.topic}")
-        link = self._client.link(queue.broker_name)
+        link = self._client.reading_link(queue.broker_name)
         known = self._readers.get(link)
         if known is None or known[0] != link.generation:
             self._readers[link] = known = link.share_reader(self._bell)
@@ -249,6 +249,13 @@ class PullConsumer(Closable):
                 "no such read queue"
             )
         return self._places[queue]
+
+    def _is_current(self, place: _Place) -> bool:
+        """Whether it may be read on; at a slave only as long as its master is away."""
+        if place.link_generation != place.link.generation:
+            return False
+        link = place.link
+        return not link.broker_id or self._client.reading_link(link.broker_name) is link
 
     def close(self) -> None:
         """Let go of everything; a pull that waits ends."""
@@ -265,4 +272,5 @@ class PullConsumer(Closable):
                 continue
         for _, reader in self._readers.values():
             reader.close()
+        self._cold.close()
         self._client.leave(self)

@@ -106,7 +106,7 @@ class QueueFinder:
             share_s = at_most(threading.TIMEOUT_MAX) / (len(wanted) - index)
             try:
                 with within(share_s):
-                    self._client.greet(name, self._group)
+                    self._client.greet(self._client.link(name), self._group)
                     granted = self._granted(topic, name, makes)
                 if name in wiped and not self._keeps_queues(topic, name):
                     raise PermissionDeniedError(

@@ -171,6 +171,8 @@ class RequestCode(IntEnum):
     """A slave hands over what was cut of its log: what the master lacks is appended again."""
     GET_EXPIRED_QUEUES = 9118
     """A slave asks where the queues go on of which no message is kept."""
+    MERGE_CONSUMER_OFFSETS = 9119
+    """A slave hands its master what consumers reported to it while there was none."""
     GET_BROKER_STATUS = 9120
     """Whether a broker lives and how far it is."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.errors import ShmError, ShmFullError
 from shmq.shm.fds import open_error
@@ -23,7 +23,7 @@ from shmq.shm.fds import open_error
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["kind_of_mount", "memory_left", "require_memory"]
+__all__ = ["kind_of_mount", "memory_left", "memory_total", "require_memory"]
 
 _KIB = 1 << 10
 # What an allocation leaves to the stacks and heaps around it.
@@ -65,16 +65,24 @@ def memory_left(proc: Path = Path("/proc")) -> tuple[int, str]:
     Raises:
         ShmError: no meminfo.
     """
-    try:
-        meminfo = _read(proc / "meminfo")
-        available_kib = int(meminfo.partition("MemAvailable:")[2].split()[0])
-    except OSError as error:
-        raise open_error(f"read {proc}/meminfo", error) from error
-    except (ValueError, IndexError) as error:
-        raise ShmError(f"read {proc}/meminfo: no MemAvailable; mount /proc") from error
-    left = [(available_kib * _KIB, "MemAvailable of the machine")]
-    left += _cgroups_left(proc)
+    left = [(_meminfo(proc, "MemAvailable"), "MemAvailable of the machine")]
+    left += [(limit.left_bytes, str(limit.path)) for limit in _cgroup_limits(proc)]
     return min(left)
+
+
+def memory_total(proc: Path = Path("/proc")) -> int:
+    """Return the bytes of memory that this process and what it reads of files may have: those of
+    the machine, or of the least limit of its memory cgroups.
+
+    Args:
+        proc: where proc is mounted.
+
+    Raises:
+        ShmError: no meminfo.
+    """
+    totals = [_meminfo(proc, "MemTotal")]
+    totals += [folder.limit_bytes for folder in _cgroup_limits(proc)]
+    return min(totals)
 
 
 def kind_of_mount(mounts: str, point: str) -> str | None:
@@ -83,8 +91,28 @@ def kind_of_mount(mounts: str, point: str) -> str | None:
     return kinds[-1] if kinds else None
 
 
-def _cgroups_left(proc: Path) -> Iterator[tuple[int, str]]:
-    """Yield (bytes left, file that says so) of the own memory cgroups and those above them."""
+def _meminfo(proc: Path, key: str) -> int:
+    """Return a figure of /proc/meminfo in bytes."""
+    try:
+        return int(_read(proc / "meminfo").partition(f"{key}:")[2].split()[0]) * _KIB
+    except OSError as error:
+        raise open_error(f"read {proc}/meminfo", error) from error
+    except (ValueError, IndexError) as error:
+        raise ShmError(f"read {proc}/meminfo: no {key}; mount /proc") from error
+
+
+class _Limit(NamedTuple):
+    """A limit of a memory cgroup."""
+
+    path: Path
+    """The file that says so."""
+    limit_bytes: int
+    left_bytes: int
+    """Of it, page cache that would be given back first included."""
+
+
+def _cgroup_limits(proc: Path) -> Iterator[_Limit]:
+    """Yield the limits of the own memory cgroups and of those above them."""
     try:
         membership = _read(proc / "self" / "cgroup")
         mounts = _read(proc / "self" / "mountinfo")
@@ -94,9 +122,9 @@ def _cgroups_left(proc: Path) -> Iterator[tuple[int, str]]:
     for line in membership.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            yield from _folders_left(mounts, path, "cgroup2", None, _V2)
+            yield from _limits_above(mounts, path, "cgroup2", None, _V2)
         elif "memory" in controllers.split(","):
-            yield from _folders_left(mounts, path, "cgroup", "memory", _V1)
+            yield from _limits_above(mounts, path, "cgroup", "memory", _V1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +146,10 @@ _V1 = _CgroupFiles(
 )
 
 
-def _folders_left(
+def _limits_above(
     mounts: str, path: str, kind: str, option: str | None, files: _CgroupFiles
-) -> Iterator[tuple[int, str]]:
-    """Yield what is left in the folder of `path` and in each above it, up to the mount."""
+) -> Iterator[_Limit]:
+    """Yield the limits in the folder of `path` and in each above it, up to the mount."""
     found = _cgroup_mount(mounts, kind, option)
     if found is None:
         return
@@ -130,14 +158,14 @@ def _folders_left(
     inside = path.removeprefix(root) if root != "/" else path
     folder = mount / inside.strip("/")
     while True:
-        yield from _folder_left(folder, files)
+        yield from _limits_of(folder, files)
         if folder == mount or mount not in folder.parents:
             return
         folder = folder.parent
 
 
-def _folder_left(folder: Path, files: _CgroupFiles) -> Iterator[tuple[int, str]]:
-    """Yield what one cgroup's limits leave, if it has any."""
+def _limits_of(folder: Path, files: _CgroupFiles) -> Iterator[_Limit]:
+    """Yield one cgroup's limits, if it has any."""
     for name in files.limits:
         try:
             limit = int(_read(folder / name))
@@ -150,7 +178,7 @@ def _folder_left(folder: Path, files: _CgroupFiles) -> Iterator[tuple[int, str]]
         except (OSError, ValueError):
             # No such file (the root cgroup), or "max": no limit here.
             continue
-        yield max(limit - usage + cache, 0), str(folder / name)
+        yield _Limit(folder / name, limit, max(limit - usage + cache, 0))
 
 
 def _read(path: Path) -> str:

@@ -49,6 +49,8 @@ class Frames(NamedTuple):
     """First kept in the queue."""
     max_offset: int
     """Behind the last that may be read."""
+    last_position: int
+    """physical_offset of the last message looked at; -1: of none."""
 
 
 class FrameReader:
@@ -100,6 +102,7 @@ class FrameReader:
         parts: list[bytes] = []
         size = 0
         at, last = queue_offset, min(high, queue_offset + _LOOK_MAX)
+        position = -1
         with _OpenFiles(self._files, self._hot_log.file_size_bytes) as files:
             while low <= at < last:
                 begin = at
@@ -107,7 +110,7 @@ class FrameReader:
                 for place, code, frame_size in _ENTRY.iter_unpack(entries):
                     if frame_size >= _FRAME_SIZE_MIN and (tag_codes is None or code in tag_codes):
                         if parts and (len(parts) >= count_max or size + frame_size > bytes_max):
-                            return Frames(b"".join(parts), len(parts), at, low, high)
+                            return Frames(b"".join(parts), len(parts), at, low, high, position)
                         if frame_size > frame_bytes_max:
                             raise MessageTooLargeError(
                                 f"pull queue {queue_id} of {topic} at {at}: a record of "
@@ -119,9 +122,10 @@ class FrameReader:
                             parts.append(frame)
                             size += frame_size
                     at += 1
+                    position = place
                 if at == begin:
                     break  # what is behind expired this moment
-        return Frames(b"".join(parts), len(parts), at, low, high)
+        return Frames(b"".join(parts), len(parts), at, low, high, position)
 
     def _entries(
         self, topic: str, queue_id: int, queue_offset: int, count: int

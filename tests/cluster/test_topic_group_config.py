@@ -194,8 +194,8 @@ def test_group_is_stored_as_rocketmq_writes_it_and_changed_field_by_field(cluste
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"broker_id": 1}, "no slaves"),
-        ({"which_broker_when_consume_slowly": 2}, "no slaves"),
+        ({"broker_id": -1}, "wanted 0 to"),
+        ({"which_broker_when_consume_slowly": -1}, "wanted 0 to"),
         ({"group_sys_flag": 1}, "nothing heeds it"),
         ({"attributes": {"priority.factor": "1"}}, "nothing here heeds"),
         ({"retry_queue_nums": 0}, "wanted 1 to"),

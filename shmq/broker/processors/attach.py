@@ -72,6 +72,8 @@ class AttachProcessor:
         take = command.fields()
         client_id = client_id_of(take, "clientId")
         producer, consumer = take.flag("isProducer", True), take.flag("isConsumer", True)
+        if producer:
+            self._broker.require_master()
         self._broker.bind(connection, client_id)
         cost = self._broker.store.sessions.memory_bytes(producer=producer, consumer=consumer)
         self._broker.quotas.require_session(connection.identity, cost)

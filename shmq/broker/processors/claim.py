@@ -49,7 +49,7 @@ class ClaimProcessor:
         timestamp = ranged(take, "consumeTimestamp", 0, _LONG_MAX, 0)
         self._broker.rights.require(connection.identity, Action.CONSUME, group)
         self._broker.rights.require(connection.identity, Action.PULL, topic)
-        config = broker.groups.find(group)
+        config = broker.groups.of_member(group)
         if not config.consume_enable:
             raise PermissionDeniedError(f"claim {topic} for {group}: its consumeEnable is false")
         broker.topics.find_readable(topic)

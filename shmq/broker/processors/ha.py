@@ -11,6 +11,7 @@ import os
 import zlib
 from typing import TYPE_CHECKING
 
+from shmq.broker.claims import ClaimedQueue
 from shmq.broker.processors.admin import page_of
 from shmq.broker.processors.fields import client_id_of, json_response, ranged
 from shmq.broker.rights import Action
@@ -19,13 +20,16 @@ from shmq.errors import (
     OffsetIllegalError,
     PermissionDeniedError,
     ServiceNotAvailableError,
+    TopicNotExistError,
 )
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command, Scalar, response_to
 from shmq.remoting.server import Connection, Processor
 from shmq.status import BrokerRole
 from shmq.store.common_log import STRETCH_BYTES
+from shmq.store.config_files import numbers_by_number, split_offset_key
 from shmq.store.cuts import CutPart
+from shmq.topic import BROKER_ID_MAX
 
 if TYPE_CHECKING:
     from shmq.broker.broker import Broker
@@ -37,8 +41,8 @@ HANDED_OVER = ("control", "socket")
 """Descriptors that come with ATTACH_REPLICA, in this order."""
 GIVEN = ("control", "log", "event")
 """Descriptors that go with its answer."""
-_BROKER_ID_MAX = 1_000_000
 _POSITION_MAX = (1 << 62) - 1
+_LONG_MAX = (1 << 63) - 1
 
 
 class HAProcessor:
@@ -59,6 +63,7 @@ class HAProcessor:
             RequestCode.GET_EXPIRED_QUEUES: Processor(handler=self._expired_queues),
             RequestCode.GET_BROKER_HA_STATUS: Processor(handler=self._status),
             RequestCode.GET_ALL_CONSUMER_OFFSET: Processor(handler=self._offsets),
+            RequestCode.MERGE_CONSUMER_OFFSETS: Processor(handler=self._merge_offsets),
         }
 
     def _require_slave(self, connection: Connection) -> HAService:
@@ -125,7 +130,7 @@ class HAProcessor:
         broker = self._broker
         take = command.fields()
         client_id = client_id_of(take, "clientId")
-        broker_id = ranged(take, "brokerId", 0, _BROKER_ID_MAX)
+        broker_id = ranged(take, "brokerId", 0, BROKER_ID_MAX)
         if len(command.fds) != len(HANDED_OVER):
             raise ConfigError(
                 f"{command.name}: {len(command.fds)} descriptors, wanted {', '.join(HANDED_OVER)}"
@@ -209,3 +214,38 @@ class HAProcessor:
             {"dataVersion": broker.offsets.data_version.to_dict(), "offsetTable": shown},
             {"isLast": is_last, "nextClaim": broker.offsets.next_claim},
         )
+
+    def _merge_offsets(self, connection: Connection, command: Command) -> Command:
+        """Take what consumers reported to a slave while there was no master."""
+        self._require_slave(connection)
+        copied_claim = ranged(command.fields(), "nextClaim", 0, _LONG_MAX)
+        table = command.json().get("offsetTable")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{command.name}: offsetTable: {table!r:.80}, wanted an object")
+        merged = 0
+        for key, queues in table.items():
+            names = split_offset_key(key)
+            if names is None:
+                continue
+            topic, group = names
+            for queue_id, consumer_offset in numbers_by_number(key, queues).items():
+                queue = ClaimedQueue(group, topic, queue_id)
+                merged += self._merge(queue, consumer_offset, copied_claim)
+        return response_to(command, ext_fields={"mergedCount": merged})
+
+    def _merge(self, queue: ClaimedQueue, consumer_offset: int, copied_claim: int) -> bool:
+        broker = self._broker
+        try:
+            handle = broker.topics.read_queue(queue.topic, queue.queue_id)
+        except TopicNotExistError:
+            return False
+        claim = broker.claims.find(queue)
+        if claim is not None:
+            broker.claims.harvest([claim])
+        end = broker.store.queues.offsets(handle).visible_max
+        is_set = broker.offsets.advance(
+            *queue, min(consumer_offset, end), copied_claim=copied_claim
+        )
+        if is_set and claim is not None:
+            claim.is_resumed = True  # who claimed it meanwhile began further back
+        return is_set

@@ -78,7 +78,7 @@ class HeartbeatProcessor:
             except PermissionDeniedError as error:
                 denial = error  # the client lives all the same, and so do its other groups
                 continue
-            if member.group in broker.groups.configs:
+            if broker.is_slave or member.group in broker.groups.configs:
                 config = await broker.groups.ensure(member.group)
             else:
                 async with broker.quotas.making(connection.identity, "group", member.group):
@@ -91,7 +91,8 @@ class HeartbeatProcessor:
                 denial = PermissionDeniedError(f"consume as {member.group}: {closed} is false")
                 continue
             allowed.append(member)
-            await broker.topics.ensure_retry_topic(member.group, config.retry_queue_nums)
+            if not broker.is_slave:  # which makes no topic
+                await broker.topics.ensure_retry_topic(member.group, config.retry_queue_nums)
         if connection.is_closed:  # while a group was made
             return
         broker.bind(connection, client_id)

@@ -84,6 +84,9 @@ class OffsetProcessor:
                 f"set the offset of {queue.group} in queue {queue.queue_id} of {queue.topic}: "
                 f"client {claim.session.client_id} has a claim on it"
             )
+        if broker.is_slave:  # which may not have yet what was read of its master
+            visible_max = broker.store.queues.offsets(handle).visible_max
+            consumer_offset = min(consumer_offset, visible_max)
         self._check_range(queue, handle, consumer_offset)
         broker.offsets.commit(*queue, consumer_offset)
 
@@ -139,9 +142,7 @@ class OffsetProcessor:
         chosen = {ClaimedQueue(group, topic, number) for number in targets}
         revoked = broker.claims.revoke(chosen.__contains__, is_harvested=False)
         for number, consumer_offset in targets.items():
-            # A number that nobody has: whoever slept with an older claim stays out.
-            broker.offsets.new_claim(group, topic, number)
-            broker.offsets.commit(group, topic, number, consumer_offset)
+            broker.offsets.reset(group, topic, number, consumer_offset)
         await broker.offsets.save()
         table = [
             {"queueId": number, "offset": consumer_offset}

@@ -41,7 +41,6 @@ PER_UID = 2
 """Requests of one uid that are served at a time."""
 THREAD_COUNT = 4
 _LONG_MAX = (1 << 63) - 1
-_MASTER = 0
 
 
 class PullProcessor:
@@ -64,6 +63,7 @@ class PullProcessor:
         count_max = ranged(take, "maxMsgNums", 1, COUNT_MAX, COUNT_DEFAULT)
         bytes_max = ranged(take, "maxMsgBytes", 1, BYTES_MAX, BYTES_DEFAULT)
         data = SubscriptionData.parse(topic, take.text("subscription", "*"))
+        group = take.text("consumerGroup", "")
         self._check(connection, topic, queue_id)
         async with self._turn(connection.identity.uid):
             found = await asyncio.get_running_loop().run_in_executor(
@@ -94,7 +94,7 @@ class PullProcessor:
             command,
             code=code,
             ext_fields={
-                "suggestWhichBrokerId": _MASTER,
+                "suggestWhichBrokerId": broker.slave_reads.suggest(group, found.last_position),
                 "nextBeginOffset": found.next_offset,
                 "minOffset": found.min_offset,
                 "maxOffset": found.max_offset,

@@ -6,6 +6,7 @@ In the loop's thread; what may need the disk runs in a worker thread.
 from __future__ import annotations
 
 import asyncio
+import struct
 from typing import TYPE_CHECKING
 
 from shmq.broker.processors.fields import handles_of, json_response, pairs, queue_of, ranged
@@ -29,7 +30,6 @@ CLIENT_QUEUE_NUMS = 4
 """Queues that RocketMQ's clients ask for when a send creates a topic."""
 _ENTRY_SIZE = 24
 _LONG_MAX = (1 << 63) - 1
-_MASTER = 0
 
 
 class QueueProcessor:
@@ -143,13 +143,15 @@ class QueueProcessor:
         topic, queue_id = queue_of(command)
         queue_offset = ranged(take, "queueOffset", 0, _LONG_MAX)
         count = ranged(take, "count", 1, ENTRY_COUNT_MAX, ENTRY_COUNT_DEFAULT)
+        group = take.text("consumerGroup", "")
         self._broker.rights.require(connection.identity, Action.PULL, topic)
         store = self._broker.store
         handle = self._broker.topics.read_queue(topic, queue_id)
         now = store.queues.offsets(handle)
         is_there = now.min_queue_offset <= queue_offset < now.visible_max
         if is_there and now.hot_min_queue_offset <= queue_offset:
-            return _retry_in_memory(command)
+            entry = store.lookup.hot_entries(handle, queue_offset, 1) or bytes(_ENTRY_SIZE)
+            return self._in_memory(command, group, entry)
         found = None
         if is_there:
             found = await asyncio.to_thread(store.read_cold, topic, queue_id, queue_offset, count)
@@ -167,9 +169,21 @@ class QueueProcessor:
             ext_fields={
                 "queueOffset": first,
                 "count": len(entries) // _ENTRY_SIZE,
-                "suggestWhichBrokerId": _MASTER,
+                "suggestWhichBrokerId": self._suggested(group, entries),
             },
             body=entries,
+        )
+
+    def _suggested(self, group: str, entries: bytes) -> int:
+        (last,) = struct.unpack_from("<Q", entries, len(entries) - _ENTRY_SIZE)
+        return self._broker.slave_reads.suggest(group, last)
+
+    def _in_memory(self, command: Command, group: str, entry: bytes) -> Command:
+        return response_to(
+            command,
+            code=ResponseCode.PULL_RETRY_IMMEDIATELY,
+            ext_fields={"suggestWhichBrokerId": self._suggested(group, entry)},
+            remark="the entries are in memory: read them there",
         )
 
     def _max_offset(self, connection: Connection, command: Command) -> Command:
@@ -204,11 +218,3 @@ def _nums(config: TopicConfig) -> dict[str, object]:
         "writeQueueNums": config.write_queue_nums,
         "order": config.order,
     }
-
-
-def _retry_in_memory(command: Command) -> Command:
-    return response_to(
-        command,
-        code=ResponseCode.PULL_RETRY_IMMEDIATELY,
-        remark="the entries are in memory: read them there",
-    )

@@ -16,6 +16,7 @@ from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command, Scalar, response_to
 from shmq.remoting.server import Connection, Processor
 from shmq.store.epochs import EpochFile
+from shmq.topic import BROKER_ID_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OnTold", "RoleProcessor"]
 
-_ID_MAX = 1_000_000
 _EPOCH_MAX = (1 << 63) - 1
 
 
@@ -63,7 +63,7 @@ class RoleProcessor:
         """MasterBrokerId is master from now on: this one, or another."""
         self._rights().require(connection.identity, Action.ADMIN, "")
         take = command.fields()
-        master_id = ranged(take, "masterBrokerId", 0, _ID_MAX)
+        master_id = ranged(take, "masterBrokerId", 0, BROKER_ID_MAX)
         epoch = ranged(take, "masterEpoch", 0, _EPOCH_MAX, 0)
         self._on_told(
             is_master=master_id == self._config.broker_id,

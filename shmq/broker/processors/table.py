@@ -53,14 +53,10 @@ _WHILE_DRAINING = frozenset(
 
 _MASTER_ONLY = frozenset(
     {
-        RequestCode.ATTACH_SESSION,
         RequestCode.RESUME_SESSION,
-        RequestCode.HEART_BEAT,
         RequestCode.GRANT_SEND,
         RequestCode.CONSUMER_SEND_MSG_BACK,
-        RequestCode.CLAIM_QUEUES,
         RequestCode.LOCK_BATCH_MQ,
-        RequestCode.UPDATE_CONSUMER_OFFSET,
         RequestCode.INVOKE_BROKER_TO_RESET_OFFSET,
         RequestCode.CLONE_GROUP_OFFSET,
         RequestCode.UPDATE_AND_CREATE_TOPIC,
@@ -70,8 +66,20 @@ _MASTER_ONLY = frozenset(
         RequestCode.DELETE_SUBSCRIPTIONGROUP,
     }
 )
-"""What changes the log, or what a slave copies of its master; and what a client begins with, that
-takes whom it is answered by for the master."""
+"""What changes the log, or what a slave copies of its master; a slave keeps no session for anybody
+to resume, and two members that both gave out locks would give out the same one twice."""
+
+_CONSUMING = frozenset(
+    {
+        RequestCode.ATTACH_SESSION,
+        RequestCode.HEART_BEAT,
+        RequestCode.CLAIM_QUEUES,
+        RequestCode.UPDATE_CONSUMER_OFFSET,
+        RequestCode.READ_ENTRIES,
+        RequestCode.PULL_MESSAGE,
+    }
+)
+"""What consumers ask of a slave, too, where it lets them (slaveReadEnable)."""
 
 
 def processor_table(broker: Broker) -> dict[int, Processor]:
@@ -100,7 +108,7 @@ def processor_table(broker: Broker) -> dict[int, Processor]:
 
 def _guarded(broker: Broker, handler: Handler, code: int) -> Handler:
     while_draining = code in _WHILE_DRAINING
-    is_masters = code in _MASTER_ONLY
+    is_masters, is_consuming = code in _MASTER_ONLY, code in _CONSUMING
 
     def handle(
         connection: Connection, command: Command
@@ -109,6 +117,8 @@ def _guarded(broker: Broker, handler: Handler, code: int) -> Handler:
             broker.require_running()
         if is_masters:
             broker.require_master()
+        if is_consuming:
+            broker.require_readable()
         return handler(connection, command)
 
     return handle

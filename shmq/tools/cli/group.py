@@ -20,6 +20,7 @@ from shmq.tools.cli.output import (
     parse_time_ms,
     time_text,
 )
+from shmq.topic import BROKER_ID_MAX
 
 __all__ = ["group"]
 
@@ -281,6 +282,17 @@ def _settings(function: click.decorators.FC) -> click.decorators.FC:
             "consume_message_orderly",
             default=None,
             help="Whether its members consume in order; others are refused.",
+        ),
+        click.option(
+            "--broker-id",
+            type=click.IntRange(0, BROKER_ID_MAX),
+            help="The member of a replica set that it reads files from; 0: the master.",
+        ),
+        click.option(
+            "--slow-broker-id",
+            "which_broker_when_consume_slowly",
+            type=click.IntRange(0, BROKER_ID_MAX),
+            help="And the one when it is far behind.",
         ),
         click.option("-b", "--broker", "brokers", multiple=True, help="Only there; repeatable."),
         cluster_option,
