@@ -407,7 +407,8 @@ static int read_gather(struct reader *self, struct read_call *call)
     return SHMQ_OK;
 }
 
-/* As read_gather, but asks the broker for a file that is missing, if there is nothing else to return. */
+/* As read_gather, but asks the broker for a file that is missing, if there is nothing else to return. Who gives no time
+ * asks for none: the caller may know of a better place to read it. */
 static int read_run(struct reader *self, struct read_call *call)
 {
     uint64_t deadline_ns = 0;
@@ -415,6 +416,9 @@ static int read_run(struct reader *self, struct read_call *call)
         int status = read_gather(self, call);
         if (call->count > 0 || status != SHMQ_OVERRUN) {
             return status > 0 ? status : call->count > 0 ? SHMQ_OK : status;
+        }
+        if (call->timeout_ns == 0) {
+            return SHMQ_TIMED_OUT;
         }
         uint64_t now_ns = shmq_clock_ns(CLOCK_MONOTONIC);
         deadline_ns = deadline_ns == 0 ? now_ns + call->timeout_ns : deadline_ns;
@@ -1278,9 +1282,10 @@ static PyMethodDef reader_methods[] = {
 #define METHOD(name, function, flags, doc) {name, (PyCFunction)(void (*)(void))function, flags, doc}
     METHOD("read", reader_read, METH_FASTCALL | METH_KEYWORDS,
            "read(row, generation, queue_offset, max_count=32, tag_codes=None, verify=False, timeout=1.0, "
-           "keeper=None) -> (status, messages, next_queue_offset). A frame that lies in a file is checked before it "
-           "is handed out; verify=True: one in memory, too. keeper: whose process(message) and settle(message) the "
-           "messages' own call."),
+           "keeper=None) -> (status, messages, next_queue_offset). TIMED_OUT: a file that is missing did not come in "
+           "time; with timeout=0 nobody was asked for it. A frame that lies in a file is checked before it is handed "
+           "out; verify=True: one in memory, too. keeper: whose process(message) and settle(message) the messages' own "
+           "call."),
     METHOD("read_columns", reader_read_columns, METH_FASTCALL | METH_KEYWORDS,
            "read_columns(row, generation, queue_offset, ...) -> (status, Batch, next_queue_offset)."),
     METHOD("read_entries", reader_read_entries, METH_FASTCALL | METH_KEYWORDS,

@@ -109,8 +109,10 @@ def test_file_is_found_by_every_place_in_it_and_by_no_other(log: LogInMemory) ->
     assert log.log_map.files() == [(0, False, 0), (FILE_SIZE, False, 1)]  # one pin: the reader's
     log.log_map.forget(0)
     data = b"".join(log.entries)
-    status, messages, next_offset = log.reader.read_entries(data, 0, 10, timeout=0)
+    status, messages, next_offset = log.reader.read_entries(data, 0, 10, timeout=0.01)
     assert (status, messages, next_offset) == (STATUS["CLOSED"], [], 0)  # nobody to ask
+    status, messages, next_offset = log.reader.read_entries(data, 0, 10, timeout=0)
+    assert (status, messages, next_offset) == (STATUS["TIMED_OUT"], [], 0)  # and nobody asked
     assert log.reader.missing_file_position == 0
 
 
