@@ -35,6 +35,8 @@ _ROUND_S = 1.0
 """Between two rounds."""
 _SHARE = 100
 """A round may take one part in so many of the time."""
+_ROUND_MAX_S = 10.0
+"""But the next one comes within this time: an alert takes three times that for a hang."""
 _LOOKUPS_MAX = 256
 """Messages whose store time is looked up in one round; what is left comes in later ones."""
 
@@ -84,7 +86,7 @@ class StatsService:
             begin_ns = clock.monotonic_ns()
             await self.round()
             took_s = (clock.monotonic_ns() - begin_ns) / 1e9
-            await asyncio.sleep(max(_ROUND_S, _SHARE * took_s))
+            await asyncio.sleep(min(max(_ROUND_S, _SHARE * took_s), _ROUND_MAX_S))
 
     async def round(self) -> None:
         """One round."""

@@ -1,0 +1,191 @@
+"""A real Prometheus on a loaded broker: our rules hold in it, its alerts come by their cause and go
+with it, and every query of the dashboard finds something."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmq
+from shmq.metrics import METRICS, MetricKind
+from tests.cluster.test_slave import Pair
+from tests.support.broker_process import ROOT, BrokerProcess
+from tests.support.cluster import Cluster, wait_for
+from tests.support.exporter import Exporter
+from tests.support.prometheus import MONITORING, Prometheus, hastened, tools
+
+pytestmark = [pytest.mark.ci, pytest.mark.cluster]
+
+NAMES = re.compile(r"\bshmq_\w+")
+
+
+def promtool(*arguments: str) -> str:
+    done = subprocess.run(
+        [tools().promtool, *arguments],
+        cwd=MONITORING,
+        capture_output=True,
+        text=True,
+        timeout=60.0,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def series_names() -> set[str]:
+    """Every name that an expression may ask for."""
+    names = set(METRICS)
+    for metric in METRICS.values():
+        if metric.kind is MetricKind.HISTOGRAM:
+            names |= {f"{metric.name}_{part}" for part in ("bucket", "sum", "count")}
+    return names
+
+
+def test_rules_and_scrape_config_are_right() -> None:
+    assert "rules found" in promtool("check", "config", "prometheus.yml")
+
+
+def test_each_alert_comes_by_its_cause_and_goes_with_it() -> None:
+    assert "SUCCESS" in promtool("test", "rules", "shmq-alerts.test.yml")
+    alerts = re.findall(r"- alert: (\w+)", (MONITORING / "shmq-alerts.yml").read_text("utf-8"))
+    tests = (MONITORING / "shmq-alerts.test.yml").read_text("utf-8")
+    assert sorted(re.findall(r"- name: (\w+)", tests)) == sorted(alerts)
+    for name in alerts:
+        expr = f'ALERTS{{alertname="{name}", alertstate="firing"}}'
+        asked = re.findall(rf"expr: '{re.escape(expr)}'\n +exp_samples:( \[\])?", tests)
+        assert asked == [" []", "", " []"], name
+
+
+def test_each_alert_is_in_the_documentation_as_it_is() -> None:
+    page = (ROOT / "docs/operate/monitoring.md").read_text("utf-8")
+    rules = (MONITORING / "shmq-alerts.yml").read_text("utf-8")
+    for name, expr in re.findall(r"- alert: (\w+)\n +expr: '(.*)'", rules):
+        assert f"\n| {name} | `{expr}`" in page, name
+
+
+def test_rules_ask_for_metrics_that_there_are() -> None:
+    for name in ("shmq-recording.yml", "shmq-alerts.yml"):
+        asked = set()
+        for line in (MONITORING / name).read_text("utf-8").splitlines():
+            if line.lstrip().startswith("expr:"):
+                asked |= set(NAMES.findall(re.sub(r"\w+:\w+:\w+", "", line)))
+        assert asked - series_names() == set()
+
+
+def test_hastened_rules_are_the_rules_but_for_their_times() -> None:
+    rules = "  expr: 'rate(x[5m]) > 30 and y offset 10m'\n  for: 30s\n  text: in 10m\n"
+    assert hastened(rules) == (
+        "  expr: 'rate(x[5s]) > 30 and y offset 10s'\n  for: 1s\n  text: in 10m\n"
+    )
+
+
+class Load:
+    """A program that sends, and consumes most of it, until told to stop."""
+
+    def __init__(self, client: shmq.Client) -> None:
+        self._client = client
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        producer = self._client.producer()
+        producer.send("orders", b"first")
+        with self._client.consumer("orders", group="billing") as consumer:
+            while not self._stop.wait(0.02):
+                for _ in range(10):
+                    producer.send("orders", bytes(100), timeout=60.0)
+                for message in consumer.receive(10, timeout=0.1):
+                    with message.process():
+                        pass
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class Scene:
+    """A master with a slave, load on it, the exporter, and a Prometheus that scrapes it."""
+
+    def __init__(self, pair: Pair, exporter: Exporter, prometheus: Prometheus) -> None:
+        self.pair = pair
+        self.exporter = exporter
+        self.prometheus = prometheus
+
+    def wait_firing(self, *names: str) -> None:
+        wait_for(lambda: set(names) <= self.prometheus.firing(), f"{names} firing")
+
+    def wait_over(self, *names: str) -> None:
+        wait_for(lambda: not set(names) & self.prometheus.firing(), f"the end of {names}")
+
+
+@pytest.fixture
+def scene(tmp_path: Path, cluster_name: str, rng: random.Random) -> Iterator[Scene]:
+    (tmp_path / "slave").mkdir()
+    settings: dict[str, Any] = {"ha_max_time_slave_not_catchup_ms": "1000"}
+    with Cluster(tmp_path, cluster_name, **settings) as cluster:
+        pair = Pair(tmp_path, cluster)
+        with (
+            pair.slave,
+            Exporter(cluster.runtime, "--queues") as exporter,
+            Prometheus(tmp_path / "prometheus", rng, target=exporter.target) as prometheus,
+            cluster.connect() as client,
+        ):
+            pair.slave.wait_running()
+            pair.await_in_sync()
+            load = Load(client)
+            try:
+                yield Scene(pair, exporter, prometheus)
+            finally:
+                load.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_alerts_come_and_go_in_a_real_prometheus(scene: Scene) -> None:
+    asked = scene.prometheus
+    wait_for(lambda: asked.query("cluster_topic:shmq_messages_in:rate1m > 0"), "a rate")
+    wait_for(lambda: asked.query('up{job="shmq"} == 1'))
+    assert asked.firing() == set()
+    rules = [rule for group in asked.ask("rules")["groups"] for rule in group["rules"]]
+    wrong = [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] == "err"]
+    assert len(rules) > 30
+    assert not wrong
+
+    slave = scene.pair.slave.process
+    slave.send_signal(signal.SIGSTOP)
+    try:
+        scene.wait_firing("ShmqReplicaNotInSync")
+    finally:
+        slave.send_signal(signal.SIGCONT)
+    scene.wait_over("ShmqReplicaNotInSync")
+
+    with scene.pair.cluster.connect() as client:
+        client.producer().send("doomed", b"x")
+        with client.consumer("doomed", group="strict") as consumer:
+            message = consumer.try_next(30.0)
+            assert message is not None
+            consumer.send_back(message, -1)
+    scene.wait_firing("ShmqDeadLetters")
+    scene.wait_over("ShmqDeadLetters")
+
+    master: BrokerProcess = scene.pair.master
+    master.kill()
+    scene.wait_firing("ShmqBrokerDown", "ShmqNoMaster")
+    master.restart()
+    scene.wait_over("ShmqBrokerDown", "ShmqNoMaster")
+
+    scene.exporter.process.send_signal(signal.SIGSTOP)  # it takes connections and says nothing
+    try:
+        scene.wait_firing("ShmqExporterDown")
+    finally:
+        scene.exporter.process.send_signal(signal.SIGCONT)
+    scene.wait_over("ShmqExporterDown")
