@@ -135,9 +135,9 @@ class HAService:
         replica = self._replicas.pop(connection, None)
         if replica is None:
             return
-        self._store.replica_set.remove(replica.index)
         _log.warning("slave left broker_id=%d standing=%s", replica.broker_id, replica.standing)
-        self._refresh()
+        self._refresh()  # before it is released: what is sent meanwhile was not waited for
+        self._store.replica_set.remove(replica.index)
         if replica.standing is ReplicaStanding.IN_SYNC:
             self.on_changed(self.sync_state_set)
 
@@ -189,11 +189,13 @@ class HAService:
             self._set(replica, ReplicaStanding.OUT, f"{gap_bytes} bytes behind")
 
     def _set(self, replica: Replica, standing: ReplicaStanding, why: str) -> None:
-        self._store.replica_set.set_in_sync(replica.index, standing is not ReplicaStanding.OUT)
-        if replica.standing is ReplicaStanding.IN_SYNC or standing is ReplicaStanding.IN_SYNC:
-            _log.info("slave broker_id=%d standing=%s: %s", replica.broker_id, standing, why)
-        replica.standing = standing
+        before, replica.standing = replica.standing, standing
         replica.since_ns = self._clock.monotonic_ns()
+        if ReplicaStanding.IN_SYNC in (before, standing):
+            _log.info("slave broker_id=%d standing=%s: %s", replica.broker_id, standing, why)
+        if before is ReplicaStanding.IN_SYNC:
+            self._refresh()  # before it is released: what is sent meanwhile was not waited for
+        self._store.replica_set.set_in_sync(replica.index, standing is not ReplicaStanding.OUT)
 
     def _refresh(self) -> None:
         """Tell the append thread for whom it waits, and what a send gets where it cannot."""
