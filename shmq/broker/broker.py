@@ -69,6 +69,7 @@ from shmq.store.config_files import ConfigFiles
 from shmq.store.delay_marks import DELAY_MARKS_FILE, marked_ns
 from shmq.store.message_store import MessageStore
 from shmq.store.predecessor import take_newer
+from shmq.version import version_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -701,6 +702,8 @@ class Broker:
             "problem": self.problem or self._retention_problem(),
             "replicaProblem": self._replica_problem(),
             **(self.cuts.status() if self._is_store_open else {}),
+            "brokerVersionDesc": version_text(),
+            "storePath": str(self.config.store_path),
             "brokerName": self.config.broker_name,
             "brokerId": self.config.broker_id,
             "role": BrokerRole.SLAVE if self.is_slave else self.config.master_role,
@@ -728,7 +731,8 @@ class Broker:
             "brokerName": config.broker_name,
             "brokerId": config.broker_id,
             "brokerClusterName": config.cluster_name,
-            "brokerVersionDesc": "shmq",
+            "brokerVersionDesc": version_text(),
+            "storePath": config.store_path,
             "bootTimestamp": self.begin_ms,
             "pid": os.getpid(),
             "isAdopted": self.store.is_adopted,

@@ -27,6 +27,7 @@ from shmq.shm.incarnation import Incarnation
 from shmq.status import BrokerRole
 from shmq.store import positions
 from shmq.store.epochs import EpochFile
+from shmq.version import version_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,6 +142,8 @@ class Standby:
         known = positions.load(positions.positions_path(store_path))
         fields: dict[str, Scalar] = {
             "phase": Phase.RUNNING,
+            "brokerVersionDesc": version_text(),
+            "storePath": str(store_path),
             "brokerName": self._config.broker_name,
             "brokerId": self._config.broker_id,
             "role": BrokerRole.SLAVE,

@@ -86,6 +86,10 @@ class BrokerState(NamedTuple):
     """Bytes of its CommitLog so far."""
     flush_behind_bytes: int
     """How much of that is not on disk yet."""
+    version: str
+    """The shmq that it runs; empty if it did not answer."""
+    store_path: str
+    """Its store's folder, as it sees it; empty if it did not answer."""
 
 
 class QueueStats(NamedTuple):
@@ -198,7 +202,7 @@ class Admin(Closable):
             answer = self._call(socket_name, Command(RequestCode.GET_BROKER_STATUS))
         except ShmqError as error:
             return BrokerState(
-                cluster_name, broker_name, broker_id, "SILENT", str(error), 0, 0, 0, 0
+                cluster_name, broker_name, broker_id, "SILENT", str(error), 0, 0, 0, 0, "", ""
             )
         said = answer.fields()
         committed = said.number("committedPosition")
@@ -212,6 +216,8 @@ class Admin(Closable):
             said.number("sessionCount"),
             committed,
             committed - said.number("flushedPosition"),
+            said.text("brokerVersionDesc", ""),
+            said.text("storePath", ""),
         )
 
     def ha_members(self, broker_name: str | None = None) -> list[HaMember]:

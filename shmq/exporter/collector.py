@@ -12,7 +12,6 @@ import os
 import threading
 from collections import defaultdict
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from prometheus_client.metrics_core import Metric as Family
@@ -30,6 +29,7 @@ from shmq.exporter.broker_pages import (
 )
 from shmq.metrics import BROKER_LABELS, METRICS, MetricScope
 from shmq.shm.segment import SHM_FOLDER
+from shmq.version import version_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -136,7 +136,7 @@ class Collector(BaseCollector):
                 ("shmq_exporter_problems", len(self._problems)),
             ):
                 own.add(name, {}, value)
-            own.add("shmq_build_info", {"version": version("shmq")}, 1)
+            own.add("shmq_build_info", {"version": version_text()}, 1)
             families = page.families | own.families
             return [families[name] for name in METRICS if name in families]
 

@@ -23,7 +23,14 @@ from shmq.shm.fds import open_error
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["kind_of_mount", "memory_left", "memory_total", "require_memory"]
+__all__ = [
+    "Mount",
+    "kind_of_mount",
+    "memory_left",
+    "memory_total",
+    "mount_of",
+    "require_memory",
+]
 
 _KIB = 1 << 10
 # What an allocation leaves to the stacks and heaps around it.
@@ -87,8 +94,40 @@ def memory_total(proc: Path = Path("/proc")) -> int:
 
 def kind_of_mount(mounts: str, point: str) -> str | None:
     """Return the file system mounted last at `point` in the text of mountinfo, or None."""
-    kinds = [kind for _, seen, kind, _ in _mounts(mounts) if seen == point]
+    kinds = [mount.kind for mount in _mounts(mounts) if mount.point == point]
     return kinds[-1] if kinds else None
+
+
+class Mount(NamedTuple):
+    """One line of mountinfo."""
+
+    root: str
+    """Which part of the file system is mounted."""
+    point: str
+    """Where."""
+    kind: str
+    """Which file system."""
+    options: frozenset[str]
+    """Of the mount and of the file system: "ro" is among them if either is read-only."""
+
+
+def mount_of(path: str | Path, proc: Path = Path("/proc")) -> Mount:
+    """Return the mount that a folder or file is on.
+
+    Raises:
+        OSError: there is no such path, or no mountinfo.
+    """
+    real = Path(path).resolve(strict=True)
+    found = None
+    for mount in _mounts(_read(proc / "self" / "mountinfo")):
+        # The longest that leads there; of equal ones the last, which covers the others.
+        if real.is_relative_to(mount.point) and (
+            found is None or len(mount.point) >= len(found.point)
+        ):
+            found = mount
+    if found is None:
+        raise FileNotFoundError(f"{path}: on no mount of {proc}/self/mountinfo")
+    return found
 
 
 def _meminfo(proc: Path, key: str) -> int:
@@ -189,19 +228,20 @@ def _read(path: Path) -> str:
 
 def _cgroup_mount(mounts: str, kind: str, option: str | None) -> tuple[str, Path] | None:
     """Return (root inside the hierarchy, mount point) of a cgroup hierarchy, or None."""
-    for root, point, seen_kind, options in _mounts(mounts):
-        if seen_kind == kind and (option is None or option in options.split(",")):
-            return root, Path(point)
+    for mount in _mounts(mounts):
+        if mount.kind == kind and (option is None or option in mount.options):
+            return mount.root, Path(mount.point)
     return None
 
 
-def _mounts(text: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (root, mount point, file system, its options) for each line of mountinfo."""
+def _mounts(text: str) -> Iterator[Mount]:
+    """Yield what each line of mountinfo says."""
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
         fields, kinds = before.split(" "), after.split(" ")
-        if len(fields) >= 5 and len(kinds) >= 3:
-            yield _plain(fields[3]), _plain(fields[4]), kinds[0], kinds[2]
+        if len(fields) >= 6 and len(kinds) >= 3:
+            options = frozenset(fields[5].split(",")) | frozenset(kinds[2].split(","))
+            yield Mount(_plain(fields[3]), _plain(fields[4]), kinds[0], options)
 
 
 def _plain(text: str) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from shmq.errors import ShmqError
+from shmq.version import version_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,7 @@ _VERBS = {
     "cluster": "show clusters and what is wrong in them",
     "acl": "check an ACL file, say what it allows whom and why",
     "service": "install shmq as services of the machine (systemd), show them, allow users",
+    "doctor": "look for what will hurt, and say the remedy",
     "shm": "list shared memory; clean up what dead brokers left",
     "inspect": "show a segment or a file of a store, field by field",
     "fsck": "check a store, and repair it",
@@ -58,7 +59,7 @@ class _Verbs(click.Group):
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version=version("shmq"), message="shmq %(version)s")
+@click.version_option(version=version_text(), message="shmq %(version)s")
 def cli() -> None:
     """shmq: RocketMQ for one host.
 
