@@ -166,14 +166,10 @@ class OffsetTable:
         for key, queues in reports.offsets.items():
             topic, group = split_offset_key(key) or ("", "")
             for queue_id, consumer_offset in queues.items():
-                end = ends.get(QueueKey(topic, queue_id), 0)
-                self.advance(
-                    group,
-                    topic,
-                    queue_id,
-                    min(consumer_offset, end),
-                    copied_claim=reports.copied_claim,
-                )
+                end = ends.get(QueueKey(topic, queue_id))
+                if end is not None:  # else its topic was deleted
+                    seen = min(consumer_offset, end)
+                    self.advance(group, topic, queue_id, seen, copied_claim=reports.copied_claim)
 
     def _load_claims(self, data: object) -> None:
         if data is None:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
+from shmq.client.admin import Admin
+from shmq.errors import ServiceNotAvailableError
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
+from shmq.subscription import SubscriptionGroupConfig
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 
@@ -31,7 +34,13 @@ class ReplicaSet:
     """A cluster with one master of broker-a, and slaves of it, without anybody who promotes."""
 
     def __init__(
-        self, stack: contextlib.ExitStack, folder: Path, cluster_name: str, *, slave_count: int = 1
+        self,
+        stack: contextlib.ExitStack,
+        folder: Path,
+        cluster_name: str,
+        *,
+        slave_count: int = 1,
+        **of_master: str,
     ) -> None:
         self._stack = stack
         self.folder = folder
@@ -40,7 +49,8 @@ class ReplicaSet:
             "access_message_in_memory_max_ratio": "0",
             "flush_consumer_offset_interval_ms": "100",
         }
-        self.cluster = stack.enter_context(Cluster(folder, cluster_name, **self.settings))
+        settings = {**self.settings, **of_master}
+        self.cluster = stack.enter_context(Cluster(folder, cluster_name, **settings))
         self.master = self.cluster.brokers[0]
         self.slaves = [self.start_slave(number) for number in range(1, slave_count + 1)]
 
@@ -138,6 +148,15 @@ def numbers(consumer: shmq.Consumer, count: int) -> list[int]:
     return found
 
 
+def take(consumer: shmq.Consumer, wanted: range) -> None:
+    """Take these messages, and settle them."""
+    for number in wanted:
+        message = consumer.try_next(30.0)
+        assert message is not None
+        assert bytes(message.body).startswith(f"{number}x".encode())
+        message.settle()
+
+
 def test_cold_reads_move_to_the_slave_and_back(replicas: ReplicaSet) -> None:
     fill(replicas, "cold")
     with replicas.cluster.connect() as client, client.consumer("cold", group="slow") as consumer:
@@ -168,3 +187,107 @@ def test_new_consumer_reads_from_the_slave_where_the_master_is_gone(replicas: Re
         wait_for(lambda: offset_at(replicas.slaves[0], "left", "g") == stored + 19, "the report")
         replicas.master.restart()
         wait_for(lambda: offset_at(replicas.master, "left", "g") == stored + 19, "the merge")
+
+
+def test_running_consumer_reads_on_from_the_slave_and_its_offsets_go_to_the_next_master(
+    replicas: ReplicaSet,
+) -> None:
+    fill(replicas, "run")
+    half = COUNT // 2
+    with (
+        replicas.cluster.connect() as client,
+        client.consumer("run", group="g", auto_settle=False) as consumer,
+    ):
+        take(consumer, range(10))
+        replicas.master.kill()
+        replicas.await_no_master()
+        # What it had not mapped of the master it gets of the slave.
+        take(consumer, range(10, half))
+        wait_for(lambda: offset_at(replicas.slaves[0], "run", "g") == half, "the report")
+    # Nobody who knows of it is left but the slave.
+    replicas.master.restart()
+    wait_for(lambda: offset_at(replicas.master, "run", "g") == half, "the merge")
+    with replicas.cluster.connect() as client, client.consumer("run", group="g") as consumer:
+        assert numbers(consumer, COUNT - half) == list(range(half, COUNT))
+
+
+def test_consumer_that_began_at_the_slave_goes_on_at_the_master_when_that_is_back(
+    replicas: ReplicaSet,
+) -> None:
+    fill(replicas, "back")
+    replicas.master.kill()
+    replicas.await_no_master()
+    with replicas.cluster.connect() as client, client.consumer("back", group="g") as consumer:
+        assert numbers(consumer, 30) == list(range(30))
+        assert {queue.broker_name for queue in consumer.assigned} == {"broker-a"}
+        replicas.master.restart()
+        wait_for(lambda: client.routes.brokers(), "the master")
+        client.producer().send("back", str(COUNT).encode())
+        seen = numbers(consumer, 1)
+        while seen[-1] != COUNT:
+            seen += numbers(consumer, 1)
+        # The one that was in hand at that moment comes again, none is left out.
+        assert sorted(set(seen)) == list(range(min(seen), COUNT + 1))
+        assert 29 <= min(seen) <= 30
+        assert len(seen) <= len(set(seen)) + 1
+    wait_for(lambda: offset_at(replicas.master, "back", "g") == COUNT, "the offset")
+
+
+def test_of_two_slaves_the_first_is_read_unless_the_group_says_otherwise(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        replicas = ReplicaSet(stack, tmp_path, cluster_name, slave_count=2)
+        one, two = replicas.slaves
+        fill(replicas, "chosen")
+        with replicas.cluster.connect() as client, client.consumer("chosen", "any") as consumer:
+            assert numbers(consumer, COUNT) == list(range(COUNT))
+        assert (cold_reads(one) > 0, cold_reads(two)) == (True, 0)
+        before = cold_reads(one)
+        with Admin(replicas.cluster.runtime) as admin:
+            admin.create_group(
+                SubscriptionGroupConfig(group_name="two", which_broker_when_consume_slowly=2)
+            )
+        with replicas.cluster.connect() as client, client.consumer("chosen", "two") as consumer:
+            assert numbers(consumer, COUNT) == list(range(COUNT))
+        assert (cold_reads(one), cold_reads(two) > 0) == (before, True)
+        # The one that the group names is gone: the other is read.
+        two.stop()
+        with replicas.cluster.connect() as client, client.consumer("chosen", "two2") as consumer:
+            assert numbers(consumer, COUNT) == list(range(COUNT))
+        assert cold_reads(one) > before
+
+
+def test_slave_that_is_not_to_be_read_refuses_and_the_master_is_read(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        replicas = ReplicaSet(stack, tmp_path, cluster_name, slave_count=0)
+        slave = replicas.start_slave(1, slave_read_enable="false")
+        replicas.slaves.append(slave)
+        fill(replicas, "closed")
+        client = slave.connect()
+        try:
+            with pytest.raises(ServiceNotAvailableError, match="slaveReadEnable is false"):
+                client.call(
+                    Command(RequestCode.ATTACH_SESSION, {"clientId": "one", "isProducer": False}),
+                    timeout_s=30.0,
+                )
+        finally:
+            client.close()
+        with replicas.cluster.connect() as user, user.consumer("closed", group="g") as consumer:
+            assert numbers(consumer, COUNT) == list(range(COUNT))
+        assert cold_reads(slave) == 0
+        replicas.master.kill()
+        replicas.await_no_master()
+        with replicas.cluster.connect() as user, user.consumer("closed", group="h") as consumer:
+            assert consumer.try_next(4.0) is None, "nobody is to be read"
+
+
+def test_master_that_may_not_send_consumers_on_is_read(tmp_path: Path, cluster_name: str) -> None:
+    with contextlib.ExitStack() as stack:
+        replicas = ReplicaSet(stack, tmp_path, cluster_name, slave_read_enable="false")
+        fill(replicas, "stay")
+        with replicas.cluster.connect() as client, client.consumer("stay", "g") as consumer:
+            assert numbers(consumer, COUNT) == list(range(COUNT))
+        assert cold_reads(replicas.slaves[0]) == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from shmq.broker.consumer_offsets import OffsetTable
+from shmq.broker.consumer_offsets import OffsetTable, Reports, load_reports
 from shmq.broker.topics import TopicTable, changed_attributes
 from shmq.config import BrokerConfig
 from shmq.errors import ConfigError, SystemBusyError, TopicNotExistError
@@ -302,3 +302,70 @@ def test_a_copy_has_the_version_of_the_table_it_was_copied_from_and_never_a_late
     asyncio.run(offsets.save())
     found = files.load_consumer_offsets()
     assert (found.data_version, found.offsets) == (version, {"t@g": {0: 0}})
+
+
+# ---- reports to a slave --------------------------------------------------------------------------
+
+
+def slave_table(store: MessageStore, config: BrokerConfig) -> OffsetTable:
+    """A slave's, which has its reports from before."""
+    files = ConfigFiles(config.store_path)
+    made = OffsetTable(store, files, SteppedClock(), is_copy=True)
+    made.load(load_reports(files))
+    return made
+
+
+def test_slave_keeps_what_was_reported_to_it_until_its_master_has_heard(store, config) -> None:
+    put(table(store, config), "t", 2)
+    offsets = slave_table(store, config)
+    offsets.copy({"t@g": {0: 0, 1: 0}}, DataVersion(), next_claim=7)
+    assert offsets.reports.offsets == {}, "what was copied is the master's own"
+    offsets.commit("g", "t", 0, 5)
+    offsets.commit("h", "t", 1, 0)
+    sent = offsets.reports
+    assert (sent.copied_claim, sent.offsets) == (7, {"t@g": {0: 5}, "t@h": {1: 0}})
+    offsets.commit("g", "t", 0, 6)  # while it is sent
+    offsets.heard(sent.offsets)
+    assert offsets.reports.offsets == {"t@g": {0: 6}}
+    offsets.copy({"t@g": {0: 5, 1: 9}}, DataVersion(), next_claim=8)
+    assert (offsets.query("g", "t", 0), offsets.query("g", "t", 1)) == (6, 9)
+    asyncio.run(offsets.save())
+    assert slave_table(store, config).reports == Reports(8, {"t@g": {0: 6}})
+    offsets.heard({"t@g": {0: 6}})
+    asyncio.run(offsets.save())
+    assert slave_table(store, config).reports.offsets == {}
+
+
+def test_report_moves_no_offset_back_and_no_reset_aside(store, config) -> None:
+    put(table(store, config), "t", 1)
+    offsets = offset_table(store, config)
+    copied = offsets.next_claim
+    offsets.commit("g", "t", 0, 5)
+    assert not offsets.advance("g", "t", 0, 5, copied_claim=copied)
+    assert not offsets.advance("g", "t", 0, 4, copied_claim=copied)
+    assert offsets.advance("g", "t", 0, 8, copied_claim=copied)
+    offsets.new_claim("g", "t", 0)  # a consumer came: no reset
+    assert offsets.advance("g", "t", 0, 9, copied_claim=copied)
+    offsets.reset("g", "t", 0, 2)
+    assert not offsets.advance("g", "t", 0, 9, copied_claim=copied)
+    assert offsets.query("g", "t", 0) == 2
+    asyncio.run(offsets.save())
+    later = offset_table(store, config)  # the mark outlives the process
+    assert not later.advance("g", "t", 0, 9, copied_claim=copied)
+    assert later.advance("g", "t", 0, 9, copied_claim=later.next_claim), "the slave knows of it"
+
+
+def test_slave_that_becomes_master_heeds_reports_over_its_predecessors_file(store, config) -> None:
+    """Its own file had them; the one in its place, which is newer, has not."""
+    files = ConfigFiles(config.store_path)
+    path = config.store_path / "config/topics.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        '{"topicConfigTable":{"t":{"topicName":"t","readQueueNums":1,"writeQueueNums":1}}}'
+    )
+    TopicTable(store, files, config, SteppedClock()).load({("t", 0): 500})  # its log ends at 500
+    files.store(ConsumerOffsets(offsets={"t@g": {0: 100}, "t@h": {0: 100}, "t@i": {0: 100}}))
+    offsets = OffsetTable(store, files, SteppedClock())
+    offsets.load(Reports(3, {"t@g": {0: 400}, "t@h": {0: 50}, "t@i": {0: 600}, "gone@g": {0: 1}}))
+    assert [offsets.query(group, "t", 0) for group in "ghi"] == [400, 100, 500]
+    assert offsets.query("g", "gone", 0) is None
