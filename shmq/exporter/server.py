@@ -74,10 +74,9 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
     def __init__(self, sock: socket.socket) -> None:
         self.address_family = sock.family
-        super().__init__(("", 0), _Handler, bind_and_activate=False)
-        self.socket.close()
+        # Not through TCPServer, which makes a socket first: in its unit it may make none.
+        socketserver.BaseServer.__init__(self, sock.getsockname(), _Handler)
         self.socket = sock
-        self.server_address = sock.getsockname()
         self.server_name, self.server_port = "shmq-exporter", 0
         self.setup_environ()
         self._slots = threading.BoundedSemaphore(_REQUESTS_MAX)

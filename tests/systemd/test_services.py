@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.ci, pytest.mark.cluster, pytest.mark.slow, pytest.mark
 PAGE = ROOT / "docs/operate/systemd.md"
 BROKER = "shmq-broker@broker-a.service"
 NAMESRV = "shmq-namesrv.service"
+EXPORTER = "shmq-exporter.service"
 SHMQ = "/opt/shmq/bin/shmq"
 
 SENDER = """
@@ -210,6 +211,16 @@ def test_units_are_safe_and_verified_where_they_run(machine: Machine) -> None:
         machine.run(f"systemd-analyze security --threshold=10 {unit}")
 
 
+def test_prometheus_asks_an_exporter_that_has_no_network(machine: Machine) -> None:
+    page = "http://127.0.0.1:5557/metrics"
+    ask = f"from urllib.request import urlopen; print(urlopen('{page}').read().decode())"
+    said = machine.run(python(ask), user="bob")
+    assert 'shmq_broker_up{broker="broker-a"' in said
+    inside = machine.run(f"readlink /proc/{main_pid(machine, EXPORTER)}/ns/net")
+    assert inside != machine.run("readlink /proc/1/ns/net")
+    assert machine.show(EXPORTER, "StatusText") == "exporter: running"
+
+
 def test_status_finds_what_was_changed(machine: Machine) -> None:
     unit = "/usr/local/lib/systemd/system/shmq.target"
     machine.run(f"cp {unit} /root/kept; echo '# mine' >> {unit}; chmod 2770 /run/shmq")
@@ -290,7 +301,7 @@ def test_broker_with_a_wrong_setting_is_not_tried_again(machine: Machine) -> Non
 
 def test_stopped_in_order_it_leaves_no_memory_and_no_message_behind(machine: Machine) -> None:
     machine.run(f"{SHMQ} pub stopped 1", user="alice")
-    machine.run("systemctl stop 'shmq*'")
+    machine.run("systemctl stop shmq.target 'shmq-*'")
     assert machine.run("ls /dev/shm") == ""
     assert processes(machine) == ""
     ended = [machine.show(unit, "InactiveEnterTimestampMonotonic") for unit in (BROKER, NAMESRV)]

@@ -23,6 +23,7 @@ USER = "shmq"
 _SYSTEM = Path("/")
 _TARGET = "shmq.target"
 _NAMESRV = "shmq-namesrv.service"
+_EXPORTER = "shmq-exporter.socket"
 _WANTS = Path("/etc/systemd/system/shmq.target.wants")
 _FOLDERS = {Path("/run/shmq"): 0o2750, Path("/var/lib/shmq"): 0o700}
 _TIMEOUT_S = 300.0
@@ -80,7 +81,14 @@ def _install(prefix: Path | None, brokers: tuple[str, ...], root: Path | None) -
     problems = _verify(made)
     if problems:
         raise ConfigError(f"verify the units: {problems[0]}")
-    _run("systemctl", "enable", "--quiet", _TARGET, _NAMESRV, *map(broker_unit, wanted))
+    enabled = [_TARGET, _NAMESRV, *map(broker_unit, wanted)]
+    if _has_metrics(made):
+        enabled.append(_EXPORTER)
+    else:
+        click.echo(
+            f"no metrics: {made.prefix}/bin/pip install 'shmq[exporter]', then install again"
+        )
+    _run("systemctl", "enable", "--quiet", *enabled)
     is_running = _show(_TARGET)["ActiveState"] == "active"
     click.echo(f"shmq runs from {made.prefix}; systemctl {'re' * is_running}start {_TARGET}")
 
@@ -159,6 +167,12 @@ def _installed() -> Installation:
             hint=f"{PREFIX}/bin/shmq service install writes them",
         )
     return Installation(prefix)
+
+
+def _has_metrics(made: Installation) -> bool:
+    """Whether the exporter has what it imports."""
+    python = str(made.prefix / "bin/python")
+    return _try_run(python, "-P", "-c", "import prometheus_client").returncode == 0
 
 
 def _units() -> list[str]:
