@@ -18,8 +18,11 @@ from session import running
 PEERS = {
     "shmq": "shmq_itself",
     "redis": "redis_streams",
+    "nats": "nats_jetstream",
     "zeromq": "zeromq",
+    "iceoryx2": "iceoryx",
     "mp.Queue": "multiprocessing_queue",
+    "faster-fifo": "fifo",
 }
 """By name: the file beside this one."""
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,7 +62,11 @@ def debian_packages(folder: Path, names: Sequence[str]) -> None:
             package.unlink()
 
 
-def run(command: Sequence[str], cwd: Path | None = None) -> None:
+def run(
+    command: Sequence[str],
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Run to its end.
 
     Raises:
@@ -70,7 +74,13 @@ def run(command: Sequence[str], cwd: Path | None = None) -> None:
     """
     try:
         done = subprocess.run(
-            command, cwd=cwd, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            command,
+            cwd=cwd,
+            env={**os.environ, **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NotHad(f"{' '.join(command)}: {error}") from None

@@ -74,9 +74,7 @@ class Producer:
     def pace(self, size: int, count: int, interval_ns: int) -> None:
         """As `put`, each when it is due, or at once if that is past; says when it was due."""
         padding = bytes(size - STAMP.size)
-        due_ns = time.monotonic_ns()
-        for _ in range(count):
-            due_ns += interval_ns
+        for due_ns in due_times(count, interval_ns):
             wait_until(due_ns, interval_ns)
             self.put(STAMP.pack(due_ns) + padding)
         self.flush()
@@ -157,6 +155,12 @@ class Peer:
     def consumer(topic: Any, group: int) -> Consumer:
         """In a process of its own; of a group, counted from 0."""
         raise NotImplementedError
+
+
+def due_times(count: int, interval_ns: int) -> range:
+    """When each message of a paced run is due, from now on."""
+    begin_ns = time.monotonic_ns() + interval_ns
+    return range(begin_ns, begin_ns + count * interval_ns, interval_ns)
 
 
 def wait_until(due_ns: int, interval_ns: int) -> None:

@@ -19,7 +19,8 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
-def _end_with_us() -> None:
+def end_with_parent() -> None:
+    """This process is killed when the program that started it ends, however that comes about."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -48,7 +49,7 @@ def start_server(
             stdout=out,
             stderr=out,
             env={**os.environ, **(environment or {})},
-            preexec_fn=_end_with_us,
+            preexec_fn=end_with_parent,
         )
     deadline = time.monotonic() + _START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from peer import RECEIVE_MAX, STAMP, Consumer, Producer, batch_of
+from servers import end_with_parent
 
 SLOT_WORDS = 16
 """Two cache lines."""
@@ -51,6 +52,7 @@ def work(
     pipe: Connection, folders: list[str], module: str, board_path: str, slot: int, topic: Any
 ) -> None:
     """The process: of a producer where slot is 0, else of the consumer `slot`. Ends with None."""
+    end_with_parent()
     sys.path[:0] = folders
     try:
         peer = importlib.import_module(module).PEER
