@@ -3,7 +3,7 @@
 Purpose: metrics of all brokers of a runtime folder, without a request to any of them.
 Process: shmq-exporter.
 Writes: nothing shared.
-Reads: the brokers' control, topics and stats objects, mapped read-only; marks of their stores.
-May import: shm and everything below it.
+Reads: what the monitor reads.
+May import: the monitor and everything below it.
 Never: asks a broker, writes to its memory, shows who a client is.
 """

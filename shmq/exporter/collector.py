@@ -10,32 +10,21 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector as BaseCollector
 
 from shmq.clock import SYSTEM_CLOCK, Clock
-from shmq.core import core
-from shmq.errors import ShmError, ShmqError
-from shmq.exporter.broker_pages import (
-    BrokerPages,
-    Latency,
-    StatsLook,
-    find_stores,
-    segment_sizes,
-)
-from shmq.metrics import BROKER_LABELS, METRICS, MetricScope
+from shmq.metrics import METRICS
+from shmq.monitor.monitor import Monitor
 from shmq.shm.segment import SHM_FOLDER
 from shmq.version import version_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from shmq.exporter.broker_pages import QueueRow
     from shmq.shm.names import StoreName
 
 __all__ = ["Collector", "SERIES_MAX"]
@@ -44,18 +33,6 @@ _log = logging.getLogger("shmq.exporter")
 
 SERIES_MAX = 50_000
 """As many as RocketMQ's broker shows at most."""
-_STATUS_NAMES = {-number: name for name, (number, _) in core.STATUS.items()}
-_BOUNDS = [f"{bound / 1e9:g}" for bound in core.LATENCY_BOUNDS_NS]
-_COUNTERS = {
-    "shmq_turns_total": "turns",
-    "shmq_sessions_ended_total": "sessions_ended",
-    "shmq_wakeups_total": "wakeups_sent",
-    "shmq_append_sleeps_total": "sleeps",
-    "shmq_files_rolled_total": "files_rolled",
-    "shmq_log_full_turns_total": "log_full_turns",
-    "shmq_arena_full_turns_total": "arena_full_turns",
-}
-"""Metrics that are a field of `counters` in the control segment."""
 
 
 class _Page:
@@ -67,9 +44,7 @@ class _Page:
         self.count = 0
         self.families: dict[str, Family] = {}
 
-    def add(
-        self, name: str, labels: dict[str, str], value: float, *, sample: str | None = None
-    ) -> None:
+    def add(self, name: str, labels: dict[str, str], value: float, *, suffix: str = "") -> None:
         """Show a number, unless there are too many already."""
         if self._left <= 0:
             self.dropped += 1
@@ -82,14 +57,7 @@ class _Page:
             # prometheus_client puts _total behind the name of a counter itself.
             plain = name.removesuffix("_total")
             family = self.families[name] = Family(plain, metric.text, metric.kind.value)
-        family.add_sample(sample or name, labels, value)
-
-
-@dataclass(slots=True)
-class _Lag:
-    messages: int = 0
-    seconds: float = 0.0
-    passed: int = 0
+        family.add_sample(name + suffix, labels, value)
 
 
 class Collector(BaseCollector):
@@ -110,12 +78,10 @@ class Collector(BaseCollector):
         series_max: int = SERIES_MAX,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._runtime = runtime
-        self._has_queues = has_queues
+        self._monitor = Monitor(runtime, has_queues=has_queues, clock=clock)
         self._series_max = series_max
         self._clock = clock
-        self._pages: dict[StoreName, BrokerPages] = {}
-        self._problems: dict[StoreName, str] = {}
+        self._told: dict[StoreName, str] = {}
         self._lock = threading.Lock()
 
     def collect(self) -> Iterable[Family]:
@@ -123,7 +89,8 @@ class Collector(BaseCollector):
         with self._lock:
             begin_ns = self._clock.monotonic_ns()
             page = _Page(self._series_max)
-            self._add_brokers(page)
+            self._monitor.look(page.add)
+            self._tell_problems()
             mount = os.statvfs(SHM_FOLDER)
             took_s = (self._clock.monotonic_ns() - begin_ns) / 1e9
             own = _Page(self._series_max)
@@ -133,7 +100,7 @@ class Collector(BaseCollector):
                 ("shmq_exporter_scrape_seconds", took_s),
                 ("shmq_exporter_series", page.count),
                 ("shmq_exporter_series_dropped", page.dropped),
-                ("shmq_exporter_problems", len(self._problems)),
+                ("shmq_exporter_problems", len(self._monitor.problems)),
             ):
                 own.add(name, {}, value)
             own.add("shmq_build_info", {"version": version_text()}, 1)
@@ -143,182 +110,10 @@ class Collector(BaseCollector):
     def close(self) -> None:
         """Let go of all memory."""
         with self._lock:
-            while self._pages:
-                self._pages.popitem()[1].close()
+            self._monitor.close()
 
-    # ---- brokers -----------------------------------------------------------------------------
-
-    def _add_brokers(self, page: _Page) -> None:
-        stores = find_stores(self._runtime)
-        for store in self._pages.keys() - stores:
-            self._pages.pop(store).close()
-        self._problems = {key: text for key, text in self._problems.items() if key in stores}
-        sizes = segment_sizes()
-        rest = []
-        for store in sorted(stores, key=str):
-            if store not in sizes:
-                continue  # a mark that is left of memory that is gone
-            pages = self._pages.setdefault(store, BrokerPages(store))
-            try:
-                look = _BrokerLook(page, pages, sizes[store], self._clock)
-                look.add_broker()
-            except ShmqError as error:
-                self._failed(store, str(error))
-                continue
-            rest.append((store, look))
-        # What belongs to brokers as a whole is shown first: a cap takes from the many.
-        for store, look in rest:
-            try:
-                look.add_topics(has_queues=self._has_queues)
-                self._problems.pop(store, None)
-            except ShmqError as error:
-                self._failed(store, str(error))
-
-    def _failed(self, store: StoreName, problem: str) -> None:
-        if self._problems.get(store) != problem:
-            _log.warning("broker not shown in full store=%s: %s", store, problem)
-        self._problems[store] = problem
-
-
-class _BrokerLook:
-    """One broker, now."""
-
-    def __init__(
-        self, page: _Page, pages: BrokerPages, sizes: Mapping[str, int], clock: Clock
-    ) -> None:
-        self._page = page
-        self._pages = pages
-        self._sizes = sizes
-        self._clock = clock
-        pages.look()
-        self._is_up = pages.owner().is_alive()
-        try:
-            self._stats = pages.stats()
-        except ShmError:
-            if self._is_up:  # it makes that object a moment after its memory
-                raise
-            self._stats = StatsLook()
-        (broker_id,) = self._stats.values.get("broker_id", {"": pages.store.broker_id}).values()
-        values = (pages.store.cluster, pages.store.broker, str(broker_id))
-        self._labels = dict(zip(BROKER_LABELS, values, strict=True))
-        self._is_master = "master" in self._stats.values.get("shmq_ha_role", ())
-
-    def _add(self, name: str, value: float, **labels: str) -> None:
-        self._page.add(name, self._labels | labels, value)
-
-    # ---- the broker --------------------------------------------------------------------------
-
-    def add_broker(self) -> None:
-        """What is one number of it, or a few."""
-        self._add("shmq_broker_up", self._is_up)
-        if not self._is_up:
-            return
-        self._add_positions()
-        for name, field in _COUNTERS.items():
-            self._add(name, self._pages.ints("counters")[field])
-        states = self._pages.session_states()
-        self._add("shmq_sessions", states.count(core.SESSION_LIVE))
-        self._add("shmq_sessions_lost", states.count(core.SESSION_LOST))
-        for kind, size in self._sizes.items():
-            self._add("shmq_segment_bytes", size, kind=kind)
-        self._add_stats()
-
-    def _add_positions(self) -> None:
-        append, flush = self._pages.ints("append_positions"), self._pages.ints("flush_positions")
-        # Read one after the other: the flusher may have passed what was committed a moment ago.
-        committed = append["committed_position"]
-        self._add("shmq_master_epoch", self._pages.ints("segment_header")["master_epoch"])
-        self._add("shmq_store_writable", append["store_status"] == 0)
-        self._add("shmq_log_appended_bytes_total", committed)
-        self._add("shmq_log_kept_bytes", committed - append["min_position"])
-        self._add("shmq_log_hot_bytes", committed - append["hot_min_position"])
-        self._add("shmq_flush_behind_bytes", max(0, committed - flush["flushed_position"]))
-
-    def _add_stats(self) -> None:
-        stats = self._stats
-        age_ns = max(0, self._clock.monotonic_ns() - stats.looked_ns)
-        self._add("shmq_heartbeat_age_seconds", age_ns / 1e9)
-        for status, count in stats.refusals.items():
-            name = _STATUS_NAMES.get(status, str(status))
-            self._add("shmq_records_refused_total", count, status=name)
-        self._add_latency("shmq_send_duration_seconds", stats.send)
-        self._add_latency("shmq_fsync_duration_seconds", stats.flush)
-        self._add("shmq_ring_full_total", stats.head["ring_full_count"])
-        capacity = stats.head["ring_capacity_bytes"]
-        used = stats.head["ring_used_bytes_max"]
-        self._add("shmq_ring_used_ratio", used / capacity if capacity else 0)
-        for name, by_label in stats.values.items():
-            metric = METRICS.get(name)
-            if metric is not None and (self._is_master or metric.scope is MetricScope.BROKER):
-                for label, value in by_label.items():
-                    labels = dict.fromkeys(metric.labels, label)
-                    self._add(name, value * metric.scale, **labels)
-
-    def _add_latency(self, name: str, latency: Latency) -> None:
-        count = 0
-        for bound, added in zip([*_BOUNDS, "+Inf"], latency.counts, strict=True):
-            count += added
-            self._page.add(name, self._labels | {"le": bound}, count, sample=f"{name}_bucket")
-        self._page.add(name, self._labels, latency.sum_ns / 1e9, sample=f"{name}_sum")
-        self._page.add(name, self._labels, count, sample=f"{name}_count")
-
-    # ---- topics and groups -------------------------------------------------------------------
-
-    def add_topics(self, *, has_queues: bool) -> None:
-        """What there is as much of as there are topics and groups."""
-        if not self._is_up:
-            return
-        rows = self._pages.queue_rows()
-        topics: defaultdict[str, list[QueueRow]] = defaultdict(list)
-        for row in rows.values():
-            topics[row.topic].append(row)
-        self._add("shmq_topics", len(topics))
-        self._add("shmq_queues", len(rows))
-        if not self._is_master:
-            return
-        self._add_groups(rows, has_queues=has_queues)
-        for topic, queues in topics.items():
-            kept = sum(_kept(queue) for queue in queues)
-            messages_in = sum(queue.messages_in for queue in queues)
-            self._add("shmq_messages_in_total", messages_in, topic=topic)
-            self._add("shmq_bytes_in_total", sum(q.bytes_in for q in queues), topic=topic)
-            self._add("shmq_topic_messages", kept, topic=topic)
-        for row in rows.values() if has_queues else ():
-            labels = {"topic": row.topic, "queue": str(row.queue_id)}
-            self._add("shmq_queue_messages_in_total", row.messages_in, **labels)
-            self._add("shmq_queue_messages", _kept(row), **labels)
-
-    def _add_groups(self, rows: Mapping[int, QueueRow], *, has_queues: bool) -> None:
-        lags: defaultdict[tuple[str, str], _Lag] = defaultdict(_Lag)
-        now_ms = self._clock.wall_ms()
-        age_s = max(0, self._clock.monotonic_ns() - self._stats.looked_ns) / 1e9
-        for progress in self._stats.groups:
-            row = rows.get(progress.queue_row)
-            if row is None or row.generation != progress.row_generation:
-                continue  # the queue went after the broker's last round
-            lag = lags[progress.group, row.topic]
-            begin = max(progress.consumer_offset, row.min_queue_offset)
-            messages = max(0, row.visible_max - begin)
-            lag.messages += messages
-            lag.passed += progress.passed_count
-            if messages:
-                # Without a time it came since the broker's last round, or was not looked up yet.
-                since_ms = progress.waiting_since_ms
-                seconds = max(0, now_ms - since_ms) / 1e3 if since_ms else age_s
-                lag.seconds = max(lag.seconds, seconds)
-            if has_queues:
-                self._add(
-                    "shmq_queue_consumer_lag_messages",
-                    messages,
-                    group=progress.group,
-                    topic=row.topic,
-                    queue=str(row.queue_id),
-                )
-        for (group, topic), lag in lags.items():
-            self._add("shmq_consumer_lag_messages", lag.messages, group=group, topic=topic)
-            self._add("shmq_consumer_lag_seconds", lag.seconds, group=group, topic=topic)
-            self._add("shmq_messages_out_total", lag.passed, group=group, topic=topic)
-
-
-def _kept(row: QueueRow) -> int:
-    return max(0, row.visible_max - row.min_queue_offset)
+    def _tell_problems(self) -> None:
+        for store, problem in self._monitor.problems.items():
+            if self._told.get(store) != problem:
+                _log.warning("broker not shown in full store=%s: %s", store, problem)
+        self._told = self._monitor.problems
