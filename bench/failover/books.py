@@ -22,8 +22,8 @@ class Books:
     """Of a whole run.
 
     Where a fault takes memory away, what only that memory had is not owed, a send that was under
-    way may be there twice (its producer could not learn its fate), and the consumer begins again
-    where it was last known to be.
+    way may be there twice (its producer could not learn its fate), what one member alone had in
+    files comes late, and the consumer begins again where it was last known to be.
     """
 
     def __init__(
@@ -58,13 +58,14 @@ class Books:
         count: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
         for stream, told in enumerate(self._told):
             seen = found.get(stream, Seen())
-            doubled = seen.doubled
+            doubled, out_of_order = seen.doubled, seen.out_of_order
             if self._takes_memory:
+                out_of_order = []
                 under_way = self._under_way(told) if what == "stored" else set(doubled)
                 doubled = [one for one in doubled if one not in under_way]
             lost = seen.lost(self._owed[stream])
             begun = {one.sequence: one.begin_ns for one in told}
-            for kind, bad in zip(KINDS, (lost, doubled, seen.out_of_order), strict=True):
+            for kind, bad in zip(KINDS, (lost, doubled, out_of_order), strict=True):
                 count[kind] += len(bad)
                 if bad:
                     numbers = {

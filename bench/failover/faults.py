@@ -51,6 +51,15 @@ def _stop(pair: ReplicaPair, _random: random.Random) -> Struck:
     return _struck(at_ns)
 
 
+def _upgrade(pair: ReplicaPair, _random: random.Random) -> Struck:
+    """The other member becomes master, then the one that waits is restarted."""
+    before = pair.master()
+    at_ns = time.monotonic_ns()
+    pair.become_master(1 - before.broker_id)
+    signal_pid(before.pid, signal.SIGTERM)
+    return _struck(at_ns)
+
+
 def _slave(pair: ReplicaPair, _random: random.Random) -> Struck:
     return _killed(pair.slave().pid)
 
@@ -141,6 +150,7 @@ FAULTS = {
     "any": Fault("the master, the slave or both get SIGKILL", _any),
     "both": Fault("both get SIGKILL, and are started in either order", _both, is_supervised=False),
     "lock": Fault("the lock of mastership is deleted, and half the masters die later", _lock),
+    "upgrade": Fault("the other one is made master, and the one that waits restarted", _upgrade),
     "wiped": Fault(
         "the master's memory is wiped as it dies, its slave behind", _wiped, takes_memory=True
     ),

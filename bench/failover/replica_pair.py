@@ -21,7 +21,10 @@ from measuring import ROOT
 import shmq
 from shmq.client.ha import HaMember
 from shmq.client.local import LOG, forget_memory
+from shmq.remoting.client import Client as Link
 from shmq.remoting.codes import RequestCode
+from shmq.remoting.command import Command
+from shmq.remoting.runtime_folder import RuntimeFolder
 from shmq.shm.reaper import reap
 
 T = TypeVar("T")
@@ -107,6 +110,25 @@ class ReplicaPair:
             )
 
         wait_for(is_whole, "a master with its slave in sync")
+
+    def await_settled(self) -> None:
+        """As await_whole, and what a member had alone is with the master, or counted as lost."""
+        self.await_whole()
+        status = Command(RequestCode.GET_BROKER_STATUS)
+
+        def is_settled() -> bool:
+            with RuntimeFolder.open(self.runtime) as folder:
+                for member in self._admin.ha_members(NAME):
+                    link = Link(folder, member.socket_name, role="bench", timeout_s=WAIT_MAX_S)
+                    try:
+                        fields = link.call(status, timeout_s=WAIT_MAX_S).fields()
+                    finally:
+                        link.close()
+                    if fields.number("cutPendingBytes", 0):
+                        return False
+            return True
+
+        wait_for(is_settled, "the end of what was cut off")
 
     def await_topic(self, topic: str) -> None:
         """Until its slave knows it, too: a master's death may forget a topic younger than that."""

@@ -68,6 +68,8 @@ def run_rounds(options: argparse.Namespace) -> dict[str, Any]:
                     problems.append(f"round {number + 1} failed: {error}; {pair.problems()}")
                     break
                 print(f"round {number + 1}: {rounds[-1].first_send_ms:.1f} ms", flush=True)
+        if not problems:
+            pair.await_settled()
         timed.close()
         said = [json.loads(sender.ask("stop")) for sender in senders]
         told = [list(read_ledger(path)) for path in ledgers]

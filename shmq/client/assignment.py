@@ -49,6 +49,10 @@ _log = logging.getLogger("shmq.client")
 
 AWAY_NS = 120_000_000_000
 """Queues of a broker that left the routes stay where they are so long: it is being restarted."""
+_REJOIN_NS = 2_000_000_000
+"""A broker that is back lists who came back to it before us: for so long the members from before
+count as well. Else who is first takes all queues, and what it was given comes again to their
+owners."""
 _REVOKED_NS = 1_000_000_000
 """A queue that another member took from us is not taken back sooner, unless members changed."""
 
@@ -125,6 +129,8 @@ class Assignment:
         self._reported: dict[MessageQueue, int] = {}
         """What a slave was told last of queues whose master is away."""
         self._members: list[str] = []
+        self._awaits_members = False
+        """Some were there before their broker was away, and are not back yet."""
         self._revoked: dict[tuple[BrokerLink, int, int], None] = {}
         self._revoked_ns: dict[MessageQueue, int] = {}
         self.denial: PermissionDeniedError | None = None
@@ -219,7 +225,7 @@ class Assignment:
         self.save()
         with self._lock:
             has_all = mine <= self._table.keys()
-        self.is_complete = has_all and failure is None and not away
+        self.is_complete = has_all and failure is None and not away and not self._awaits_members
         if failure is not None:
             raise failure
 
@@ -291,17 +297,25 @@ class Assignment:
 
     def _ask_members(self, names: Iterable[str]) -> tuple[list[str], bool]:
         """The sorted client ids of the group, and whether they are others than before."""
+        self._awaits_members = False
         if self.model is MessageModel.BROADCASTING or not self.is_shared:
             return [self._client.client_id], False
         members = {self._client.client_id}
+        is_known = False
         for name in sorted(names):
-            answer = self._at[name].call(
+            link = self._at[name]
+            answer = link.call(
                 RequestCode.GET_CONSUMER_LIST_BY_GROUP,
                 {"consumerGroup": self.group, "topic": self.topic},
             )
             listed = answer.json()["consumerIdList"]
             assert isinstance(listed, list)
             members.update(str(item) for item in listed)
+            back_ns = link.reconnected_ns
+            is_known |= back_ns is None or SYSTEM_CLOCK.monotonic_ns() - back_ns > _REJOIN_NS
+        if not is_known:  # no broker was there all the time, which knows who is left
+            self._awaits_members = not members.issuperset(self._members)
+            members.update(self._members)
         known, self._members = self._members, sorted(members)
         return self._members, known != self._members
 

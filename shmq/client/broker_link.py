@@ -22,6 +22,7 @@ import orjson
 
 from shmq.client.deadline import at_most
 from shmq.client.wake_fd import SharedSocket
+from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
 from shmq.core.fields import control_place
 from shmq.errors import (
@@ -140,6 +141,8 @@ class BrokerLink:
         """Whether this user maps the broker's log; if not, messages are pulled as copies."""
         self.master_epoch = 0
         """Of the mastership that the session was begun or resumed under; never an older one."""
+        self.reconnected_ns: int | None = None
+        """When its broker was back last, CLOCK_MONOTONIC; None: it was never away."""
         self._changed = threading.Condition(self._lock)
         try:
             self.connection = self._connect()
@@ -298,6 +301,7 @@ class BrokerLink:
                 connection.close()
                 raise
             self.connection = connection
+            self.reconnected_ns = SYSTEM_CLOCK.monotonic_ns()
             return is_resumed
 
     def _resumed(self, connection: Connection) -> bool:

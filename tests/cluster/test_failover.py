@@ -7,23 +7,29 @@ is given the master's configuration by the test.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import shmq
+from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ConfigError, ServiceNotAvailableError
 from shmq.remoting import namesrv_requests as requests
+from shmq.remoting.codes import RequestCode
 from shmq.shm.mastership import Mastership, load_record
 from shmq.shm.reaper import reap
 from tests.cluster.namesrv_process import NamesrvProcess
 from tests.support.cluster import wait_for
+from tests.support.invariants import Got, History, Sent, Stored
 from tests.support.scale import scaled
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(scaled(180, 7200))]
@@ -103,6 +109,15 @@ class Pair:
             "both members",
         )
 
+    def await_in_sync(self) -> None:
+        """Until the one that waits has what the master has."""
+        with shmq.connect(self.runtime) as client:
+            command = RequestCode.GET_BROKER_HA_STATUS
+            wait_for(
+                lambda: client.link(NAME).call(command, {}).json()["inSyncSlaveNums"] == 1,
+                "a slave in sync",
+            )
+
     def copy_config(self, source: str, target: str) -> None:
         """What a slave asks its master for."""
         shutil.copytree(
@@ -176,6 +191,103 @@ def test_switch_over_and_back_under_load_fails_no_send(pair: Pair) -> None:
             admin.switch_master(NAME, 7)
         items = pair.members().values()
         assert [item["restartCount"] for item in items] == [0, 0]
+
+
+class Crowd:
+    """Producers and push consumers, and what they were told and given."""
+
+    def __init__(self, runtime: Path) -> None:
+        self.history = History()
+        self._stack = contextlib.ExitStack()
+        self._stopping = threading.Event()
+        self._failed: list[BaseException] = []
+        clients = [self._stack.enter_context(shmq.connect(runtime)) for _ in range(6)]
+        clients[0].create_topic("orders", queues=4)
+        for client in clients[:4]:
+            consumer = client.push_consumer("g", self._hear, threads=2)
+            self._stack.enter_context(consumer)
+            consumer.subscribe("orders")
+        self._threads = [
+            threading.Thread(target=self._send, args=(clients[4 + number % 2], number), daemon=True)
+            for number in range(8)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _hear(self, message: shmq.Message) -> None:
+        key = bytes(message.body)
+        self.history.got[key].append(Got(SYSTEM_CLOCK.monotonic_ns(), message.reconsume_times))
+
+    def _send(self, client: shmq.Client, number: int) -> None:
+        """Every fourth waits for each send, others have eight under way."""
+        try:
+            with client.producer() as producer:
+                under_way: deque[tuple[bytes, int, Future[shmq.SendResult]]] = deque()
+                sequence = 0
+                while not self._stopping.is_set() or under_way:
+                    if not self._stopping.is_set():
+                        key = b"%d-%d" % (number, sequence)
+                        sequence += 1
+                        future = producer.send_async("orders", key, timeout=60.0)
+                        under_way.append((key, SYSTEM_CLOCK.monotonic_ns(), future))
+                    if len(under_way) == (1 if number % 4 == 0 else 8) or self._stopping.is_set():
+                        key, begin_ns, future = under_way.popleft()
+                        future.result()
+                        self.history.sent[key] = Sent(begin_ns, 0, is_acked=True)
+                    self._stopping.wait(0.002)
+        except BaseException as error:  # noqa: BLE001 # shown in the test's thread
+            self._failed.append(error)
+
+    def go_on(self, count: int = 200) -> None:
+        until = len(self.history.sent) + count
+        wait_for(lambda: self._failed or len(self.history.sent) >= until, "sends that go on")
+        assert not self._failed
+
+    def end(self) -> History:
+        """Stop sending; once every message has come."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+        assert not self._failed
+        wait_for(lambda: self.history.sent.keys() <= self.history.got.keys(), "every message")
+        self._stack.close()
+        return self.history
+
+
+def test_rolling_upgrade_fails_no_send_and_doubles_nothing(pair: Pair) -> None:
+    """Switch over, restart the one that waits, switch back, restart the other."""
+    with shmq.Admin(pair.runtime) as admin:
+        wait_for(lambda: admin.ha_members(NAME), "a member")
+        pair.await_both()
+        with shmq.connect(pair.runtime) as client:
+            pair.master(client)
+        crowd = Crowd(pair.runtime)
+        for number in range(scaled(2, 100)):
+            crowd.go_on()
+            pair.await_in_sync()
+            old = next(one for one in admin.ha_members(NAME) if one.is_master)
+            assert admin.switch_master(NAME).broker_id != old.broker_id, number
+            crowd.go_on()
+            os.kill(old.pid, signal.SIGTERM)
+            wait_for(lambda old=old: not Path(f"/proc/{old.pid}").exists(), "the end of it")
+            pair.await_both()
+        crowd.go_on()
+        history = crowd.end()
+    history.check_acked_is_delivered()
+    history.check_nothing_is_invented()
+    assert history.doubled_count() == 0
+    with shmq.connect(pair.runtime) as client, client.pull_consumer("orders") as pull:
+        for queue in pull.queues():
+            at = pull.min_offset(queue)
+            while at < pull.max_offset(queue):
+                found = pull.pull(queue, at)
+                history.stored += [
+                    Stored("orders", queue.queue_id, one.queue_offset, bytes(one.body))
+                    for one in found.messages
+                ]
+                at = found.next_begin_offset
+    history.check_queues_are_whole(begin=0)
+    assert sorted(one.key for one in history.stored) == sorted(history.sent)
 
 
 def test_client_goes_to_no_master_of_an_older_epoch(pair: Pair) -> None:
