@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).with_name("e2e")))
 sys.path.insert(0, str(Path(__file__).with_suffix("")))
 
 from consumers import row_consumers
+from exporting import row_exporter
 from fits import fits
 from members import row_clients, row_groups
 from reporting import run
@@ -26,6 +27,7 @@ ROWS = {
     "clients": row_clients,
     "groups": row_groups,
     "consumers": row_consumers,
+    "exporter": row_exporter,
 }
 
 if __name__ == "__main__":

@@ -16,7 +16,15 @@ from shmq.core import core
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["control_place", "field_place", "read_ints", "read_rows", "read_struct", "struct_size"]
+__all__ = [
+    "control_place",
+    "field_place",
+    "read_chosen",
+    "read_ints",
+    "read_rows",
+    "read_struct",
+    "struct_size",
+]
 
 Buffer = core.Mapping | bytes | bytearray | memoryview
 """What a struct may be read out of."""
@@ -117,6 +125,38 @@ def read_rows(buffer: Buffer, name: str, place: int, count: int) -> Iterator[dic
     with _checked(buffer, name, place, end) as view, view[place:end] as rows:
         for row in unpacker.iter_unpack(rows):
             yield dict(zip(names, row, strict=True))
+
+
+@lru_cache(maxsize=64)
+def _chosen_plan(name: str, chosen: tuple[str, ...]) -> struct.Struct:
+    text, end = "<", 0
+    for field, place, kind, count, _doc in core.LAYOUT[name][1]:
+        if count == 1 and field in chosen:
+            number = _FORMATS[kind]
+            text += f"{place - end}x{number}"
+            end = place + struct.calcsize(f"<{number}")
+    return struct.Struct(f"{text}{struct_size(name) - end}x")
+
+
+def read_chosen(
+    buffer: Buffer, name: str, place: int, count: int, chosen: tuple[str, ...]
+) -> list[tuple[int, ...]]:
+    """As read_rows, only these fields, as tuples: for whoever reads very many rows very often.
+
+    Args:
+        buffer: what they lie in.
+        name: of the struct.
+        place: of the first one.
+        count: how many.
+        chosen: single numbers of the struct, in the order of their places.
+
+    Raises:
+        ValueError: they do not lie within the buffer.
+    """
+    unpacker = _chosen_plan(name, chosen)
+    end = place + count * unpacker.size
+    with _checked(buffer, name, place, end) as view, view[place:end] as rows:
+        return list(unpacker.iter_unpack(rows))
 
 
 def read_struct(

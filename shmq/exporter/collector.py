@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector as BaseCollector
+from prometheus_client.samples import Sample
 
 from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.metrics import METRICS
@@ -57,7 +58,7 @@ class _Page:
             # prometheus_client puts _total behind the name of a counter itself.
             plain = name.removesuffix("_total")
             family = self.families[name] = Family(plain, metric.text, metric.kind.value)
-        family.add_sample(name + suffix, labels, value)
+        family.samples.append(Sample(name + suffix, labels, value))
 
 
 class Collector(BaseCollector):

@@ -16,9 +16,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
-
 from shmq.errors import ConfigError
+from shmq.exporter.text_page import CONTENT_TYPE, text_page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -141,13 +140,20 @@ class MetricsServer:
                 self._sock = socket.create_server((host, port), family=family)
             except OSError as error:
                 raise ConfigError(f"listen on {host}:{port}: {error.strerror}") from error
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(self._collector)
         self._server = _Server(self._sock)
-        self._server.set_app(_metrics_only(make_wsgi_app(registry)))
+        self._server.set_app(self._answer)
         self._thread = threading.Thread(target=self._server.serve_forever, name="shmq-metrics")
         self._thread.start()
         _log.info("metrics at %s", self.address)
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        """The page at /metrics, and nothing elsewhere (PEP 3333)."""
+        status, content_type, page = "404 Not Found", "text/plain", b"metrics are at /metrics\n"
+        if environ.get("PATH_INFO") == "/metrics" and environ.get("REQUEST_METHOD") == "GET":
+            status, content_type = "200 OK", CONTENT_TYPE
+            page = text_page(self._collector.collect())
+        start_response(status, [("Content-Type", content_type), ("Content-Length", f"{len(page)}")])
+        return [page]
 
     def is_healthy(self) -> bool:
         """Whether it still answers."""
@@ -169,15 +175,3 @@ class MetricsServer:
         if self._thread is not None:
             self._thread.join()
         self._collector.close()
-
-
-def _metrics_only(app: Any) -> Any:
-    """The page at /metrics, and nothing elsewhere."""
-
-    def serve(environ: dict[str, Any], start_response: Any) -> Any:
-        if environ.get("PATH_INFO") == "/metrics" and environ.get("REQUEST_METHOD") == "GET":
-            return app(environ, start_response)
-        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-        return [b"metrics are at /metrics\n"]
-
-    return serve

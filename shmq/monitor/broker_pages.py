@@ -17,7 +17,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.core import core
-from shmq.core.fields import control_place, field_place, read_ints, read_rows, struct_size
+from shmq.core.fields import (
+    control_place,
+    field_place,
+    read_chosen,
+    read_ints,
+    read_rows,
+    struct_size,
+)
 from shmq.errors import ShmError
 from shmq.shm import segment
 from shmq.shm.in_use import marked_stores
@@ -66,16 +73,15 @@ def segment_sizes() -> dict[StoreName, dict[str, int]]:
     return sizes
 
 
-@dataclass(frozen=True, slots=True)
-class QueueRow:
+class QueueRow(NamedTuple):
     """A queue as its row says."""
 
     topic: str
     """Its topic."""
-    queue_id: int
-    """Its number."""
     generation: int
     """Of the row."""
+    queue_id: int
+    """Its number."""
     min_queue_offset: int
     """First one kept."""
     visible_max: int
@@ -229,29 +235,26 @@ class BrokerPages:
         Raises:
             ShmError: the topics segment is not there.
         """
-        config = self.ints("control_config")
-        begin = config["queue_rows_place"]
+        begin = self.ints("control_config")["queue_rows_place"]
         size = struct_size("queue_row")
         room = max(0, self.control.size_bytes - begin) // size
         count = min(self.ints("append_positions")["queue_row_count"], room)
         topics = self._topics.look()
         known, self._names = self._names, {}
+        names: dict[int, str | None] = {}
+        rows = read_chosen(self.control, "queue_row", begin, count, _ROW_FIELDS)
+        # Read behind them: a row that changed hands meanwhile has another generation now.
+        after = read_chosen(self.control, "queue_row", begin, count, ("generation",))
         found = {}
-        for index, row in enumerate(read_rows(self.control, "queue_row", begin, count)):
-            if row["state"] not in _LIVE:
+        for index, (row, (generation,)) in enumerate(zip(rows, after, strict=True)):
+            state, row_generation, topic_row, *numbers = row
+            if state not in _LIVE or row_generation != generation:
                 continue
-            generation = self.control.load32(begin + index * size + _ROW_GENERATION)
-            topic = self._topic(topics, row["topic_row"], known)
-            if topic is not None and generation == row["generation"]:
-                found[index] = QueueRow(
-                    topic,
-                    row["queue_id"],
-                    generation,
-                    row["min_queue_offset"],
-                    row["visible_max"],
-                    row["messages_in"],
-                    row["bytes_in"],
-                )
+            if topic_row not in names:
+                names[topic_row] = self._topic(topics, topic_row, known)
+            topic = names[topic_row]
+            if topic is not None:
+                found[index] = QueueRow(topic, generation, *numbers)
         return found
 
     def _topic(
@@ -352,8 +355,18 @@ def _latency(stats: core.Mapping, place: int) -> Latency:
 
 
 _LIVE = (core.ROW_ACTIVE, core.ROW_READ_ONLY)
+_ROW_FIELDS = (
+    "state",
+    "generation",
+    "topic_row",
+    "queue_id",
+    "min_queue_offset",
+    "visible_max",
+    "messages_in",
+    "bytes_in",
+)
+"""The first three, then QueueRow's numbers."""
 _STATUS_COUNT = 64
 _LABEL = field_place("stats_row", "label")
 _LABEL_SIZE_MAX = 256
-_ROW_GENERATION = field_place("queue_row", "generation")
 _TOPIC_GENERATION = field_place("topic_row", "generation")

@@ -57,10 +57,18 @@ class Take(Protocol):
 
         Args:
             name: one of METRICS.
-            labels: those of the metric, with BROKER_LABELS and a histogram's `le`.
+            labels: those of the metric, with BROKER_LABELS and a histogram's `le`. Several
+                numbers may share them: not to be written into.
             value: in the metric's unit.
             suffix: `_bucket`, `_sum` or `_count` for the parts of a histogram.
         """
+
+
+@dataclass(slots=True)
+class _Total:
+    kept: int = 0
+    messages_in: int = 0
+    bytes_in: int = 0
 
 
 @dataclass(slots=True)
@@ -212,24 +220,29 @@ class _BrokerLook:
         if not self._is_up:
             return
         rows = self._pages.queue_rows()
-        topics: defaultdict[str, list[QueueRow]] = defaultdict(list)
+        topics: dict[str, _Total] = {}
         for row in rows.values():
-            topics[row.topic].append(row)
+            total = topics.get(row.topic)
+            if total is None:
+                total = topics[row.topic] = _Total()
+            total.kept += _kept(row)
+            total.messages_in += row.messages_in
+            total.bytes_in += row.bytes_in
         self._add("shmq_topics", len(topics))
         self._add("shmq_queues", len(rows))
         if not self._is_master:
             return
         self._add_groups(rows, has_queues=has_queues)
-        for topic, queues in topics.items():
-            kept = sum(_kept(queue) for queue in queues)
-            messages_in = sum(queue.messages_in for queue in queues)
-            self._add("shmq_messages_in_total", messages_in, topic=topic)
-            self._add("shmq_bytes_in_total", sum(q.bytes_in for q in queues), topic=topic)
-            self._add("shmq_topic_messages", kept, topic=topic)
+        take = self._take
+        for topic, total in topics.items():
+            labels = self._labels | {"topic": topic}
+            take("shmq_messages_in_total", labels, total.messages_in)
+            take("shmq_bytes_in_total", labels, total.bytes_in)
+            take("shmq_topic_messages", labels, total.kept)
         for row in rows.values() if has_queues else ():
-            labels = {"topic": row.topic, "queue": str(row.queue_id)}
-            self._add("shmq_queue_messages_in_total", row.messages_in, **labels)
-            self._add("shmq_queue_messages", _kept(row), **labels)
+            labels = self._labels | {"topic": row.topic, "queue": str(row.queue_id)}
+            take("shmq_queue_messages_in_total", labels, row.messages_in)
+            take("shmq_queue_messages", labels, _kept(row))
 
     def _add_groups(self, rows: Mapping[int, QueueRow], *, has_queues: bool) -> None:
         lags: defaultdict[tuple[str, str], _Lag] = defaultdict(_Lag)
@@ -264,4 +277,5 @@ class _BrokerLook:
 
 
 def _kept(row: QueueRow) -> int:
-    return max(0, row.visible_max - row.min_queue_offset)
+    kept = row.visible_max - row.min_queue_offset
+    return kept if kept > 0 else 0  # the two words were not read at one moment

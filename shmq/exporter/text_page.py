@@ -1,0 +1,66 @@
+"""The page as Prometheus reads it: the text exposition format, version 0.0.4.
+
+What lives here: `text_page`. prometheus_client writes the same page; at 10,000 series it takes most
+of the time of a scrape for it, sorting and escaping the same labels again for each series. Here a
+set of labels that several series share is spelled once. Pure; fails with nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from prometheus_client.metrics_core import Metric as Family
+
+__all__ = ["CONTENT_TYPE", "text_page"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def text_page(families: Iterable[Family]) -> bytes:
+    """These families, each with its samples, in UTF-8."""
+    lines: list[str] = []
+    last: Mapping[str, str] | None = None
+    text = ""
+    spelled: dict[int, str] = {}
+    kept = list(families)  # alive, so that no two sets of labels have had one id
+    for family in kept:
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        lines.append(f"# HELP {name} {_escaped(family.documentation)}")
+        lines.append(f"# TYPE {name} {family.type}")
+        for sample in family.samples:
+            labels = sample.labels
+            if labels is not last:
+                last = labels
+                text = spelled.get(id(labels)) or _spelled(labels)
+                spelled[id(labels)] = text
+            lines.append(f"{sample.name}{text} {_number(sample.value)}")
+    lines.append("")
+    return "\n".join(lines).encode("utf-8", "replace")
+
+
+def _spelled(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
+    pairs = (f'{name}="{_escaped(text, quote=True)}"' for name, text in labels.items())
+    return f"{{{','.join(pairs)}}}"
+
+
+def _escaped(text: str, *, quote: bool = False) -> str:
+    if "\\" in text or "\n" in text or '"' in text:
+        text = text.replace("\\", "\\\\").replace("\n", "\\n")
+        return text.replace('"', '\\"') if quote else text
+    return text
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int):
+        return str(int(value))
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    return repr(value)
