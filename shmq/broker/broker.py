@@ -418,8 +418,6 @@ class Broker:
         if self._registration is not None:
             await self._registration.stop()
         await server.stop(timeout_s=_STOP_TIMEOUT_S)
-        if self.ha_client is not None:
-            self.ha_client.stop()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

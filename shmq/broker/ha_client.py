@@ -163,7 +163,6 @@ class HAClient:
     def __init__(self, broker: Broker, folder: RuntimeFolder) -> None:
         self._broker = broker
         self._finder = MasterFinder(broker.config, folder)
-        self._is_stopping = False
         self._ends_known_from = 0
         """minPosition of the master for which `_copy_queue_ends` has all."""
         self.synced = asyncio.Event()
@@ -176,16 +175,10 @@ class HAClient:
 
     # ---- following ---------------------------------------------------------------------------
 
-    def stop(self) -> None:
-        """Before its task is cancelled: asyncio.wait_for of Python 3.11 keeps a cancellation to
-        itself if the answer came in the same moment.
-        """
-        self._is_stopping = True
-
     async def run(self) -> None:
-        """Follow whoever is master; until `stop`."""
+        """Follow whoever is master; until it is cancelled."""
         back_off_s = _BACK_OFF_S
-        while not self._is_stopping:
+        while True:  # until the broker stops
             try:
                 await self._follow()
             except ShmqError as error:
@@ -241,7 +234,7 @@ class HAClient:
             _log.info("following master=%s", client.name)
             self._broker.follows(self._finder.own_name, self._finder.master_id)
             settling = asyncio.create_task(self._broker.cuts.settle(_resend_by(client)))
-            while not client.is_closed and not self._is_stopping:
+            while not client.is_closed:
                 news.clear()
                 took_s = await self._copy(client)
                 self.synced.set()

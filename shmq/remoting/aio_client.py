@@ -145,7 +145,10 @@ class AsyncClient:
             raise
         # An answer that nobody waits for any more still has its place, for its descriptors' sake.
         try:
-            return await asyncio.wait_for(future, timeout_s)
+            # Not wait_for: that of Python 3.11 keeps a cancellation to itself if the answer, or
+            # the end of the connection, came in the same moment, and the caller's loop goes on.
+            async with asyncio.timeout(timeout_s):
+                return await future
         except TimeoutError as error:
             if isinstance(error, ShmqError):
                 raise

@@ -432,6 +432,24 @@ def test_async_client_drops_a_late_answer(
     asyncio.run(ask())
 
 
+def test_async_call_that_is_cancelled_as_its_connection_ends_stays_cancelled(
+    serve: Serve, folder: RuntimeFolder, loop_thread: LoopThread
+) -> None:
+    """A loop that goes on after an error would never end otherwise."""
+    serve({WAIT: Waiting(loop_thread)})
+
+    async def ask() -> None:
+        client = await AsyncClient.connect(folder, NAME, role="x", timeout_s=10)
+        asking = asyncio.create_task(client.call(Command(WAIT), timeout_s=30))
+        await asyncio.sleep(0)
+        client.close()
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled()
+
+    asyncio.run(ask())
+
+
 def test_async_client_is_refused_with_the_reason(folder: RuntimeFolder, serve: Serve) -> None:
     with pytest.raises(ServiceNotAvailableError):
         asyncio.run(AsyncClient.connect(folder, NAME, role="x", timeout_s=10))
