@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from shmq.broker.resend import Resent
+from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ConfigError, OffsetIllegalError, ShmqError
 from shmq.remoting.aio_client import AsyncClient
 from shmq.remoting.codes import RequestCode
@@ -55,6 +56,7 @@ _RESEND_TIMEOUT_S: Final = 600.0
 _CONNECT_TIMEOUT_S: Final = 1.0
 _BACK_OFF_S: Final = 0.02
 _BACK_OFF_MAX_S: Final = 0.5
+_PATIENCE_NS: Final = 10_000_000_000
 _GATHER_S: Final = 0.02
 """After a notice that topics or groups changed: others that follow are copied with it."""
 _PAGE_COUNT: Final = 500
@@ -78,6 +80,8 @@ class MasterFinder:
         self.own_name = broker_socket_name(config.broker_name, config.broker_id)
         """The member's own socket."""
         self._prefix = broker_socket_name(config.broker_name, 0).removesuffix("0")
+        self._alone_ns = 0
+        self._has_warned = False
         self.problem: str | None = None
         """Why there is no master, for people."""
         self.master_id = 0
@@ -108,10 +112,17 @@ class MasterFinder:
             back_off_s = min(2 * back_off_s, _BACK_OFF_MAX_S)
 
     def say(self, error: ShmqError) -> None:
-        """Note why there is none; each reason is logged once."""
-        if self.problem != str(error):
+        """Note why there is none; each reason is logged once, and as a warning once there has been
+        none for longer than a takeover or a start takes.
+        """
+        now_ns = SYSTEM_CLOCK.monotonic_ns()
+        if self.problem is None:
+            self._alone_ns, self._has_warned = now_ns, False
+        is_long = now_ns - self._alone_ns >= _PATIENCE_NS
+        if self.problem != str(error) or (is_long and not self._has_warned):
             self.problem = str(error)
-            _log.warning("no master: %s", error)
+            self._has_warned |= is_long
+            _log.log(logging.WARNING if is_long else logging.INFO, "no master: %s", error)
 
     async def connect(self) -> AsyncClient:
         """A connection to the master.

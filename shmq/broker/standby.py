@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from shmq.acl import AclFile
 from shmq.broker.ha_client import MasterFinder
+from shmq.broker.processors.attach import RESUME_ORDER
 from shmq.broker.processors.role import RoleProcessor
 from shmq.broker.rights import Rights
 from shmq.errors import ServiceNotAvailableError
@@ -121,7 +122,11 @@ class Standby:
         table: dict[int, Processor] = {
             RequestCode.GET_BROKER_STATUS: Processor(handler=self._status),
             **self._role.table(),
-            **{code: Processor(handler=self._refuse) for code in _REFUSED},
+            # A client may hand its memory to where the master was: it is told, and not cut off.
+            **{
+                code: Processor(handler=self._refuse, fd_count_max=len(RESUME_ORDER))
+                for code in _REFUSED
+            },
         }
         self._server = Server(listener, table, role="broker")
         self._looking = asyncio.create_task(self._look())

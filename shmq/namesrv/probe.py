@@ -80,13 +80,15 @@ class Probe:
             self._client = None
 
     async def _ask_for_ever(self) -> None:
-        was_answered = False  # while it starts, silence is nothing to tell
+        was_answered = was_told = False  # while it starts, silence is nothing to tell
         while True:  # endless: until it is stopped
             before, self._problem = self._problem, await self._ask()
             if self._problem is None:
                 self._on_sign()
-                was_answered = True
-            elif before is None and was_answered:
+                was_answered, was_told = True, False
+            # Once is nothing: it changes its role, or its end is told by its pidfd in a moment.
+            elif before is not None and was_answered and not was_told:
+                was_told = True
                 _log.warning("no answer broker=%s problem=%s", self._socket_name, self._problem)
             is_late = self._problem is not None and not was_answered
             await asyncio.sleep(min(self._interval_s, _FIRST_S) if is_late else self._interval_s)

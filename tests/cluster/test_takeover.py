@@ -18,9 +18,10 @@ import pytest
 
 import shmq
 from shmq.clock import SYSTEM_CLOCK
+from shmq.errors import ServiceNotAvailableError
 from shmq.subscription import SubscriptionGroupConfig
 from shmq.topic import SCHEDULE_TOPIC
-from tests.support.broker_process import BrokerProcess
+from tests.support.broker_process import BrokerClient, BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -172,3 +173,19 @@ def test_delayed_message_goes_on_waiting_at_the_successor_since_it_was_sent(pair
         assert consume(client, 1) == [b"late"]
         assert SYSTEM_CLOCK.boottime_ns() - sent_ns >= DELAY_S * 1_000_000_000
     assert SCHEDULE_TOPIC in config(pair.slave, "topics.json")["topicConfigTable"]
+
+
+def test_client_that_comes_back_to_a_member_that_waits_is_told_and_not_cut_off(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    """It hands over its memory where its master was; that one, started again, is none any more."""
+    with BrokerProcess(tmp_path, cluster_name) as broker:
+        with BrokerClient(broker, "c") as client:
+            broker.kill()
+            broker.restart(broker_role="SLAVE")
+            with pytest.raises(ServiceNotAvailableError, match="it is no master"):
+                client.resume(broker, queues=[])
+            assert not client.client.is_closed
+        assert "WARNING" not in broker.log
+        broker.stop()
+        broker.restart(broker_role="ASYNC_MASTER")

@@ -449,3 +449,16 @@ def test_stop_tells_whose_memory_nobody_flushes(
         supervised.until_phase("a", "BACKING_OFF")
         supervised.stop()
     assert "broker=a is not running: its shared memory stays" in caplog.text
+
+
+def test_silence_is_told_once_it_lasts_and_once(
+    runtime: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A member that changes its role is away for a question; one that hangs is worth a line."""
+    with Supervised(runtime, [broker("a", runtime)]) as supervised:
+        supervised.until_phase("a", "RUNNING")
+        how(runtime, "a", "unhealthy")
+        until(lambda: "no answer broker=" in caplog.text)
+        until(lambda: supervised.status("a")["problem"])
+        assert caplog.text.count("no answer broker=") == 1
+        how(runtime, "a", "")
