@@ -438,7 +438,7 @@ class Broker:
             _log.error("stopped with what the disk refused still in memory: %s", error)
             return
         if self._is_loaded:
-            self.offsets.save_flushed()
+            self.offsets.save_flushed(is_synced=not self.succeeds)
         if self.schedule is not None:
             self.schedule.save_flushed()
 
@@ -710,6 +710,7 @@ class Broker:
             now = self.store.positions
             fields |= {
                 "masterEpoch": self.store.master_epoch or self.store.epochs.last_epoch,
+                "logEpoch": self.store.epochs.epoch_at(now.committed_position),
                 "logEnd": self.store.appender_state()["log_end"],
                 "committedPosition": now.committed_position,
                 "flushedPosition": now.flushed_position,

@@ -159,7 +159,8 @@ class OffsetTable:
         else:
             self._heed(reports, ends)
         self._claim_bound = self._next_claim + _CLAIM_NUMBERS_AHEAD
-        self._files.store(self._contents(self._offsets, self._marks()))
+        # Numbers of claims are of this boot, as the pages are in which they stand.
+        self._files.store(self._contents(self._offsets, self._marks()), is_synced=False)
         return {(queue.topic, queue.queue_id): end for queue, end in unknown.items()}
 
     def _heed(self, reports: Reports, ends: Mapping[QueueKey, int]) -> None:
@@ -370,10 +371,15 @@ class OffsetTable:
                 self._is_changed = True
                 raise
 
-    def save_flushed(self) -> None:
-        """The same where the store has stopped and everything is flushed; no loop runs. Blocks."""
+    def save_flushed(self, *, is_synced: bool = True) -> None:
+        """The same where the store has stopped and everything is flushed; no loop runs. Blocks.
+
+        Args:
+            is_synced: False where another table takes it up at once.
+        """
         if self._is_changed:
-            self._files.store(self._contents(self._offsets, self._marks()))
+            contents = self._contents(self._offsets, self._marks())
+            self._files.store(contents, is_synced=is_synced)
             self._is_changed = False
 
     def _marks(self) -> dict[str, object]:

@@ -145,6 +145,8 @@ class Standby:
     def _status(self, _connection: Connection, command: Command) -> Command:
         store_path = self._config.store_path
         known = positions.load(positions.positions_path(store_path))
+        end_position = known.flushed_position if known else 0
+        epochs = EpochFile.load(store_path)
         fields: dict[str, Scalar] = {
             "phase": Phase.RUNNING,
             "brokerVersionDesc": version_text(),
@@ -158,9 +160,10 @@ class Standby:
             "problem": self.promotion_problem,
             "promotionProblem": self.promotion_problem,
             "replicaProblem": None if self._finder is None else self._finder.problem,
-            "masterEpoch": EpochFile.load(store_path).last_epoch,
-            "flushedPosition": known.flushed_position if known else 0,
-            "committedPosition": known.flushed_position if known else 0,
+            "masterEpoch": epochs.last_epoch,
+            "logEpoch": epochs.epoch_at(end_position),
+            "flushedPosition": end_position,
+            "committedPosition": end_position,
         }
         return response_to(command, ext_fields=fields)
 

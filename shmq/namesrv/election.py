@@ -8,8 +8,16 @@ is master, or while one that was told lives and still may become it. Else:
         and another is told: the old master itself, once it is back
     we have just begun, and the last master's memory is there: the same, once all that run have said
         that they are not master
-    nobody was master yet, in this boot: the member whose files say most, by master_epoch and then
-        by the length of its log; once all answer, or have had their time
+    nobody was master yet in this boot, or its memory was wiped: the member whose files say most, by
+        the mastership under which the end of its log was written, and then by its length; once
+        all answer, or have had their time. Where a master has just ended, once they have copied
+        what they could
+
+Of logs whose ends were written under one mastership each is a part of the longer ones, so the
+longest has every message that any of them has, confirmed or not: the SyncStateSet need not be
+known. A member that knows of a later mastership and has copied nothing written under it says no
+more than its bytes do. What only a member has that does not answer in its time is not in the log
+that is chosen; back, that member has those messages appended again (decision 0026).
 
 Telling is no more than that: mastership is the kernel's to give, and a member that is told while a
 master lives waits, and gives up.
@@ -29,6 +37,8 @@ _TOLD_NS: Final = 10_000_000_000
 """For a member that was told: to adopt memory, or to recover from files at the latest."""
 _HANDED_OVER_NS: Final = 3_000_000_000
 """For a person's switch-over, in which for a moment nobody is master."""
+_SETTLE_NS: Final = 500_000_000
+"""After a master's end its slaves copy what is mapped; an answer from before says less."""
 _UNDISTURBED_NS: Final = 1_000_000_000
 """For a member that goes on with a dead one's memory; most often it needs a tenth of that."""
 
@@ -43,10 +53,12 @@ class Candidate:
     """Its process runs."""
     is_master: bool | None
     """What it said last; None: it has not answered yet."""
-    master_epoch: int
-    """Of the last mastership that its files know."""
+    log_epoch: int
+    """Of the mastership under which the end of its log was written."""
     log_end: int
     """How long its log is, in bytes."""
+    answered_ns: int = 0
+    """When it said that, attended time."""
     has_failed: bool = False
     """It was told, and did not become master; it says why."""
 
@@ -94,12 +106,13 @@ class Election:
             has_asked_all = self._is_first and len(ready) == len(living)
             is_time = self._is_free or has_asked_all or waited_ns >= _HANDED_OVER_NS
         else:
+            if not self._is_first:
+                fresh_ns = self._since_ns + _SETTLE_NS
+                ready = [member for member in ready if member.answered_ns >= fresh_ns]
             is_time = len(ready) == len(members) or waited_ns >= _GRACE_NS
         if not ready or not is_time:
             return None
-        chosen = max(
-            ready, key=lambda m: (not m.has_failed, m.master_epoch, m.log_end, -m.broker_id)
-        )
+        chosen = max(ready, key=lambda m: (not m.has_failed, m.log_epoch, m.log_end, -m.broker_id))
         if chosen.has_failed and self._told_id is not None and now_ns - self._told_ns < _TOLD_NS:
             return None  # all have: they are told again now and then
         self._told_id, self._told_ns = chosen.broker_id, now_ns

@@ -108,6 +108,8 @@ class _Ward:
         self.process: _Process | None = None
         self.probe: Probe | None = None
         self.is_hidden = False
+        self.answered_ns = 0
+        """When it answered last, attended time."""
         self.was_killed = False
         """Not ended by itself or by a person: a spare may go on in its place. Who stops a broker
         may want another release of it started."""
@@ -262,6 +264,20 @@ class Supervisor:
 
     def _members(self, broker_name: str) -> list[_Ward]:
         return [ward for ward in self._wards if ward.broker.broker_name == broker_name]
+
+    def _was_master(self, ward: _Ward, incarnation: Incarnation) -> bool:
+        """Whether a life that ended was its set's master, as it said last or as the record says:
+        one that became it since the last question has not said so yet.
+        """
+        if _candidate(ward).is_master:
+            return True
+        try:
+            record = load_record(
+                self._folder.private(broker_socket_name(ward.broker.broker_name, 0))
+            )
+        except ShmqError:
+            return False  # told of where memory is looked for
+        return record is not None and record.is_of_this_boot and record.owner == incarnation
 
     def _is_succession(self, broker_name: str) -> bool:
         """Whether a member of a replica set is just taking a dead one's place."""
@@ -434,9 +450,13 @@ class Supervisor:
             ward.broker.socket_name,
             process.incarnation,
             interval_ms=self._probe_interval_ms,
-            on_sign=lambda: ward.watch.heard(self._now_ns()),
+            on_sign=lambda: self._heard(ward),
         )
         ward.probe.start()
+
+    def _heard(self, ward: _Ward) -> None:
+        ward.answered_ns = self._now_ns()
+        ward.watch.heard(ward.answered_ns)
 
     def _ended(self, ward: _Ward) -> None:
         process, ward.process = ward.process, None
@@ -446,7 +466,7 @@ class Supervisor:
         status = None if process.child is None else process.child.wait()  # it has ended: at once
         os.close(process.pidfd)
         election = self._elections.get(ward.broker.broker_name)
-        if election is not None and _candidate(ward).is_master:
+        if election is not None and self._was_master(ward, process.incarnation):
             election.master_ended()
         if ward.probe is not None:
             ward.probe.stop()
@@ -576,8 +596,9 @@ def _candidate(ward: _Ward) -> Candidate:
         broker_id=ward.broker.broker_id,
         is_alive=ward.process is not None,
         is_master=None if role is None else role != BrokerRole.SLAVE,
-        master_epoch=_number(said.get("masterEpoch")),
+        log_epoch=_number(said.get("logEpoch")),
         log_end=_number(said.get("committedPosition")),
+        answered_ns=ward.answered_ns,
         has_failed=bool(said.get("promotionProblem")),
     )
 

@@ -147,17 +147,19 @@ class ConfigFile:
         _log.warning("config taken from %s: %s", self.backup_path.name, reason)
         return Loaded(contents, Source.BACKUP, is_checked, reason)
 
-    def store(self, data: Mapping[str, object]) -> None:
+    def store(self, data: Mapping[str, object], *, is_synced: bool = True) -> None:
         """Replace the file, durably; the version before becomes the backup if it was good.
 
         Args:
             data: the object; its keys and all below them are texts.
+            is_synced: as in durable_file.replace_file; where a power cut takes the file, its backup
+                is there.
 
         Raises:
             DiskFullError, StoreError: the old version stands.
         """
         make_folder(self.path.parent)
-        replace_file(self.path, encode(data), keep_backup=self._is_good)
+        replace_file(self.path, encode(data), keep_backup=self._is_good, is_synced=is_synced)
         self._is_good = True
 
 
@@ -490,13 +492,18 @@ class ConfigFiles:
         """Read delayOffset.json; errors as `load_topics`."""
         return self._load(DelayOffsets.FILE_NAME, DelayOffsets.from_dict)
 
-    def store(self, contents: Topics | SubscriptionGroups | ConsumerOffsets | DelayOffsets) -> None:
-        """Replace the file of these contents, durably.
+    def store(
+        self,
+        contents: Topics | SubscriptionGroups | ConsumerOffsets | DelayOffsets,
+        *,
+        is_synced: bool = True,
+    ) -> None:
+        """Replace the file of these contents, durably; `is_synced` as in ConfigFile.store.
 
         Raises:
             DiskFullError, StoreError: the old version stands.
         """
-        self.file(contents.FILE_NAME).store(contents.to_dict())
+        self.file(contents.FILE_NAME).store(contents.to_dict(), is_synced=is_synced)
 
     def _load(self, name: str, make: Callable[[Mapping[str, object]], _T]) -> _T:
         file = self.file(name)

@@ -140,13 +140,17 @@ def write_fully(fd: int, data: bytes | memoryview, place: int) -> None:
         place += written
 
 
-def replace_file(path: Path, data: bytes, *, keep_backup: bool = False) -> None:
-    """Replace the file at `path`, durably. Blocks for two fsyncs, three with a backup.
+def replace_file(
+    path: Path, data: bytes, *, keep_backup: bool = False, is_synced: bool = True
+) -> None:
+    """Replace the file at `path`, durably. Blocks for two fsyncs.
 
     Args:
         path: in a folder that exists.
         data: the new contents.
         keep_backup: the old file becomes `<name>.bak` first; it is never absent meanwhile.
+        is_synced: otherwise it blocks for none, and a power cut may leave a file that does not
+            hold: only for what was synced a moment ago, or is of this boot alone.
 
     Raises:
         DiskFullError, StoreError: the old file stands and nothing is left behind.
@@ -158,13 +162,15 @@ def replace_file(path: Path, data: bytes, *, keep_backup: bool = False) -> None:
         fd = os.open(temporary, flags, FILE_MODE)
         try:
             write_fully(fd, data, 0)
-            os.fsync(fd)
+            if is_synced:
+                os.fsync(fd)
         finally:
             os.close(fd)
         if keep_backup:
             _keep_backup(path)
         os.rename(temporary, path)
-        fsync_folder(path.parent)
+        if is_synced:
+            fsync_folder(path.parent)
 
     _undoing(replace, temporary, f"write {path}")
 

@@ -88,6 +88,12 @@ class EpochFile:
         """The newest master_epoch; 0: none yet."""
         return self.epochs[-1].master_epoch if self.epochs else 0
 
+    def epoch_at(self, end_position: int) -> int:
+        """Under which mastership the last byte before a position was written; 0: under none."""
+        return max(
+            (e.master_epoch for e in self.epochs if e.start_position < end_position), default=0
+        )
+
     def begin(self, master_epoch: int, start_position: int) -> EpochFile:
         """A mastership begins where the log ends now. The one it replaces may have written nothing:
         it is forgotten then.

@@ -235,7 +235,8 @@ class MessageStore:
                 )
             boot_files.make_abort(config.store_path)
             boot_files.write_broker_conf(config, file_size_bytes=self.file_size_bytes)
-            self._save_positions(is_clean=False)
+            # Who takes over makes clients wait; what is on disk of positions is true all the same.
+            self._save_positions(is_clean=False, is_durable=not self.is_inherited)
             self._retain()
             made.pop_all()
             self._undo = undo.pop_all()
@@ -926,7 +927,7 @@ class MessageStore:
         with contextlib.ExitStack() as undo:
             undo.push(self._undo)
             self._undo = contextlib.ExitStack()
-            self._save_positions(is_clean=is_flushed and not keep_memory)
+            self._save_positions(is_clean=is_flushed and not keep_memory, is_durable=not succeeds)
             for session in self.sessions.live:
                 if not keep_memory:
                     self.sessions.close(session)
@@ -1132,7 +1133,7 @@ class MessageStore:
         except ShmqError as error:
             _log.warning("positions not saved, recovery will scan further back: %s", error)
 
-    def _save_positions(self, *, is_clean: bool) -> None:
+    def _save_positions(self, *, is_clean: bool, is_durable: bool = True) -> None:
         now = self.positions
         known = positions.Positions(
             flushed_position=now.flushed_position,
@@ -1155,7 +1156,7 @@ class MessageStore:
         if last is not None and replace(known, sequence=0) == replace(last, sequence=0):
             self._saved = last
             return
-        self._saved = positions.save(self._positions_path, known, durable=True)
+        self._saved = positions.save(self._positions_path, known, durable=is_durable)
 
 
 _RING_BYTES_DEFAULT = 1 << 20

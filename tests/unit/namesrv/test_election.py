@@ -5,9 +5,9 @@ from dataclasses import replace
 from shmq.namesrv.election import Candidate, Election
 
 S = 1_000_000_000
-STARTING = Candidate(broker_id=0, is_alive=True, is_master=None, master_epoch=0, log_end=0)
-ZERO = Candidate(broker_id=0, is_alive=True, is_master=False, master_epoch=3, log_end=500)
-ONE = Candidate(broker_id=1, is_alive=True, is_master=False, master_epoch=3, log_end=500)
+STARTING = Candidate(broker_id=0, is_alive=True, is_master=None, log_epoch=0, log_end=0)
+ZERO = Candidate(broker_id=0, is_alive=True, is_master=False, log_epoch=3, log_end=500)
+ONE = Candidate(broker_id=1, is_alive=True, is_master=False, log_epoch=3, log_end=500)
 MASTER = replace(ZERO, is_master=True)
 DEAD = replace(ZERO, is_alive=False)
 
@@ -20,7 +20,7 @@ def test_nobody_is_told_while_one_is_master() -> None:
 
 def test_first_master_is_the_lowest_id_of_those_whose_files_say_most() -> None:
     longer = replace(ONE, log_end=501)
-    newer = replace(ONE, master_epoch=4, log_end=10)
+    newer = replace(ONE, log_epoch=4, log_end=10)
     for other, chosen in ((ONE, ZERO), (longer, longer), (newer, newer)):
         assert Election().decide([ZERO, other], now_ns=0, has_memory=False) == chosen
 
@@ -107,3 +107,21 @@ def test_nobody_else_is_started_while_a_member_goes_on_with_memory() -> None:
     other = Election()
     assert other.decide([ZERO, ONE], now_ns=0, has_memory=False) == ZERO
     assert not other.is_succession([ZERO, ONE], now_ns=1)
+
+
+def test_after_a_masters_end_without_memory_only_answers_since_then_count() -> None:
+    """The longest log as of a question before it may be the shortest by now."""
+    election = Election()
+    assert election.decide([MASTER, ONE], now_ns=0, has_memory=True) is None
+    election.master_ended()
+    two = replace(ONE, broker_id=2)
+    stale = replace(ONE, log_end=600, answered_ns=S)
+    fresh = replace(two, log_end=800, answered_ns=S + S // 2)
+    assert election.decide([ZERO, stale, two], now_ns=S, has_memory=False) is None
+    assert election.decide([DEAD, stale, fresh], now_ns=2 * S, has_memory=False) is None
+    assert election.decide([DEAD, stale, fresh], now_ns=6 * S, has_memory=False) == fresh
+    now = [replace(each, answered_ns=3 * S) for each in (ZERO, stale, fresh)]
+    again = Election()
+    again.decide([MASTER, ONE], now_ns=0, has_memory=True)
+    assert again.decide([DEAD, ONE], now_ns=S, has_memory=False) is None
+    assert again.decide(now, now_ns=3 * S, has_memory=False) == now[2]

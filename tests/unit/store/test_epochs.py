@@ -91,3 +91,10 @@ def test_every_flipped_bit_is_found(store_path: Path) -> None:
         path.write_bytes(bad)
         with pytest.raises(StoreCorruptError):
             EpochFile.load(store_path)
+
+
+def test_end_of_a_log_is_of_the_mastership_that_wrote_its_last_byte(tmp_path: Path) -> None:
+    """A slave knows of a mastership before it has copied a byte of it."""
+    epochs = EpochFile(tmp_path / "epochs.json", (Epoch(3, 0), Epoch(4, 900)))
+    assert [epochs.epoch_at(end) for end in (0, 1, 500, 900, 901)] == [0, 3, 3, 3, 4]
+    assert EpochFile(tmp_path / "epochs.json").epoch_at(10) == 0
