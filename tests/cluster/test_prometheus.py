@@ -3,6 +3,7 @@ with it, and every query of the dashboard finds something."""
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import signal
@@ -17,7 +18,7 @@ import pytest
 import shmq
 from shmq.metrics import METRICS, MetricKind
 from tests.cluster.test_slave import Pair
-from tests.support.broker_process import ROOT, BrokerProcess
+from tests.support.broker_process import ROOT, BrokerClient, BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.exporter import Exporter
 from tests.support.prometheus import MONITORING, Prometheus, hastened, tools
@@ -189,3 +190,53 @@ def test_alerts_come_and_go_in_a_real_prometheus(scene: Scene) -> None:
     finally:
         scene.exporter.process.send_signal(signal.SIGCONT)
     scene.wait_over("ShmqExporterDown")
+
+
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((MONITORING / "shmq-dashboard.json").read_text("utf-8"))
+    return found
+
+
+def dashboard_queries() -> list[tuple[str, str]]:
+    """(panel, expression) of each query, with its variables and intervals filled in."""
+    filled = []
+    for panel in dashboard()["panels"]:
+        for target in panel.get("targets", ()):
+            expr = target["expr"].replace("$__rate_interval", "10s")
+            filled.append((panel["title"], re.sub(r"\$(?:cluster|broker|topic|group)", ".+", expr)))
+    return filled
+
+
+def test_dashboard_is_whole() -> None:
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = [panel["gridPos"] for panel in panels]
+    cells = {(x, y) for p in places for x in range(p["x"], p["x"] + p["w"])
+             for y in range(p["y"], p["y"] + p["h"])}  # fmt: skip
+    assert len(cells) == sum(p["w"] * p["h"] for p in places), "panels lie over each other"
+    for title, expr in dashboard_queries():
+        assert set(NAMES.findall(expr)) <= series_names(), title
+        assert "$" not in expr, title
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_query_of_the_dashboard_finds_something(scene: Scene) -> None:
+    with BrokerClient(scene.pair.master, "stranger") as stranger:
+        lane = stranger.lanes[0]
+        for _ in range(20):  # a second's worth: its rate is to be seen
+            lane.put(60, 1, b"into a queue that it has no grant for")
+            threading.Event().wait(0.1)
+    left = dict.fromkeys(dashboard_queries())
+
+    def is_answered() -> bool:
+        for title, expr in list(left):
+            series = scene.prometheus.query(expr)
+            if any(one["value"][1] != "NaN" for one in series):
+                del left[title, expr]
+        return not left
+
+    try:
+        wait_for(is_answered)
+    except AssertionError:
+        pytest.fail(f"without an answer: {list(left)}")
