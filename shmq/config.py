@@ -30,6 +30,7 @@ __all__ = [
     "AUTO",
     "BrokerConfig",
     "ClusterConfig",
+    "ControllerConfig",
     "ENVIRONMENT_PREFIX",
     "KeepMemory",
     "LISTEN_PORTS",
@@ -363,6 +364,23 @@ class BrokerConfig(StoreConfig):
     """Percent of the host's memory that a consumer of files may be behind before it is sent to a
     slave. RocketMQ's default: what is newer is likely still in the page cache."""
 
+    enable_controller_mode: bool = _setting(False, rocketmq=("enableControllerMode",))
+    """Whether a Controller says when this broker is master and when not: it registers with the one
+    of the runtime folder, and waits to be told. RocketMQ's default; its controllerAddr is not
+    needed, since Controllers are found by their sockets."""
+    broker_election_priority: int = _setting(
+        2**31 - 1, rocketmq=("brokerElectionPriority",), least=0, most=2**31 - 1
+    )
+    """Which member a Controller elects of those whose logs are equally long: the lowest. RocketMQ's
+    default, the last."""
+    async_learner: bool = _setting(False, rocketmq=("asyncLearner",))
+    """Whether it copies its master's log and is never in the SyncStateSet, nor elected. RocketMQ's
+    default."""
+    broker_heartbeat_interval_ms: int = _setting(
+        1_000, rocketmq=("brokerHeartbeatInterval",), least=50, most=60_000
+    )
+    """Milliseconds between two heartbeats to the Controller. RocketMQ's default."""
+
     acl_file: Path | None = _setting(None)
     """The rules of who may do what (docs/operate/rights.md), read again when they change. None:
     whoever may open the socket, its owner and its group, may do everything."""
@@ -416,6 +434,9 @@ class NamesrvConfig:
     )
     """Milliseconds for which a broker must be alive and give no sign of life to count as hung.
     RocketMQ's default."""
+    enable_controller_in_namesrv: bool = _setting(False, rocketmq=("enableControllerInNamesrv",))
+    """Whether this process is a Controller too, with the settings of the table [controller] of the
+    same file. RocketMQ's default."""
     probe_interval_ms: int = _setting(1_000, least=10, most=600_000)
     """Milliseconds between two questions to a watched broker; RocketMQ's brokers beat each second.
     Two at least must fit into the time above."""
@@ -429,6 +450,45 @@ class NamesrvConfig:
         if self.probe_interval_ms * 2 > self.broker_hung_timeout_ms:
             wanted = f"at most {self.broker_hung_timeout_ms // 2}, half of broker_hung_timeout_ms"
             raise _refused("NamesrvConfig", "probe_interval_ms", self.probe_interval_ms, wanted)
+
+    def runtime_folder(self, environ: Mapping[str, str] = os.environ) -> Path:
+        """`runtime_path`, or the folder that the environment gives; it is not made here."""
+        return self.runtime_path or default_runtime_folder(environ)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerConfig:
+    """One Controller: table [controller] of a file."""
+
+    controller_store_path: Path = _setting(rocketmq=("controllerStorePath",))
+    """Folder (0700) of the journal, on a disk: several Controllers of one host are given the same,
+    and the one that has its lock is active. No default: a store belongs somewhere chosen. A
+    relative path in a file counts from that file's folder."""
+    controller_name: str = _setting("c0")
+    """Name of the instance, part of its socket's name; several instances differ in it."""
+    runtime_path: Path | None = _setting(None)
+    """Folder (0750) in which all sockets of a host's cluster lie. None: as for a broker."""
+    broker_not_active_timeout_ms: int = _setting(
+        10_000, rocketmq=("brokerNotActiveTimeoutMillis",), least=100, most=3_600_000
+    )
+    """Milliseconds without a heartbeat after which a member is not there, and is killed if it is
+    master and lives. RocketMQ's default; one that died is noticed at once."""
+    election_grace_ms: int = _setting(5_000, least=0, most=3_600_000)
+    """Milliseconds that an election waits for members that are not there, where the last master's
+    memory is gone or nobody can go on with it."""
+    enable_elect_unclean_master: bool = _setting(False, rocketmq=("enableElectUncleanMaster",))
+    """Whether a member is elected that may lack confirmed messages, if no other one is there.
+    RocketMQ's default."""
+    acl_file: Path | None = _setting(None)
+    """The rules of who may administrate (docs/operate/rights.md), read again on SIGHUP. None:
+    whoever may open the socket may."""
+
+    def __post_init__(self) -> None:
+        """Hold every value against its range."""
+        _check_ranges(self)
+        if not _NAME.fullmatch(self.controller_name):
+            wanted = "1 to 127 printable characters without blanks and /"
+            raise _refused("ControllerConfig", "controller_name", self.controller_name, wanted)
 
     def runtime_folder(self, environ: Mapping[str, str] = os.environ) -> Path:
         """`runtime_path`, or the folder that the environment gives; it is not made here."""
@@ -474,18 +534,20 @@ broker that takes a store over will listen. One for each broker, with room for t
 def load_broker_tables(file: Path) -> dict[str, Mapping[str, object]]:
     """The tables [broker.NAME] of a cluster file, by NAME, in their order, unread.
 
-    Besides them the file may have [cluster] (ClusterConfig) and [namesrv] (NamesrvConfig).
+    Besides them the file may have [cluster] (ClusterConfig), [namesrv] (NamesrvConfig) and
+    [controller] (ControllerConfig).
 
     Raises:
         ConfigError: the file cannot be read, has no broker, or has a table that nothing reads.
     """
     data = _read_table(file, None)
     for key in data:
-        if key in ("controller", "proxy"):
+        if key == "proxy":
             raise ConfigError(
                 f"{file}: [{key}]: a NameServer starts brokers only; remove the table"
             )
-        _known({name: name for name in ("broker", "cluster", "namesrv")}, key, str(file))
+        known = ("broker", "cluster", "controller", "namesrv")
+        _known({name: name for name in known}, key, str(file))
     brokers = data.get("broker", {})
     if not isinstance(brokers, dict) or not brokers:
         raise ConfigError(f"{file}: no [broker.NAME]; wanted a table for each broker")

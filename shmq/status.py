@@ -15,6 +15,7 @@ __all__ = [
     "BrokerRole",
     "ConsumeOrderlyStatus",
     "ConsumeStatus",
+    "Elected",
     "FlushDiskType",
     "GetMessageStatus",
     "PullStatus",
@@ -129,6 +130,18 @@ class FlushDiskType(StrEnum):
     """In the CommitLog's shared memory: survives every process, not a power cut."""
     SYNC_FLUSH = "SYNC_FLUSH"
     """On disk: fdatasync has returned."""
+
+
+@unique
+class Elected(StrEnum):
+    """By what right a member becomes master."""
+
+    MEMORY = "memory"
+    """The last master's memory is there: it goes on with that, or not at all."""
+    IN_SYNC = "in_sync"
+    """It is in the SyncStateSet: its own log will do where the memory will not."""
+    UNCLEAN = "unclean"
+    """Confirmed messages may be lost: enableElectUncleanMaster."""
 
 
 # The core's status (status.h, by name) as the store's. What is not here never ends a put.

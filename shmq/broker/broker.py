@@ -73,7 +73,9 @@ from shmq.version import version_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from concurrent.futures import Future
 
+    from shmq.broker.controller_link import ControllerLink
     from shmq.broker.processors.role import OnTold
     from shmq.config import BrokerConfig
     from shmq.remoting.command import Scalar
@@ -117,6 +119,8 @@ class Broker:
         mastership: of its broker_name, held as long as this runs; None: it is a slave.
         master_epoch: of this mastership, from a Controller; None: counted on from the last.
         is_unclean: serve what our own log has where the last master's memory is not for our files.
+        must_adopt: be master with the last master's memory, or not at all.
+        link: to the Controller that says who is master; None: there is none.
         on_told: called in the loop's thread when it is told to change its role.
         begin: where the log of a slave begins that has none.
         stopped: what the slave's store was that this process had until now.
@@ -131,6 +135,8 @@ class Broker:
         on_told: OnTold,
         master_epoch: int | None = None,
         is_unclean: bool = False,
+        must_adopt: bool = False,
+        link: ControllerLink | None = None,
         begin: LogBegin | None = None,
         on_cut: Callable[[CutPlan], None] = lambda _plan: None,
         stopped: StoppedLog | None = None,
@@ -141,6 +147,8 @@ class Broker:
         self.mastership = mastership
         self._master_epoch = master_epoch
         self._is_unclean = is_unclean
+        self._must_adopt = must_adopt
+        self._link = link
         self._begin = begin
         self._stopped = stopped
         self.on_told = on_told
@@ -224,6 +232,7 @@ class Broker:
             mastership=self.mastership,
             master_epoch=self._master_epoch,
             is_unclean=self._is_unclean,
+            must_adopt=self._must_adopt,
             is_slave=self.is_slave,
             begin=self._begin,
             stopped=self._stopped,
@@ -232,10 +241,16 @@ class Broker:
         self.cuts = CutSettler(config.store_path)
         self._is_store_open = True
         self._load()
-        self.store.start()
+        is_led = self._link is not None and not self.is_slave
+        self.store.start(on_flushed=self._begin_mastership if is_led else None)
         if not self.is_slave:
             self._start_services()
         self._loop.run(self._serve(name), timeout_s=_LOOP_TIMEOUT_S)
+
+    def _begin_mastership(self) -> None:
+        """The Controller knows from here on that we are master."""
+        assert self._link is not None
+        self._link.begin(self.store.master_epoch)
 
     def _start_services(self) -> None:
         """What only a master does."""
@@ -302,6 +317,9 @@ class Broker:
             self._run(self.ha_client.run())
         else:
             self.ha = HAService(self.store, config, self.clock)
+            if self._link is not None:
+                self.ha.on_changed = self._link.changed
+                self._link.keep(self._count_in_sync)
             self._run(self.ha.watch())
             assert self.resends is not None
             self._run(self.cuts.settle(self.resends.resend))
@@ -314,6 +332,14 @@ class Broker:
         if self.mastership is not None:
             self._run(self._hold_mastership(self.mastership))
         self._run(self.sessions.forget_lost_after(config.session_grace_ms / 1000))
+
+    async def _count_in_sync(self, broker_ids: frozenset[int]) -> None:
+        """In the link's thread; returns once the append thread waits for these slaves."""
+        await asyncio.wrap_future(self._loop.submit(self._count_on_loop(broker_ids)))
+
+    async def _count_on_loop(self, broker_ids: frozenset[int]) -> None:
+        if self.ha is not None:
+            self.ha.count(broker_ids)
 
     def _register(self, socket_name: str, broker_id: int) -> None:
         assert self._folder is not None
@@ -690,6 +716,13 @@ class Broker:
 
     # ---- what it is and how it does ----------------------------------------------------------
 
+    def ask_status(self) -> Future[dict[str, Scalar]]:
+        """`status`, from another thread; never done where the event loop does not answer."""
+        return self._loop.submit(self._status_soon())
+
+    async def _status_soon(self) -> dict[str, Scalar]:
+        return self.status()
+
     def status(self) -> dict[str, Scalar]:
         """Whether it lives and how far it is; answered in every phase."""
         fields: dict[str, Scalar] = {
@@ -698,6 +731,7 @@ class Broker:
             "startTime": self._own.start_time,
             "isHealthy": True,  # the loop answers; an append thread that hangs would hold it here
             "problem": self.problem or self._retention_problem(),
+            "controllerProblem": None if self._link is None else self._link.problem,
             "replicaProblem": self._replica_problem(),
             **(self.cuts.status() if self._is_store_open else {}),
             "brokerVersionDesc": version_text(),

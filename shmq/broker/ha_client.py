@@ -222,6 +222,7 @@ class HAClient:
                         {
                             "clientId": f"slave@{self._finder.own_name}",
                             "brokerId": self._broker.config.broker_id,
+                            "asyncLearner": self._broker.config.async_learner,
                         },
                         fds=[store.open_control(), handed.detach()],
                     ),

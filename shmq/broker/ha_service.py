@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from shmq.core import core
 from shmq.errors import OwnerError
 from shmq.remoting.command import Command
 from shmq.status import BrokerRole
@@ -71,6 +72,8 @@ class Replica:
     """When it last had."""
     since_ns: int
     """When its standing became what it is."""
+    is_async_learner: bool = False
+    """It copies, and is never in sync."""
 
 
 class HAService:
@@ -90,6 +93,7 @@ class HAService:
         self._arrived = asyncio.Event()
         self.on_changed: Callable[[frozenset[int]], None] = lambda _ids: None
         """Told of the SyncStateSet's broker_ids, the slaves' alone, when they change."""
+        self._counted: frozenset[int] = frozenset()
         self._refresh()
 
     @property
@@ -108,7 +112,15 @@ class HAService:
 
     # ---- coming and going --------------------------------------------------------------------
 
-    def add(self, connection: Connection, broker_id: int, control_fd: int, socket_fd: int) -> None:
+    def add(
+        self,
+        connection: Connection,
+        broker_id: int,
+        control_fd: int,
+        socket_fd: int,
+        *,
+        is_async_learner: bool = False,
+    ) -> None:
         """A slave has come. The fds stay the caller's.
 
         Raises:
@@ -125,8 +137,17 @@ class HAService:
         now_ns = self._clock.monotonic_ns()
         committed = self._store.positions.committed_position
         self._replicas[connection] = Replica(
-            connection, broker_id, index, ReplicaStanding.OUT, committed, now_ns, now_ns
+            connection,
+            broker_id,
+            index,
+            ReplicaStanding.OUT,
+            committed,
+            now_ns,
+            now_ns,
+            is_async_learner,
         )
+        self._store.replica_set.set_in_sync(index, broker_id in self._counted)
+        self._refresh()
         _log.info("slave attached broker_id=%d", broker_id)
         self._arrived.set()
 
@@ -136,7 +157,9 @@ class HAService:
         if replica is None:
             return
         _log.warning("slave left broker_id=%d standing=%s", replica.broker_id, replica.standing)
-        self._refresh()  # before it is released: what is sent meanwhile was not waited for
+        # Before it is released: what is sent meanwhile was not waited for, or waits on, where the
+        # Controller counts it.
+        self._refresh()
         self._store.replica_set.remove(replica.index)
         if replica.standing is ReplicaStanding.IN_SYNC:
             self.on_changed(self.sync_state_set)
@@ -145,6 +168,17 @@ class HAService:
         """Tell all slaves that topics or groups changed: they copy at once what they copy."""
         for connection in self._replicas:
             connection.notify(Command(code, fields))
+
+    def count(self, broker_ids: frozenset[int]) -> None:
+        """Nothing is confirmed without these slaves, whether they are in sync, here or gone: a
+        Controller counts them so, or may (decision 0024).
+        """
+        if broker_ids == self._counted:
+            return
+        self._counted = broker_ids
+        for replica in self._replicas.values():
+            self._wait_for(replica)
+        self._refresh()
 
     # ---- looking -----------------------------------------------------------------------------
 
@@ -175,6 +209,8 @@ class HAService:
         replica.wanted_position = committed
         gap_bytes = committed - position
         late_ns = now_ns - replica.caught_up_ns
+        if replica.is_async_learner:
+            return
         if replica.standing is ReplicaStanding.OUT:
             if 0 <= gap_bytes <= min(_JOIN_BYTES, self._config.ha_max_gap_not_in_sync_bytes):
                 self._set(replica, ReplicaStanding.JOINING, "it is close")
@@ -195,20 +231,28 @@ class HAService:
             _log.info("slave broker_id=%d standing=%s: %s", replica.broker_id, standing, why)
         if before is ReplicaStanding.IN_SYNC:
             self._refresh()  # before it is released: what is sent meanwhile was not waited for
-        self._store.replica_set.set_in_sync(replica.index, standing is not ReplicaStanding.OUT)
+        self._wait_for(replica)
+
+    def _wait_for(self, replica: Replica) -> None:
+        is_waited_for = (
+            replica.standing is not ReplicaStanding.OUT or replica.broker_id in self._counted
+        )
+        self._store.replica_set.set_in_sync(replica.index, is_waited_for)
 
     def _refresh(self) -> None:
         """Tell the append thread for whom it waits, and what a send gets where it cannot."""
         config = self._config
         if config.master_role is not BrokerRole.SYNC_MASTER:
             return
-        in_sync_count = 1 + len(self.sync_state_set)
+        in_sync = self.sync_state_set
         needed = 0 if config.all_ack_in_sync_state_set else config.in_sync_replicas - 1
         status = "OK"
-        if in_sync_count < max(config.min_in_sync_replicas, needed + 1):
+        if 1 + len(in_sync) < max(config.min_in_sync_replicas, needed + 1):
             status = "IN_SYNC_REPLICAS_NOT_ENOUGH"
-        elif in_sync_count == 1:
+        elif not in_sync | self._counted:
             status = "SLAVE_NOT_AVAILABLE"
+        if not self._counted <= {replica.broker_id for replica in self._replicas.values()}:
+            needed = core.REPLICA_MAX + 1  # more than there can be: nothing is confirmed
         self._store.replica_set.confirm(True, needed=needed, status=status)
 
     # ---- what it is --------------------------------------------------------------------------

@@ -19,24 +19,27 @@ what a broker may; a promotion that fails leaves a standby, and says why.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.broker.broker import Broker
+from shmq.broker.controller_link import ControllerLink, LogState
 from shmq.broker.standby import Standby
 from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.errors import FencedError, ShmqError
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.shm.mastership import Mastership
-from shmq.status import BrokerRole
+from shmq.status import BrokerRole, Elected
 from shmq.store.cuts import begin_cut
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from shmq.config import BrokerConfig
+    from shmq.remoting.controller_requests import ReplicaInfo
     from shmq.store.cuts import CutPlan
     from shmq.store.replica import LogBegin
     from shmq.store.stopped_log import StoppedLog
@@ -51,6 +54,8 @@ _FAILURES = (ShmqError, OSError)
 """What a change of role may fail by; OSError: the kernel, and an event loop that did not answer."""
 _RELEASE_S = 1.0
 """After a promotion: clients that come back have the processors before the slave's memory has."""
+_STATE_TIMEOUT_S = 1.0
+"""For whoever serves, to say how far it is; longer, and a beat is left out."""
 _MASTERSHIP_TIMEOUT_MS = 10_000
 """How long a promotion waits for a master that was told to hand over: for its last flush."""
 
@@ -68,6 +73,8 @@ class _Change(NamedTuple):
     """A master serves, whose slave's log begins there."""
     cut: CutPlan | None = None
     """The slave's log is to be cut."""
+    must_adopt: bool = False
+    """With the memory of the last master, or not at all (MessageStore)."""
 
 
 class Member:
@@ -95,6 +102,10 @@ class Member:
         self._changing = threading.Lock()
         """Held while a role begins or ends."""
         self._thread = threading.Thread(target=self._run, name="shmq-roles", daemon=True)
+        self._link: ControllerLink | None = None
+        self._state = LogState(0, 0)
+        if config.enable_controller_mode:
+            self._link = ControllerLink(config, self)
 
     # ---- the service's steps -----------------------------------------------------------------
 
@@ -105,6 +116,7 @@ class Member:
             self._folder = folder.private(broker_socket_name(config.broker_name, 0))
         with self._changing:
             may_begin = config.broker_id == 0 and config.broker_role is not BrokerRole.SLAVE
+            may_begin = may_begin and self._link is None
             if not self._is_waiting and may_begin:
                 self._mastership = Mastership.try_take(self._folder)
             if self._mastership is None:
@@ -112,6 +124,8 @@ class Member:
             else:
                 self._begin_first(self._mastership)
         self._thread.start()
+        if self._link is not None:
+            self._link.start()
 
     def is_healthy(self) -> bool:
         """Whether the event loop has answered since last asked; while a role changes, it will."""
@@ -139,6 +153,8 @@ class Member:
 
     def drain(self, timeout_s: float) -> None:
         """As Broker.drain; a change of role under way ends first, and none begins after it."""
+        if self._link is not None:
+            self._link.interrupt()
         self._changes.put(None)
         if self._thread.is_alive():
             self._thread.join()
@@ -147,17 +163,50 @@ class Member:
 
     def stop(self) -> None:
         """Release everything; also after a `start` that failed half-way."""
+        if self._link is not None:
+            self._link.interrupt()
         self._changes.put(None)
         if self._thread.is_alive():
             self._thread.join()
         with self._changing:
             self._end_current()
+        if self._link is not None:
+            self._link.stop()
 
     # ---- roles -------------------------------------------------------------------------------
 
     def tell(self, *, is_master: bool, master_epoch: int | None, is_unclean: bool) -> None:
         """Have the role changed; returns at once. What it is already is nothing to change."""
         self._changes.put(_Change(is_master, master_epoch, is_unclean))
+
+    def elected(self, info: ReplicaInfo) -> None:
+        """The Controller has it that we are to be master (LinkedMember)."""
+        must_adopt = info.elected is Elected.MEMORY
+        self._changes.put(
+            _Change(True, info.master_epoch, is_unclean=not must_adopt, must_adopt=must_adopt)
+        )
+
+    def superseded(self) -> None:
+        """The Controller has it that we are not master (LinkedMember)."""
+        self._changes.put(_Change(False, None))
+
+    async def state(self) -> LogState | None:
+        """How far our log is, for the Controller (LinkedMember); in the link's thread. While a role
+        changes, what was known before it.
+        """
+        current = self._current
+        if self._changing.locked() or current is None:
+            return self._state
+        asked = asyncio.wrap_future(current.ask_status())
+        await asyncio.wait([asked], timeout=_STATE_TIMEOUT_S)
+        if not asked.done():
+            asked.cancel()
+            return None
+        if not asked.cancelled() and asked.exception() is None:  # else that role has just ended
+            epoch, end = (asked.result().get(k) for k in ("masterEpoch", "committedPosition"))
+            if isinstance(epoch, int) and isinstance(end, int):  # else it is about to begin
+                self._state = LogState(epoch, end)
+        return self._state
 
     def _run(self) -> None:
         while True:  # until the service stops
@@ -178,18 +227,12 @@ class Member:
                     self._current.promotion_problem = str(error)
 
     def _change(self, change: _Change) -> None:
-        if change.is_master and self._mastership is None:
-            # First, and while we still answer: it is refused as long as the last master lives.
-            mastership = Mastership.take(self._folder, timeout_ms=_MASTERSHIP_TIMEOUT_MS)
-            if isinstance(self._current, Broker):
-                self._current.succeeds = True
+        if change.is_master and (self._mastership is None or self._link is not None):
             try:
-                self._end_current()
-                self._begin_broker(mastership, change)
+                self._become_master(change)
             except _FAILURES:
-                self._end_current()
-                mastership.release()
-                self._begin_standby()
+                if self._link is not None and change.master_epoch is not None:
+                    self._link.refused(change.master_epoch)
                 raise
         elif change.cut is not None:
             if isinstance(self._current, Broker) and self._current.is_slave:
@@ -198,9 +241,34 @@ class Member:
             if isinstance(self._current, Standby):
                 self._begin_slave(change.begin)
         elif isinstance(self._current, Broker) and self._mastership is not None:
-            self._current.hands_over = True
-            self._end_current()
+            self._hand_over()
             self._begin_standby()
+
+    def _become_master(self, change: _Change) -> None:
+        if self._mastership is not None:  # elected anew, in another epoch: with its own memory
+            self._hand_over()
+            self._begin_standby()
+        # First, and while we still answer: it is refused as long as the last master lives.
+        mastership = Mastership.take(self._folder, timeout_ms=_MASTERSHIP_TIMEOUT_MS)
+        if isinstance(self._current, Broker):
+            self._current.succeeds = True
+        try:
+            self._end_current()
+            self._begin_broker(mastership, change)
+        except _FAILURES:
+            if self._link is None:
+                self._end_current()
+            else:  # which has others tried
+                self._hand_over()
+            mastership.release()
+            self._begin_standby()
+            raise
+
+    def _hand_over(self) -> None:
+        """Be master no more; what is in memory stays there for the next one."""
+        if isinstance(self._current, Broker):
+            self._current.hands_over = True
+        self._end_current()
 
     def _begin_first(self, mastership: Mastership) -> None:
         """At the start of the process: nobody was master."""
@@ -221,6 +289,8 @@ class Member:
             mastership=mastership,
             master_epoch=change.master_epoch,
             is_unclean=change.is_unclean,
+            must_adopt=change.must_adopt,
+            link=self._link,
             on_told=self.tell,
             stopped=self._stopped,
         )
@@ -233,6 +303,7 @@ class Member:
             self.config,
             clock=self._clock,
             mastership=None,
+            link=self._link,
             on_told=self.tell,
             begin=begin,
             on_cut=lambda plan: self._changes.put(_Change(False, None, cut=plan)),
@@ -259,6 +330,7 @@ class Member:
             on_told=self.tell,
             on_master=lambda begin: self._changes.put(_Change(False, None, begin=begin)),
             look_after_s=look_after_s,
+            link=self._link,
         )
         standby.start()
         _log.info("standby: waits to be told to become master")
@@ -276,6 +348,8 @@ class Member:
         current, self._current = self._current, None
         mastership, self._mastership = self._mastership, None
         self._release_stopped()
+        if self._link is not None and mastership is not None:
+            self._link.ended()
         try:
             if current is not None:
                 current.stop()

@@ -32,7 +32,9 @@ from shmq.version import version_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
+    from shmq.broker.controller_link import ControllerLink
     from shmq.broker.processors.role import OnTold
     from shmq.config import BrokerConfig
     from shmq.store.replica import LogBegin
@@ -57,6 +59,7 @@ class Standby:
         on_told: called in the loop's thread when it is told to change its role.
         on_master: called there, once, when a master serves that can be copied.
         look_after_s: seconds before it looks for one.
+        link: to the Controller that says who is master; None: there is none.
     """
 
     def __init__(
@@ -66,10 +69,12 @@ class Standby:
         on_told: OnTold,
         on_master: Callable[[LogBegin], None],
         look_after_s: float = 0.0,
+        link: ControllerLink | None = None,
     ) -> None:
         self._config = config
         self._on_master = on_master
         self._look_after_s = look_after_s
+        self._link = link
         self._looking: asyncio.Task[None] | None = None
         self._finder: MasterFinder | None = None
         self._on_told = on_told
@@ -142,12 +147,23 @@ class Standby:
             self._looking.cancel()
         await server.stop(timeout_s=_STOP_TIMEOUT_S)
 
+    def ask_status(self) -> Future[dict[str, Scalar]]:
+        """`status`, from another thread; never done where the event loop does not answer."""
+        return self._loop.submit(self._status_soon())
+
+    async def _status_soon(self) -> dict[str, Scalar]:
+        return self.status()
+
     def _status(self, _connection: Connection, command: Command) -> Command:
+        return response_to(command, ext_fields=self.status())
+
+    def status(self) -> dict[str, Scalar]:
+        """How it is; in the loop's thread."""
         store_path = self._config.store_path
         known = positions.load(positions.positions_path(store_path))
         end_position = known.flushed_position if known else 0
         epochs = EpochFile.load(store_path)
-        fields: dict[str, Scalar] = {
+        return {
             "phase": Phase.RUNNING,
             "brokerVersionDesc": version_text(),
             "storePath": str(store_path),
@@ -159,13 +175,13 @@ class Standby:
             "isHealthy": True,
             "problem": self.promotion_problem,
             "promotionProblem": self.promotion_problem,
+            "controllerProblem": None if self._link is None else self._link.problem,
             "replicaProblem": None if self._finder is None else self._finder.problem,
             "masterEpoch": epochs.last_epoch,
             "logEpoch": epochs.epoch_at(end_position),
             "flushedPosition": end_position,
             "committedPosition": end_position,
         }
-        return response_to(command, ext_fields=fields)
 
     def _refuse(self, _connection: Connection, command: Command) -> Command:
         raise ServiceNotAvailableError(

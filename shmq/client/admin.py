@@ -33,6 +33,7 @@ from shmq.errors import (
 from shmq.remoting.client import Client as Connection
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
+from shmq.remoting.controller_requests import clean_broker_data
 from shmq.remoting.namesrv_requests import (
     add_write_perm,
     delete_kv_config,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from shmq.client.producer import Producer
     from shmq.client.stored_message import StoredMessage
     from shmq.remoting.command import Scalar
+    from shmq.remoting.controller_requests import SyncStateData
     from shmq.remoting.namesrv_requests import ClusterInfo
     from shmq.result import SendResult
 
@@ -249,7 +251,70 @@ class Admin(Closable):
             ServiceNotAvailableError: it did not become master; the old one was told to go on.
         """
         known = self.ha_members(broker_name)
-        return ha.switch(self._call, known, broker_name, broker_id, is_unclean=is_unclean)
+        controller = self._controller_of(broker_name)
+        if controller is None:
+            return ha.switch(self._call, known, broker_name, broker_id, is_unclean=is_unclean)
+        if is_unclean:
+            raise ConfigError(
+                f"switch over {broker_name}: its Controller decides what may be given up:"
+                " enableElectUncleanMaster"
+            )
+        others = [each.broker_id for each in known if not each.is_master]
+        if broker_id is None and others:
+            broker_id = others[0]
+        return ha.elect(self._call, controller, known, broker_name, broker_id)
+
+    def _controller_of(self, broker_name: str) -> str | None:
+        """The Controller that says who is master of a replica set; None: none does."""
+        names = self._folder.socket_names("controller")
+        try:
+            controller = ha.controller_of(self._call, names)
+        except ServiceNotAvailableError:
+            return None
+        return controller if ha.sync_states(self._call, controller, broker_name) else None
+
+    def sync_states(self, broker_name: str | None = None) -> list[SyncStateData]:
+        """What the Controller says of a replica set, or of all: who is master and in sync
+        (RocketMQ's getSyncStateSet).
+
+        Raises:
+            ServiceNotAvailableError: there is no Controller.
+        """
+        self._check()
+        controller = ha.controller_of(self._call, self._folder.socket_names("controller"))
+        return ha.sync_states(self._call, controller, broker_name)
+
+    def elect_master(self, broker_name: str, broker_id: int | None = None) -> HaMember:
+        """Have the Controller elect a member by hand (RocketMQ's electMaster): the master hands
+        over, no send fails. Blocks until the elected one serves.
+
+        Args:
+            broker_name: of the replica set.
+            broker_id: which member; None: whom the Controller would, where there is no master.
+
+        Raises:
+            ServiceNotAvailableError: there is no Controller, or the elected one did not become
+                master.
+            ShmqError: the Controller refuses, and why.
+        """
+        known = self.ha_members(broker_name)
+        controller = ha.controller_of(self._call, self._folder.socket_names("controller"))
+        return ha.elect(self._call, controller, known, broker_name, broker_id)
+
+    def clean_broker_data(
+        self, broker_name: str, broker_ids: Iterable[int] = (), *, is_living_cleaned: bool = False
+    ) -> None:
+        """Have the Controller forget members, or with none named the whole replica set (RocketMQ's
+        cleanBrokerMetadata). Their stores stay.
+
+        Raises:
+            ServiceNotAvailableError: there is no Controller.
+            ShmqError: the Controller refuses, and why.
+        """
+        self._check()
+        controller = ha.controller_of(self._call, self._folder.socket_names("controller"))
+        command = clean_broker_data(broker_name, broker_ids, is_living_cleaned=is_living_cleaned)
+        self._call(controller, command)
 
     def namesrvs(self) -> list[str]:
         """Names of the sockets of NameServers that answer."""

@@ -1,9 +1,9 @@
-"""Replica sets as an administrator sees them: their members, their epochs, a planned switch-over.
+"""Replica sets as an administrator sees them: members, epochs, who is in sync, switch-over.
 
-What lives here: `HaMember` and the functions behind Admin's verbs. Members are found by their
-sockets in the runtime folder, since one that waits is in no route. Which process: any of the
-cluster's group. Writes: what a verb says, at the members. May fail: ServiceNotAvailableError where
-nobody answers, or the one that was told did not become master.
+What lives here: `HaMember` and the functions behind Admin's verbs. Members and Controllers are
+found by their sockets in the runtime folder, since one that waits is in no route. Which process:
+any of the cluster's group. Writes: what a verb says, at the members or at the Controller. May fail:
+ServiceNotAvailableError where nobody answers, or the one that was told did not become master.
 """
 
 from __future__ import annotations
@@ -12,19 +12,30 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from shmq.clock import SYSTEM_CLOCK
-from shmq.errors import ConfigError, ServiceNotAvailableError, ShmqError
+from shmq.errors import ClosedError, ConfigError, ServiceNotAvailableError, ShmqError
+from shmq.remoting import controller_requests as requests
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
 from shmq.service import Phase
 from shmq.status import BrokerRole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-__all__ = ["HaMember", "epochs_of", "members", "switch"]
+__all__ = [
+    "HaMember",
+    "catching_up",
+    "controller_of",
+    "elect",
+    "epochs_of",
+    "members",
+    "switch",
+    "sync_states",
+]
 
 _SWITCH_TIMEOUT_NS = 30_000_000_000
 _LOOK_S = 0.02
+_TELL_TIMEOUT_NS = 2_000_000_000
 
 
 class HaMember(NamedTuple):
@@ -56,6 +67,10 @@ class HaMember(NamedTuple):
     """Messages that only it had, which were not."""
     replica_problem: str = ""
     """Why it does not copy, or what of its log was lost; empty if nothing is wrong."""
+    lag_bytes: int | None = None
+    """How far it is behind the master's log; None where there is no master."""
+    catch_up_s: float | None = None
+    """Seconds until it has caught up at the present rate; None where it does not come closer."""
 
     @property
     def is_master(self) -> bool:
@@ -88,14 +103,38 @@ def members(call: _Call, socket_names: Iterable[str], broker_name: str | None) -
                 take.number("committedPosition", 0),
                 take.number("flushedPosition", 0),
                 socket_name,
-                take.optional_text("promotionProblem") or take.optional_text("problem") or "",
+                next(filter(None, map(take.optional_text, _PROBLEMS)), None) or "",
                 take.text("phase"),
                 take.number("cutResentTotal", 0),
                 take.number("cutLostTotal", 0),
                 take.optional_text("cutProblem") or take.optional_text("replicaProblem") or "",
             )
             found.append(member)
-    return sorted(found, key=lambda member: (member.broker_name, member.broker_id))
+    found.sort(key=lambda member: (member.broker_name, member.broker_id))
+    ends = {each.broker_name: each.committed_position for each in found if each.is_master}
+    return [each._replace(lag_bytes=_behind(each, ends.get(each.broker_name))) for each in found]
+
+
+_PROBLEMS = ("promotionProblem", "problem", "controllerProblem")
+
+
+def _behind(member: HaMember, master_end: int | None) -> int | None:
+    return None if master_end is None else max(0, master_end - member.committed_position)
+
+
+def catching_up(
+    before: Sequence[HaMember], now: Sequence[HaMember], seconds: float
+) -> list[HaMember]:
+    """`now` with the time until each has caught up, from two looks that lie `seconds` apart."""
+    lags = {(each.broker_name, each.broker_id): each.lag_bytes for each in before}
+    found = []
+    for each in now:
+        lag, known = each.lag_bytes, lags.get((each.broker_name, each.broker_id))
+        left_s = 0.0 if lag == 0 else None
+        if lag and known is not None and known > lag:
+            left_s = lag * seconds / (known - lag)
+        found.append(each._replace(catch_up_s=left_s))
+    return found
 
 
 def epochs_of(call: _Call, socket_name: str) -> list[tuple[int, int]]:
@@ -103,6 +142,66 @@ def epochs_of(call: _Call, socket_name: str) -> list[tuple[int, int]]:
     answer = call(socket_name, Command(RequestCode.GET_BROKER_EPOCH_CACHE)).json()
     entries: list[dict[str, int]] = answer["epochList"]  # type: ignore[assignment]
     return [(entry["epoch"], entry["startOffset"]) for entry in entries]
+
+
+def controller_of(call: _Call, socket_names: Iterable[str]) -> str:
+    """The socket of the active Controller.
+
+    Raises:
+        ServiceNotAvailableError: there is none.
+    """
+    seen = []
+    for name in socket_names:
+        try:
+            if call(name, requests.get_metadata_info()).fields().flag("isLeader", False):
+                return name
+            seen.append(f"{name} is a standby")
+        except ShmqError:
+            seen.append(f"{name} does not answer")
+    raise ServiceNotAvailableError(
+        f"find the Controller: {', '.join(seen) or 'none listens in this runtime folder'}",
+        hint="start shmq-controller, or have the NameServer be one (enableControllerInNamesrv)",
+    )
+
+
+def sync_states(
+    call: _Call, controller: str, broker_name: str | None
+) -> list[requests.SyncStateData]:
+    """What a Controller says of one replica set, or of all."""
+    names = [] if broker_name is None else [broker_name]
+    return requests.sync_state_data_of(call(controller, requests.get_sync_state_data(names)))
+
+
+def elect(
+    call: _Call, controller: str, known: list[HaMember], broker_name: str, to_id: int | None
+) -> HaMember:
+    """Have a Controller elect; who is master then. Blocks until it serves.
+
+    Raises:
+        ShmqError: the Controller refuses.
+        ServiceNotAvailableError: the elected one did not become master.
+    """
+    answer = call(controller, requests.elect_master(broker_name, to_id))
+    elected_id = answer.fields().number("masterBrokerId")
+    sockets = [member.socket_name for member in known if member.broker_id == elected_id]
+    epoch = answer.fields().number("masterEpoch")
+    end_ns = SYSTEM_CLOCK.monotonic_ns() + _SWITCH_TIMEOUT_NS
+    while SYSTEM_CLOCK.monotonic_ns() < end_ns:
+        for now in members(call, sockets, broker_name):
+            if now.is_master and now.master_epoch == epoch:
+                return now
+        (state,) = sync_states(call, controller, broker_name)
+        if state.info.master_epoch != epoch:
+            raise ServiceNotAvailableError(
+                f"elect {broker_name}:{elected_id}: it did not become master; the Controller has"
+                f" elected {state.info.master_broker_id} since",
+                hint="its log says why",
+            )
+        time.sleep(_LOOK_S)
+    raise ServiceNotAvailableError(
+        f"elect {broker_name}:{elected_id}: it is not master after {_SWITCH_TIMEOUT_NS // 10**9} s",
+        hint="its log and shmq ha status say why",
+    )
 
 
 def switch(
@@ -128,7 +227,7 @@ def switch(
     )
     for member in (master, target):
         if member is not None:
-            call(member.socket_name, told)
+            _tell(call, member.socket_name, told)
     now = target
     end_ns = SYSTEM_CLOCK.monotonic_ns() + _SWITCH_TIMEOUT_NS
     while SYSTEM_CLOCK.monotonic_ns() < end_ns:
@@ -140,9 +239,22 @@ def switch(
         time.sleep(_LOOK_S)
     if master is not None:
         back = {"masterBrokerId": master.broker_id}
-        call(master.socket_name, Command(RequestCode.NOTIFY_BROKER_ROLE_CHANGED, back))
+        _tell(call, master.socket_name, Command(RequestCode.NOTIFY_BROKER_ROLE_CHANGED, back))
     raise ServiceNotAvailableError(
         f"{what} to broker_id {target.broker_id}: it is not master:"
         f" {now.problem or 'it does not say why'}; the last master was told to go on",
         hint="its log says why",
     )
+
+
+def _tell(call: _Call, socket_name: str, told: Command) -> None:
+    """Tell a member; one that goes from standby to slave has no socket for a moment."""
+    end_ns = SYSTEM_CLOCK.monotonic_ns() + _TELL_TIMEOUT_NS
+    while True:  # ends with its time
+        try:
+            call(socket_name, told)
+            return
+        except (ClosedError, ServiceNotAvailableError):
+            if SYSTEM_CLOCK.monotonic_ns() >= end_ns:
+                raise
+        time.sleep(_LOOK_S)

@@ -29,7 +29,6 @@ from shmq.controller.replicas import (
     BrokerDataCleaned,
     BrokerIdApplied,
     BrokerUpdated,
-    Elected,
     MasterElected,
     Record,
     ReplicasInfo,
@@ -38,6 +37,7 @@ from shmq.controller.replicas import (
     apply_record,
 )
 from shmq.remoting.codes import ResponseCode
+from shmq.status import Elected
 
 __all__ = ["Controller", "Fence", "Heartbeat", "Host", "Notice", "Outcome"]
 
@@ -117,6 +117,8 @@ class Controller:
         host: what the kernel says.
         now_ns: when it became active.
         is_unclean_allowed: enableElectUncleanMaster.
+        not_active_ns: without a heartbeat for so long a member is not there.
+        grace_ns: how long an election waits for members that are not there.
     """
 
     def __init__(
@@ -126,11 +128,18 @@ class Controller:
         *,
         now_ns: int,
         is_unclean_allowed: bool = False,
+        not_active_ns: int = _NOT_ACTIVE_NS,
+        grace_ns: int = _GRACE_NS,
     ) -> None:
         self._table = table
         self._host = host
         self._start_ns = now_ns
-        self._is_unclean_allowed = is_unclean_allowed
+        self.is_unclean_allowed = is_unclean_allowed
+        """enableElectUncleanMaster, as it is now."""
+        self.not_active_ns = not_active_ns
+        """brokerNotActiveTimeoutMillis, as it is now."""
+        self.grace_ns = grace_ns
+        """election_grace_ms, as it is now."""
         self._heartbeats: dict[tuple[str, int], tuple[int, Heartbeat]] = {}
         self._refused: dict[tuple[str, int, Elected], tuple[int, int]] = {}
         self._masterless_ns: dict[str, int] = {}
@@ -314,10 +323,10 @@ class Controller:
                 for each, known in self._living(info, now_ns).items()
                 if each == broker_id
             },
-            has_memory=self._host.has_memory(broker_name) and broker_id not in info.sync_state_set,
-            refused=frozenset(),
+            has_memory=self._host.has_memory(broker_name),
+            refused=self._refusals(broker_name, [broker_id], now_ns),
             is_grace_over=True,
-            is_unclean_allowed=self._is_unclean_allowed,
+            is_unclean_allowed=self.is_unclean_allowed,
         )
         if chosen is None:
             return _refuse(
@@ -373,9 +382,18 @@ class Controller:
         return Outcome(info=info)
 
     def get_sync_state_data(self, broker_names: Iterable[str]) -> list[ReplicasInfo]:
-        """GET_SYNC_STATE_DATA: those of the named that there are."""
-        infos = [self._table.get(name) for name in broker_names]
+        """GET_SYNC_STATE_DATA: those of the named that there are; with none named, all."""
+        infos = [self._table.get(name) for name in list(broker_names) or self._table.names()]
         return [info for info in infos if info is not None]
+
+    def last_heartbeat(self, broker_name: str, broker_id: int) -> Heartbeat | None:
+        """What a member said last; None: nothing, since this Controller became active."""
+        known = self._heartbeats.get((broker_name, broker_id))
+        return None if known is None else known[1]
+
+    def is_active(self, broker_name: str, broker_id: int, *, now_ns: int) -> bool:
+        """Whether a member sends heartbeats."""
+        return self._lives(broker_name, broker_id, now_ns)
 
     # ---- deciding
 
@@ -401,14 +419,9 @@ class Controller:
             info,
             living,
             has_memory=self._host.has_memory(name),
-            refused={
-                (each, elected)
-                for each in living
-                for elected in Elected
-                if self._refused_lately(name, each, elected, now_ns)
-            },
-            is_grace_over=now_ns - since_ns >= _GRACE_NS,
-            is_unclean_allowed=self._is_unclean_allowed,
+            refused=self._refusals(name, living, now_ns),
+            is_grace_over=now_ns - since_ns >= self.grace_ns,
+            is_unclean_allowed=self.is_unclean_allowed,
         )
         if chosen is None:
             return Outcome(info=info)
@@ -418,8 +431,8 @@ class Controller:
         if holder is None:
             return Outcome(info=info)
         last_ns, _ = self._heartbeats.get((info.broker_name, holder), (self._start_ns, None))
-        if now_ns - last_ns < _NOT_ACTIVE_NS:
-            return Outcome(info=info)
+        if now_ns - last_ns < self.not_active_ns or info.find(holder) is None:
+            return Outcome(info=info)  # it may live, or it is no member: not ours to kill
         return Outcome(info=info, fences=(Fence(broker_name=info.broker_name, broker_id=holder),))
 
     def _elected(
@@ -452,7 +465,7 @@ class Controller:
 
     def _lives(self, broker_name: str, broker_id: int, now_ns: int) -> bool:
         known = self._heartbeats.get((broker_name, broker_id))
-        return known is not None and now_ns - known[0] < _NOT_ACTIVE_NS
+        return known is not None and now_ns - known[0] < self.not_active_ns
 
     def _living(self, info: ReplicasInfo, now_ns: int) -> dict[int, Candidate]:
         return {
@@ -463,7 +476,7 @@ class Controller:
                 election_priority=beat.election_priority,
             )
             for at_ns, beat in self._beats(info)
-            if now_ns - at_ns < _NOT_ACTIVE_NS and beat.broker_id in info.electable
+            if now_ns - at_ns < self.not_active_ns and beat.broker_id in info.electable
         }
 
     def _has_refused(self, info: ReplicasInfo, beat: Heartbeat) -> bool:
@@ -473,6 +486,16 @@ class Controller:
     def _is_refused(self, info: ReplicasInfo, broker_id: int, now_ns: int) -> bool:
         known = self._heartbeats.get((info.broker_name, broker_id))
         return known is not None and self._has_refused(info, known[1])
+
+    def _refusals(
+        self, broker_name: str, broker_ids: Iterable[int], now_ns: int
+    ) -> set[tuple[int, Elected]]:
+        return {
+            (each, elected)
+            for each in broker_ids
+            for elected in Elected
+            if self._refused_lately(broker_name, each, elected, now_ns)
+        }
 
     def _refused_lately(
         self, broker_name: str, broker_id: int, elected: Elected, now_ns: int

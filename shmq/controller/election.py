@@ -1,8 +1,10 @@
 """Which living member is elected: a choice without state.
 
     the last master's memory is there, and a member has not refused it: of these the best, at once
-    else: of the living members of the SyncStateSet the best (of all, before the first mastership),
-        once all of them live and none may still come back to that memory, or the grace time is over
+    else: of the living members of the SyncStateSet the best, once all of them live and none may
+        still come back to that memory, or the grace time is over
+    before the first mastership: of all living ones the best; where one of them has a log already,
+        since another arbiter or a lost journal had masters, behind the grace time only
     else, with enableElectUncleanMaster and after the grace time: of all living ones the best
 
 The best has the newest master_epoch, then the longest log, then the lowest brokerElectionPriority
@@ -14,7 +16,8 @@ Pure. In the Controller, in its thread.
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
-from shmq.controller.replicas import Elected, ReplicasInfo
+from shmq.controller.replicas import ReplicasInfo
+from shmq.status import Elected
 
 __all__ = ["Candidate", "elect"]
 
@@ -59,10 +62,12 @@ def elect(
     ]
     if by_memory:
         return _best(by_memory, living), Elected.MEMORY
-    # Before the first mastership nothing is confirmed, so nobody can lack anything that is.
+    # Before the first mastership nothing that we know of is confirmed.
     in_sync = able & info.sync_state_set if info.sync_state_set else able
     awaited = able if has_memory else in_sync
-    if not is_grace_over and not awaited <= living.keys():
+    is_first = not info.sync_state_set
+    has_log = is_first and any(each.master_epoch or each.log_end for each in living.values())
+    if not is_grace_over and (has_log or not awaited <= living.keys()):
         return None
     by_log = [each for each in in_sync & living.keys() if (each, Elected.IN_SYNC) not in refused]
     if by_log:

@@ -42,6 +42,10 @@ FORMAT_VERSION: Final = 1
 _LINES_MAX: Final = 4096
 """Records between two snapshots: some hundred bytes each, so a start reads 1 MiB or so."""
 _SIZE_MAX: Final = 256 << 20
+_RESTORE: Final = (
+    "restore the file, from a copy or from its version before, which is beside it as .bak; without"
+    " it, move it away: members register anew, and epochs go on behind the highest that one knows"
+)
 _LINE: Final = re.compile(rb"([0-9a-f]{8}) (\{.*\})")
 
 
@@ -90,12 +94,13 @@ def replay(data: bytes, *, what: str) -> Replayed:
         bad = next((index for index, line in enumerate(decoded) if line is None), 0)
         raise StoreCorruptError(
             f"read {what}, line {bad + 1}: its checksum does not hold, and it is not a last line"
-            " that was torn; restore the file: its version before is beside it as .bak"
+            " that was torn",
+            hint=_RESTORE,
         )
     try:
         table, number = _replay_lines([line for line in decoded[:whole] if line is not None])
     except ConfigError as error:
-        raise StoreCorruptError(f"read {what}: {error}") from error
+        raise StoreCorruptError(f"read {what}: {error}", hint=_RESTORE) from error
     torn = sum(len(line) + 1 for line in lines[whole:]) + len(rest)
     return Replayed(table, number, torn)
 

@@ -18,17 +18,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
 from shmq.errors import ConfigError, StoreCorruptError
 from shmq.json_fields import Fields
+from shmq.status import Elected
 
 __all__ = [
     "BrokerDataCleaned",
     "BrokerIdApplied",
     "BrokerIdentity",
     "BrokerUpdated",
-    "Elected",
     "MasterElected",
     "Record",
     "ReplicasInfo",
@@ -38,17 +37,6 @@ __all__ = [
     "decode_record",
     "encode_record",
 ]
-
-
-class Elected(StrEnum):
-    """By what right a member becomes master."""
-
-    MEMORY = "memory"
-    """The last master's memory is there: it goes on with that, or not at all."""
-    IN_SYNC = "in_sync"
-    """It is in the SyncStateSet: its own log will do where the memory will not."""
-    UNCLEAN = "unclean"
-    """Confirmed messages may be lost: enableElectUncleanMaster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,10 @@
 """Starts a NameServer: python -m shmq.namesrv [--runtime DIR] [--name ns0] [--cluster FILE.toml].
 
 Settings come from these arguments, the environment (SHMQ_<NAME>) and the [namesrv] table of the
-cluster file; docs/reference names them all. Ends on SIGTERM or SIGINT, after it has stopped the
-brokers that it supervises. Exit codes: 0 stopped, 1 could not start (one line says why), 2 usage.
+cluster file; docs/reference names them all. With enableControllerInNamesrv this process is a
+Controller too: here, and nowhere else, the two rooms meet. Ends on SIGTERM or SIGINT, after it has
+stopped the brokers that it supervises. Exit codes: 0 stopped, 1 could not start (one line says
+why), 2 usage.
 """
 
 import argparse
@@ -12,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shmq import logs, service
-from shmq.config import NamesrvConfig, load
+from shmq.config import ControllerConfig, NamesrvConfig, load
+from shmq.controller.manager import ControllerManager
 from shmq.errors import ShmqError
 from shmq.namesrv.namesrv import NameServer, load_cluster
 
@@ -42,7 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runtime_path = config.runtime_folder().absolute()
         cluster = None if file is None else load_cluster(file, runtime_path)
         drain_timeout_s = _DRAIN_MARGIN_S + (0 if cluster is None else cluster.stop_timeout_s)
-        namesrv = NameServer(config, cluster=cluster)
+        controller = None
+        if config.enable_controller_in_namesrv:
+            controller = ControllerManager(
+                load(ControllerConfig, file=file, table="controller", runtime_path=runtime_path)
+            )
+        namesrv = NameServer(config, cluster=cluster, controller=controller)
         service.run(
             namesrv,
             name=f"namesrv {config.namesrv_name}",

@@ -11,7 +11,7 @@ The first restart is at once; each further one waits, twice as long as the one b
 life was long enough to begin anew. A process that ended for whatever reason ended: a broker that
 stops by itself is started again.
 
-Pure: times come in as nanoseconds of attended time (attended_time.py), so that our own absence
+Pure: times come in as nanoseconds of attended time (clock.py), so that our own absence
 never counts as a broker's silence. In the supervisor, in its loop's thread.
 """
 

@@ -13,9 +13,8 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
-from shmq.clock import Clock
+from shmq.clock import AttendedTime, Clock
 from shmq.errors import ShmqError
-from shmq.namesrv.attended_time import AttendedTime
 from shmq.namesrv.broker_watch import SilenceWatch
 from shmq.namesrv.probe import Probe
 from shmq.remoting.runtime_folder import RuntimeFolder

@@ -35,10 +35,14 @@ from shmq.remoting.runtime_folder import (
     namesrv_socket_name,
 )
 from shmq.remoting.server import Connection, Server, ServerLimits
+from shmq.service import Service
 
 __all__ = ["Cluster", "NameServer", "load_cluster"]
 
 _log = logging.getLogger("shmq.namesrv")
+
+_MODE = "enable_controller_mode"
+_FLAGS: Mapping[object, bool] = {True: True, "true": True}
 
 _LOOP_TIMEOUT_S = 30.0
 """For what takes the loop milliseconds: longer, and something is very wrong."""
@@ -103,7 +107,8 @@ def load_cluster(
         arguments = ["--config", str(file), "--broker", name, "--runtime", str(runtime_path)]
         if _listen_port(table) is None:
             arguments += ["--set", f"listen_port={next(free_ports)}"]
-        is_member = members[broker_name] > 1
+        is_led = _FLAGS.get(table.get(_MODE, table.get("enableControllerMode", False)), False)
+        is_member = members[broker_name] > 1 and not is_led  # of a Controller's, it waits anyway
         if is_member:
             arguments += ["--wait"]
         brokers[socket_name] = SupervisedBroker(
@@ -137,6 +142,7 @@ class NameServer:
     Args:
         config: its settings.
         cluster: what it supervises, if anything.
+        controller: a Controller that lives in this process, started first and stopped last.
         clock: where time comes from.
     """
 
@@ -145,10 +151,12 @@ class NameServer:
         config: NamesrvConfig,
         *,
         cluster: Cluster | None = None,
+        controller: Service | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._config = config
         self._cluster = cluster
+        self._controller = controller
         self._clock = clock
         self._loop_thread = LoopThread("shmq-namesrv")
         self._tails = LogTails()
@@ -168,6 +176,8 @@ class NameServer:
 
     def start(self) -> None:
         """Listen, then supervise; raise if the name or the folder cannot be had."""
+        if self._controller is not None:
+            self._controller.start()
         path = self._config.runtime_folder()
         self._folder = RuntimeFolder.make(path)
         kv_config = KvConfig(self._config.kv_config_path)
@@ -187,7 +197,10 @@ class NameServer:
 
     def is_healthy(self) -> bool:
         """Whether the event loop has turned since last asked."""
-        return self._loop_thread.beat()
+        is_healthy = self._loop_thread.beat()
+        if self._controller is not None:
+            is_healthy = self._controller.is_healthy() and is_healthy
+        return is_healthy
 
     def describe(self) -> str:
         """What is registered with it, in one line for systemctl."""
@@ -206,6 +219,13 @@ class NameServer:
 
     def stop(self) -> None:
         """Close everything; brokers that still run go on. Copes with a start that failed."""
+        try:
+            self._close()
+        finally:
+            if self._controller is not None:
+                self._controller.stop()
+
+    def _close(self) -> None:
         if self._loop_thread.is_running:
             self._loop_thread.run(self._stop(), timeout_s=_LOOP_TIMEOUT_S)
         self._loop_thread.stop()

@@ -21,9 +21,9 @@ from typing import Final, NamedTuple
 
 import orjson
 
+from shmq.clock import AttendedTime
 from shmq.errors import FencedError, OwnerError, QuotaError
 from shmq.json_fields import Fields
-from shmq.namesrv.attended_time import AttendedTime
 from shmq.remoting.namesrv_requests import BrokerAddress
 from shmq.topic import BrokerData, Permission, QueueData, TopicConfig, TopicRouteData
 

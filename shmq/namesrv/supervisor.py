@@ -34,10 +34,9 @@ from typing import Final
 
 import orjson
 
-from shmq.clock import Clock
+from shmq.clock import AttendedTime, Clock
 from shmq.config import ClusterConfig
 from shmq.errors import ShmqError
-from shmq.namesrv.attended_time import AttendedTime
 from shmq.namesrv.broker_watch import Action, BrokerWatch, Phase
 from shmq.namesrv.election import Candidate, Election
 from shmq.namesrv.log_tail import LogTail, LogTails
@@ -48,9 +47,8 @@ from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
 from shmq.remoting.identity import has_ended
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
+from shmq.shm.fds import is_open_in
 from shmq.shm.incarnation import Incarnation, boot_id
-from shmq.shm.manifest import is_in_memory
-from shmq.shm.manifest import load as load_manifest
 from shmq.shm.mastership import load_record
 from shmq.status import BrokerRole
 
@@ -289,13 +287,10 @@ class Supervisor:
         """Whether the last master of a broker_name left its memory, and it is still there."""
         try:
             record = load_record(self._folder.private(broker_socket_name(broker_name, 0)))
-            if record is None or not record.is_of_this_boot:
-                return False
-            manifest = load_manifest(record.manifest_path)
+            return record is not None and record.has_memory
         except ShmqError as error:
             _log.error("broker=%s: %s", broker_name, error)
             return False
-        return manifest is not None and is_in_memory(manifest)
 
     async def _tell_master(self, ward: _Ward) -> None:
         """Tell a member to become master."""
@@ -617,19 +612,8 @@ def _holders(wanted: os.stat_result) -> Iterator[int]:
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
-        try:
-            fds = os.listdir(f"/proc/{name}/fd")
-        except OSError:  # ended, or another user's
-            continue
-        if any(_is_open_there(f"/proc/{name}/fd/{fd}", wanted) for fd in fds):
+        if is_open_in(int(name), wanted):
             yield int(name)
-
-
-def _is_open_there(link: str, wanted: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(os.stat(link), wanted)
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager

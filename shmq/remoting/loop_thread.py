@@ -1,14 +1,16 @@
 """An asyncio event loop in a thread of its own, beside the main thread that waits for signals.
 
 shmq.service takes signals in the main thread without an event loop; the control plane of a daemon
-runs here. What is started on the loop stays on it: all but `run`, `beat` and `stop` belongs to the
-loop's thread. May fail: what runs on the loop; an error that nobody awaits is logged.
+runs here. What is started on the loop stays on it: all but `run`, `submit`, `beat` and `stop`
+belongs to the loop's thread. May fail: what runs on the loop; an error that nobody awaits is
+logged.
 """
 
 import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 __all__ = ["LoopThread"]
@@ -51,12 +53,16 @@ class LoopThread:
         Raises:
             TimeoutError: it took longer; it was cancelled.
         """
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = self.submit(work)
         try:
             return future.result(timeout_s)
         except TimeoutError:
             future.cancel()
             raise
+
+    def submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """Have a coroutine run on the loop; called from another thread. Returns at once."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def beat(self, prove: Callable[[], object] | None = None) -> bool:
         """Whether the loop has answered since the last call; never blocks.

@@ -3,6 +3,7 @@
     <folder>                       0750 or stricter, ours; systemd makes it 2750 shmq:shmq
       namesrv-<name>.sock          0660: the folder's group may connect
       broker-<broker_name>-<id>.sock
+      controller-<name>.sock
       <socket>.lock                held (flock) by the process that has the socket of that name
       <name>.d/                    0700: what one daemon keeps for itself (`private`)
 
@@ -40,7 +41,13 @@ from shmq.errors import (
 )
 from shmq.shm.names import label
 
-__all__ = ["Listener", "RuntimeFolder", "broker_socket_name", "namesrv_socket_name"]
+__all__ = [
+    "Listener",
+    "RuntimeFolder",
+    "broker_socket_name",
+    "controller_socket_name",
+    "namesrv_socket_name",
+]
 
 FOLDER_MODE = 0o750
 SOCKET_MODE = 0o660
@@ -59,6 +66,11 @@ _TIMEVAL = struct.Struct("ll")
 def namesrv_socket_name(name: str) -> str:
     """The socket of the NameServer instance `name`: "namesrv-ns0"."""
     return f"namesrv-{label(name)}"
+
+
+def controller_socket_name(name: str) -> str:
+    """The socket of the Controller instance `name`: "controller-c0"."""
+    return f"controller-{label(name)}"
 
 
 def broker_socket_name(broker_name: str, broker_id: int) -> str:
@@ -162,7 +174,7 @@ class RuntimeFolder:
             ) from error
 
     def listen(self, name: str) -> "Listener":
-        """Listen on the socket `name` (of `namesrv_socket_name` or `broker_socket_name`).
+        """Listen on the socket `name` (of `namesrv_socket_name` and its like).
 
         Raises:
             OwnerError: a living process has the name, or something that is no stale socket of ours
@@ -240,7 +252,9 @@ class RuntimeFolder:
         return sock
 
     def socket_names(self, kind: str) -> list[str]:
-        """The sockets of a kind ("namesrv", "broker") that lie here, alive or not, sorted."""
+        """The sockets of a kind ("namesrv", "broker", "controller") that lie here, sorted; whether
+        somebody listens is another matter.
+        """
         found = (name.removesuffix(_SUFFIX) for name in os.listdir(self._fd))
         return sorted({n for n in found if _SOCKET_NAME.fullmatch(n) and n.startswith(f"{kind}-")})
 

@@ -37,7 +37,8 @@ import orjson
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ConfigError, FencedError, OwnerError, ShmError
 from shmq.json_fields import Fields
-from shmq.shm.fds import open_error
+from shmq.shm import manifest as manifests
+from shmq.shm.fds import is_open_in, open_error
 from shmq.shm.header import SegmentHeader
 from shmq.shm.in_use import marked_stores
 from shmq.shm.incarnation import Incarnation, boot_id
@@ -45,7 +46,7 @@ from shmq.shm.lock_file import LockFile, open_private
 from shmq.shm.names import ObjectKind
 from shmq.shm.segment import SHM_FOLDER
 
-__all__ = ["MasterRecord", "Mastership", "living_master", "load_record"]
+__all__ = ["MasterRecord", "Mastership", "holder_pid", "living_master", "load_record"]
 
 _LOCK_NAME: Final = "mastership.lock"
 _RECORD_NAME: Final = "mastership.json"
@@ -54,6 +55,9 @@ _RECORD_BYTES_MAX: Final = 64 << 10
 _CRC_LINE = re.compile(rb"crc32 ([0-9a-f]{8})\n")
 _CRC_LINE_SIZE: Final = len(b"crc32 00000000\n")
 _RETRY_INTERVAL_S: Final = 0.001
+_LOCKS_PATH: Final = Path("/proc/locks")
+_FLOCK: Final = re.compile(r": FLOCK +ADVISORY +WRITE +([1-9]\d*) [^ :]+:[^ :]+:(\d+) ")
+"""Of a lock that is held; behind an arrow stand those who wait for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,20 @@ class MasterRecord:
     def lives(self) -> bool:
         """Whether the life that wrote it is master, or may go on as such: a stopped one may."""
         return self.owner is not None and self.is_of_this_boot and self.owner.is_alive()
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the memory that it left is there, all of it, whatever is in it.
+
+        Raises:
+            ShmError: its list cannot be read.
+        """
+        if not self.is_of_this_boot:
+            return False
+        manifest = manifests.load(self.manifest_path)
+        if manifest is None or manifest.boot_id != self.boot_id:
+            return False
+        return manifests.is_in_memory(manifest)
 
 
 class Mastership:
@@ -229,6 +247,33 @@ class Mastership:
             except OSError as error:
                 raise open_error(f"write {self._folder / _RECORD_NAME}", error) from error
         self._record = record
+
+
+def holder_pid(folder: Path) -> int | None:
+    """The process that holds the lock of mastership, as the kernel lists it (proc_locks(5)); None:
+    nobody does, or a process of another pid namespace. It may hold it and have declared nothing.
+
+    Raises:
+        ShmError: it cannot be looked at.
+    """
+    try:
+        status = os.stat(folder / _LOCK_NAME, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise open_error(f"look at {folder / _LOCK_NAME}", error) from error
+    try:
+        lines = _LOCKS_PATH.read_text("ascii").splitlines()
+    except OSError as error:
+        raise ShmError(f"read {_LOCKS_PATH}: {error}; mount /proc where shmq runs") from error
+    for line in lines:
+        match = _FLOCK.search(line)
+        if match is None or int(match[2]) != status.st_ino:
+            continue
+        pid = int(match[1])
+        if is_open_in(pid, status):  # inodes of other file systems have the same numbers
+            return pid
+    return None
 
 
 def living_master(folder: Path) -> Incarnation | None:

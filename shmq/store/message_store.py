@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -99,6 +100,7 @@ _FILES_AHEAD = 2
 _REMAP_TIMEOUT_S = 0.1
 """How long clients get to leave a retired segment before its memory is replaced."""
 _POSITIONS_INTERVAL_NS = 1_000_000_000
+_FLUSH_LOOK_S = 0.001
 _REPLAY_FRAMES = 100_000
 """Frames replayed between two looks at what the arena needs."""
 _OK = core.STATUS["OK"][0]
@@ -140,6 +142,7 @@ class MessageStore:
         mastership: Mastership | None = None,
         master_epoch: int | None = None,
         is_unclean: bool = False,
+        must_adopt: bool = False,
         is_slave: bool = False,
         begin: LogBegin | None = None,
         stopped: StoppedLog | None = None,
@@ -154,6 +157,7 @@ class MessageStore:
             master_epoch: of this mastership, from a Controller; None: counted on from the last.
             is_unclean: go on with our own log where another member's memory is not for our files:
                 what only that has is given up.
+            must_adopt: go on with the memory of the last master, or not at all (decision 0024).
             on_session_ended: called with (session, reason) from a service thread when a client
                 broke a rule or did not answer; its session is closed already.
             on_expired: called with each file that retention took, in its thread; must not wait.
@@ -171,6 +175,7 @@ class MessageStore:
         self._mastership = mastership
         self._given_epoch = master_epoch
         self._is_unclean = is_unclean
+        self._must_adopt = must_adopt
         self._undo = contextlib.ExitStack()
         self._failure: FlushFailedError | None = None
         self._positions_due_ns = 0
@@ -227,7 +232,11 @@ class MessageStore:
             made = contextlib.ExitStack()
             if not self._try_inherit(undo):
                 manifest = manifests.load(self._manifest_path)
+                if self._must_adopt:
+                    self._require_own_memory(manifest)
                 if manifest is None or not self._try_adopt(manifest, undo):
+                    if self._must_adopt:
+                        raise self._not_adopted("it does not hold")
                     made = self._recover(self._load_positions(), undo)
             if self._mastership is not None:
                 self.epochs = self.epochs.begin(
@@ -329,6 +338,24 @@ class MessageStore:
             self.master_epoch,
         )
         return True
+
+    def _require_own_memory(self, own: Manifest | None) -> None:
+        """Return if the memory that our list names is what the last master left, and is there.
+
+        Raises:
+            FencedError: it is not.
+        """
+        record = self._mastership.record if self._mastership is not None else None
+        if record is None or own is None or not record.has_memory:
+            raise self._not_adopted("it is gone")
+        if record.manifest_path != self._manifest_path.absolute():
+            raise self._not_adopted(f"it is that of broker_id {record.broker_id}, and not there")
+
+    def _not_adopted(self, why: str) -> FencedError:
+        return FencedError(
+            f"become master with {self.config.store_path} and the memory of the last master: {why}",
+            hint="the Controller elects another member, or this one for its own log",
+        )
 
     def _settle(self, own: Manifest) -> None:
         """Write what our own memory holds to our files, and remove it: a slave's, that died."""
@@ -890,16 +917,33 @@ class MessageStore:
 
     # ---- running ---------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin to take messages and to flush them."""
+    def start(self, *, on_flushed: Callable[[], None] | None = None) -> None:
+        """Begin to flush, and to take messages.
+
+        Args:
+            on_flushed: called in between, once the files hold all that the log has; what it raises
+                goes on to the caller, and no message is taken. Blocks for as long as the disk does.
+
+        Raises:
+            FlushFailedError: the disk refused.
+        """
         self.channel.start()
         self._derive.start()
         if self._index is not None:
             self._index.start()
         flushed = self.positions.flushed_position
         self._flush.start(flushed - flushed % self.file_size_bytes)
+        if on_flushed is not None:
+            self._await_flushed()
+            on_flushed()
         self._append.start()
         self.retention.start()
+
+    def _await_flushed(self) -> None:
+        while (now := self.positions).flushed_position < now.committed_position:  # ends: no appends
+            if self._failure is not None:
+                raise self._failure
+            time.sleep(_FLUSH_LOOK_S)
 
     def stop(self, *, keep_memory: bool = False, succeeds: bool = False) -> StoppedLog | None:
         """Take nothing more, flush everything, release everything.

@@ -41,6 +41,12 @@ _ROLES: tuple[tuple[str, str, type], ...] = (
     ("The store", "Of every broker.", config.StoreConfig),
     ("The broker", "Besides those of the store.", config.BrokerConfig),
     ("The NameServer", "Table [namesrv] of the cluster file.", config.NamesrvConfig),
+    (
+        "The Controller",
+        "Table [controller] of the file of `shmq-controller --config FILE`, and of the cluster file"
+        " with `enableControllerInNamesrv`.",
+        config.ControllerConfig,
+    ),
     ("The supervisor", "Table [cluster] of `shmq-namesrv --cluster FILE`.", config.ClusterConfig),
 )
 

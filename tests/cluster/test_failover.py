@@ -28,6 +28,7 @@ from shmq.remoting.codes import RequestCode
 from shmq.shm.mastership import Mastership, load_record
 from shmq.shm.reaper import reap
 from tests.cluster.namesrv_process import NamesrvProcess
+from tests.cluster.sender import Sender
 from tests.support.cluster import wait_for
 from tests.support.invariants import Got, History, Sent, Stored
 from tests.support.scale import scaled
@@ -131,43 +132,6 @@ def pair(tmp_path: Path, cluster_name: str) -> Iterator[Pair]:
     yield made
     made.close()
     reap(sorted(made.runtime.glob("broker-*.d")), [], dry_run=False)
-
-
-class Sender(threading.Thread):
-    """Sends one message after the other, to one queue, until it is told to stop."""
-
-    def __init__(self, client: shmq.Client, *, may_double: bool = False) -> None:
-        super().__init__(daemon=True)
-        self.count = 0
-        self.doubled = 0
-        self._may_double = may_double
-        self.error: BaseException | None = None
-        self._producer = client.producer()
-        self._stopping = threading.Event()
-
-    def run(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                result = self._producer.send("t", b"%d" % self.count, key="k", timeout=60.0)
-                doubled = result.queue_offset - self.count - self.doubled
-                assert doubled == 0 or (self._may_double and doubled > 0), (result, self.count)
-                self.doubled += doubled
-                self.count += 1
-        except BaseException as error:  # noqa: BLE001 # shown in the test's thread
-            self.error = error
-
-    def go_on(self, count: int = 200) -> None:
-        """Wait until it has sent so many more."""
-        until = self.count + count
-        wait_for(lambda: self.count >= until or self.error, "sends that go on")
-        if self.error is not None:
-            raise self.error
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self.join()
-        if self.error is not None:
-            raise self.error
 
 
 def test_switch_over_and_back_under_load_fails_no_send(pair: Pair) -> None:

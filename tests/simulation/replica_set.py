@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 
 from shmq.controller.controller import Controller, Heartbeat, Outcome
 from shmq.controller.journal import encode_records, encode_snapshot, replay
-from shmq.controller.replicas import Elected, Record, ReplicasInfo, ReplicasInfoTable
+from shmq.controller.replicas import Record, ReplicasInfo, ReplicasInfoTable
 from shmq.remoting.codes import ResponseCode
+from shmq.status import Elected
 
 NAME = "broker-a"
 STEP_NS = 100_000_000

@@ -140,7 +140,8 @@ class HAProcessor:
             connection, client_id, producer=False, consumer=False, map_log=True
         )
         try:
-            ha.add(connection, broker_id, *command.fds)
+            is_learner = take.flag("asyncLearner", False)
+            ha.add(connection, broker_id, *command.fds, is_async_learner=is_learner)
             fields: dict[str, Scalar] = {
                 "waitsForSlaves": broker.config.master_role is BrokerRole.SYNC_MASTER,
                 "fds": ",".join(GIVEN),

@@ -12,6 +12,7 @@ import orjson
 
 from shmq.broker.processors.fields import ranged
 from shmq.broker.rights import Action
+from shmq.errors import ConfigError
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command, Scalar, response_to
 from shmq.remoting.server import Connection, Processor
@@ -62,6 +63,12 @@ class RoleProcessor:
     def _notify(self, connection: Connection, command: Command) -> Command:
         """MasterBrokerId is master from now on: this one, or another."""
         self._rights().require(connection.identity, Action.ADMIN, "")
+        if self._config.enable_controller_mode:
+            raise ConfigError(
+                f"{command.name} to broker {self._config.broker_name}:{self._config.broker_id}: its"
+                " Controller says who is master",
+                hint="have that one elect a member: shmq ha elect",
+            )
         take = command.fields()
         master_id = ranged(take, "masterBrokerId", 0, BROKER_ID_MAX)
         epoch = ranged(take, "masterEpoch", 0, _EPOCH_MAX, 0)

@@ -139,8 +139,9 @@ def serving(*in_sync: int, others: tuple[int, ...] = ()) -> Machine:
     machine = Machine()
     machine.register(1, *in_sync, *others)
     for broker_id in (1, *in_sync, *others):
-        machine.beat(broker_id, log_end=100 if broker_id == 1 else 0)
+        machine.beat(broker_id)
     machine.begin(1)
+    machine.beat(1, log_end=100)
     if in_sync:
         assert machine.alter(1, *in_sync).code == ResponseCode.SUCCESS
     return machine

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from shmq.controller.election import Candidate, elect
-from shmq.controller.replicas import BrokerIdentity, Elected, ReplicasInfo
+from shmq.controller.replicas import BrokerIdentity, ReplicasInfo
+from shmq.status import Elected
 
 INFO = ReplicasInfo(
     cluster_name="c",

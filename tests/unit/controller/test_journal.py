@@ -14,13 +14,13 @@ from shmq.controller.replicas import (
     BrokerDataCleaned,
     BrokerIdApplied,
     BrokerUpdated,
-    Elected,
     MasterElected,
     Record,
     ReplicasInfoTable,
     SyncStateSetAltered,
 )
 from shmq.errors import DiskFullError, StoreCorruptError, StoreError, StoreLockedError
+from shmq.status import Elected
 
 
 def _applied(broker_id: int, broker_name: str = "a") -> BrokerIdApplied:

@@ -513,7 +513,6 @@ def test_brokers_that_name_no_port_get_one_each_that_no_other_names(tmp_path: Pa
         ("[broker]\na = 1", "wanted a table"),
         ("[broker.'a/b']", "wanted a name of 1 to 64"),
         ("[broker.a]\n[brokers.b]", "brokers: no such setting; did you mean broker"),
-        ("[broker.a]\n[controller]", r"\[controller\]: a NameServer starts brokers only"),
         ("[broker.a]\n[proxy.p]", r"\[proxy\]: a NameServer starts brokers only"),
         ("[broker.a]\n[broker.b]\nbroker_name='a'", r"broker a:0 is \[broker.a\] already"),
         (

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shmq.clock import AttendedTime
 from shmq.errors import FencedError, OwnerError, QuotaError
 from shmq.namesrv import route_info
-from shmq.namesrv.attended_time import AttendedTime
 from shmq.namesrv.route_info import MemberKey, RouteInfo, Version
 from shmq.remoting.namesrv_requests import BrokerAddress
 from shmq.remoting.runtime_folder import broker_socket_name

@@ -1,0 +1,239 @@
+"""Replica sets that a Controller leads, as processes: who is master when something dies.
+
+The same machine is simulated from seeds in tests/simulation; here the kernel, the disk and the
+sockets are real.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import shmq
+from shmq.errors import ConfigError, ServiceNotAvailableError, ShmqError
+from shmq.status import Elected
+from tests.cluster.controller_process import NAME, LedSet
+from tests.cluster.sender import Sender
+from tests.support.cluster import wait_for
+from tests.support.scale import scaled
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(scaled(180, 3600))]
+
+
+def _read_all(led: LedSet, count: int) -> list[bytes]:
+    """What a client reads that begins now."""
+    with led.connect() as client:
+        pull = client.pull_consumer("t")
+        (queue,) = pull.queues()
+        found: list[bytes] = []
+        while len(found) < count:
+            found += [bytes(message.body) for message in pull.pull(queue, len(found)).messages]
+        return found
+
+
+def _expected(count: int) -> list[bytes]:
+    return [b"%d" % at for at in range(count)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+def test_next_member_goes_on_with_the_memory_of_a_master(
+    tmp_path: Path, cluster_name: str, number: signal.Signals
+) -> None:
+    with LedSet(tmp_path, cluster_name, members=3, brokerRole="SYNC_MASTER") as led:
+        led.await_in_sync(0, 1, 2)
+        with led.connect() as client:
+            client.create_topic("t", queues=1)
+            sender = Sender(client)
+            sender.start()
+            sender.go_on()
+            for _ in range(scaled(2, 40) if number is signal.SIGKILL else 1):
+                master = led.await_master(0, 1, 2)
+                epoch = led.epoch()
+                os.kill(led.members[master].pid, number)
+                led.members[master].process.wait()  # a hung one is killed by the Controller
+                sender.go_on()
+                others = {0, 1, 2} - {master}
+                assert led.await_master(*others) != master
+                assert led.epoch() == epoch + 1
+                assert led.data().info.elected is Elected.MEMORY
+                led.start_member(master)
+                led.await_in_sync(0, 1, 2)
+            sender.stop()
+            assert _read_all(led, sender.count) == _expected(sender.count)
+
+
+def test_standby_of_the_controller_goes_on(tmp_path: Path, cluster_name: str) -> None:
+    with LedSet(tmp_path, cluster_name, controllers=2, brokerRole="SYNC_MASTER") as led:
+        first, second = led.controllers
+        assert " is_active=True" in first.log
+        assert " is_active=False" in second.log
+        led.await_in_sync(0, 1)
+        before = led.data()
+        first.kill()
+        second.wait_for(" active name=c1")
+        wait_for(lambda: all(each.is_alive for each in led.data().members), "their heartbeats")
+        assert led.data().info == before.info
+        led.members[0].kill()
+        assert led.await_master(1) == 1
+        assert led.data().info.master_epoch == before.info.master_epoch + 1
+
+
+def test_data_goes_on_without_a_controller_and_elections_once_it_is_back(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    with LedSet(tmp_path, cluster_name, brokerRole="SYNC_MASTER") as led:
+        led.await_in_sync(0, 1)
+        with led.connect() as client:
+            client.create_topic("t", queues=1)
+            sender = Sender(client)
+            sender.start()
+            sender.go_on()
+            led.controllers[0].kill()
+            sender.go_on(1000)
+            assert {each.broker_id for each in led.statuses() if each.is_master} == {0}
+            led.members[0].kill()
+            sent = sender.count
+            wait_for(lambda: "ALONE" in led.members[1].log, "the slave knows")
+            assert not any(each.is_master for each in led.statuses())
+            led.start_controller()
+            led.await_master(1)
+            sender.go_on()
+            assert sender.count > sent
+            sender.stop()
+            assert _read_all(led, sender.count) == _expected(sender.count)
+
+
+def test_damaged_journal_is_refused_by_name(tmp_path: Path, cluster_name: str) -> None:
+    with LedSet(tmp_path, cluster_name) as led:
+        led.controllers[0].end()
+        path = led.journal / "controller.journal"
+        whole = path.read_bytes()
+        assert len(whole.splitlines()) > 2, whole
+        path.write_bytes(whole[:20] + b"?" + whole[21:])
+        second = led.start_controller("c1")
+        assert second.process.wait() == 1
+        assert f"read {path}, line 1: its checksum does not hold" in second.log
+        assert "restore the file, from a copy or from its version before" in second.log
+        path.write_bytes(whole)
+        led.start_controller("c2").wait_for(" ready name=")
+
+
+def test_without_memory_only_who_is_in_sync_is_elected(tmp_path: Path, cluster_name: str) -> None:
+    """0 dies and its memory is wiped; 2 was not in sync, for it was stopped; 1 has everything."""
+    with LedSet(
+        tmp_path, cluster_name, members=3, brokerRole="SYNC_MASTER", haMaxTimeSlaveNotCatchup="300"
+    ) as led:
+        led.await_in_sync(0, 1, 2)
+        with led.connect() as client:
+            client.create_topic("t", queues=1)
+            sender = Sender(client)
+            sender.start()
+            sender.go_on()
+            os.kill(led.members[2].pid, signal.SIGSTOP)
+            led.await_in_sync(0, 1)
+            sender.go_on()
+            sender.stop()
+            led.members[2].kill()
+            led.start_controller("c1")  # what is known of members that live is not in the journal
+            led.controllers[0].kill()
+            led.controllers[1].wait_for(" active name=c1")
+            os.kill(led.members[1].pid, signal.SIGSTOP)  # until 2 has had its chance
+            led.members[0].kill()
+            led.wipe_memory()
+            led.start_member(2)
+            wait_for(lambda: _lives(led, 2), "the heartbeats of 2")
+            state = led.data()
+            assert state.info.master_broker_id == 0, "nobody may be elected"
+            os.kill(led.members[1].pid, signal.SIGCONT)
+            assert led.await_master(1, 2) == 1
+            assert led.data().info.elected is Elected.IN_SYNC
+            assert _read_all(led, sender.count) == _expected(sender.count)
+
+
+def _lives(led: LedSet, broker_id: int) -> bool:
+    return any(each.is_alive for each in led.data().members if each.broker_id == broker_id)
+
+
+def test_learner_copies_and_is_never_elected_nor_in_sync(tmp_path: Path, cluster_name: str) -> None:
+    with (
+        LedSet(tmp_path, cluster_name, members=2, learners=[1]) as led,
+        led.connect() as client,
+        shmq.Admin(led.runtime) as admin,
+    ):
+        client.create_topic("t", queues=1)
+        producer = client.producer()
+        for at in range(100):
+            producer.send("t", b"%d" % at)
+        wait_for(lambda: [each.lag_bytes for each in led.statuses()] == [0, 0], "its copy")
+        with pytest.raises(ShmqError, match="1 is not there, a learner, or not in sync"):
+            admin.elect_master(NAME, 1)
+        led.members[0].kill()
+        wait_for(lambda: not led.data().members[0].is_alive, "the death of 0")
+        assert led.data().info.master_broker_id == 0
+        assert not any(each.is_master for each in led.statuses())
+        led.start_member(0)
+        led.await_master(0)
+        assert led.data().info.sync_state_set == {0}
+        assert _read_all(led, 100) == _expected(100)
+
+
+@pytest.mark.parametrize("is_allowed", [False, True], ids=["refused", "allowed"])
+def test_unclean_election_is_refused_unless_it_is_allowed(
+    tmp_path: Path, cluster_name: str, is_allowed: bool
+) -> None:
+    settings = {"enableElectUncleanMaster": "true"} if is_allowed else {}
+    with LedSet(tmp_path, cluster_name, controller=settings, haMaxTimeSlaveNotCatchup="300") as led:
+        led.await_in_sync(0, 1)
+        os.kill(led.members[1].pid, signal.SIGSTOP)
+        with led.connect() as client:
+            client.create_topic("t", queues=1)
+            client.producer().send("t", b"what 1 has not")
+            led.await_in_sync(0)
+            led.members[0].kill()
+        led.wipe_memory()
+        os.kill(led.members[1].pid, signal.SIGCONT)
+        if is_allowed:
+            assert led.await_master(1) == 1
+            assert led.data().info.elected is Elected.UNCLEAN
+            return
+        wait_for(lambda: _lives(led, 1), "the heartbeats of 1")
+        refused = wait_for(lambda: "elected" not in led.members[1].log and led.data(), "a look")
+        assert refused.info.master_broker_id == 0
+        led.start_member(0)
+        assert led.await_master(0, 1) == 0
+
+
+def test_election_by_hand_fails_no_send(tmp_path: Path, cluster_name: str) -> None:
+    with LedSet(tmp_path, cluster_name, members=2) as led:
+        led.await_in_sync(0, 1)
+        with led.connect() as client, shmq.Admin(led.runtime) as admin:
+            client.create_topic("t", queues=1)
+            sender = Sender(client)
+            sender.start()
+            sender.go_on()
+            for to_id in (1, 0):
+                wait_for(lambda: len(led.statuses()) == 2, "both")
+                assert admin.elect_master(NAME, to_id).broker_id == to_id
+                sender.go_on()
+                led.await_in_sync(0, 1)
+            assert admin.switch_master(NAME).broker_id == 1, "the Controller is asked there too"
+            sender.go_on()
+            sender.stop()
+            assert _read_all(led, sender.count) == _expected(sender.count)
+            with pytest.raises(ShmqError, match="broker-a: 1 is master"):
+                admin.elect_master(NAME, 1)
+            assert [epoch for epoch, _ in admin.epochs(NAME, 1)] == [1, 2, 3, 4]
+
+
+def test_without_a_controller_verbs_say_so(tmp_path: Path, cluster_name: str) -> None:
+    with LedSet(tmp_path, cluster_name) as led:
+        wait_for(lambda: len(led.statuses()) == 2, "both")
+        led.controllers[0].end()
+        with shmq.Admin(led.runtime) as admin:
+            with pytest.raises(ServiceNotAvailableError, match="find the Controller: none listens"):
+                admin.sync_states()
+            with pytest.raises(ConfigError, match="its Controller says who is master"):
+                admin.switch_master(NAME, 1)
