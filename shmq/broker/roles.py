@@ -256,10 +256,7 @@ class Member:
             self._end_current()
             self._begin_broker(mastership, change)
         except _FAILURES:
-            if self._link is None:
-                self._end_current()
-            else:  # which has others tried
-                self._hand_over()
+            self._hand_over()
             mastership.release()
             self._begin_standby()
             raise

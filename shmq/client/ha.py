@@ -34,6 +34,11 @@ __all__ = [
 ]
 
 _SWITCH_TIMEOUT_NS = 30_000_000_000
+"""For a member that a Controller elected."""
+_HAND_OVER_TIMEOUT_NS = 30_000_000_000
+"""For a master that was told: until its last flush."""
+_TAKE_OVER_TIMEOUT_NS = 10_000_000_000
+"""For a member that was told, from there on: after that the old master is told to go on."""
 _LOOK_S = 0.02
 _TELL_TIMEOUT_NS = 2_000_000_000
 
@@ -71,6 +76,8 @@ class HaMember(NamedTuple):
     """How far it is behind the master's log; None where there is no master."""
     catch_up_s: float | None = None
     """Seconds until it has caught up at the present rate; None where it does not come closer."""
+    promotion_problem: str = ""
+    """Why it did not become master when it was told last."""
 
     @property
     def is_master(self) -> bool:
@@ -108,6 +115,7 @@ def members(call: _Call, socket_names: Iterable[str], broker_name: str | None) -
                 take.number("cutResentTotal", 0),
                 take.number("cutLostTotal", 0),
                 take.optional_text("cutProblem") or take.optional_text("replicaProblem") or "",
+                promotion_problem=take.optional_text("promotionProblem") or "",
             )
             found.append(member)
     found.sort(key=lambda member: (member.broker_name, member.broker_id))
@@ -225,24 +233,21 @@ def switch(
         RequestCode.NOTIFY_BROKER_ROLE_CHANGED,
         {"masterBrokerId": target.broker_id, "isUnclean": is_unclean},
     )
-    for member in (master, target):
-        if member is not None:
-            _tell(call, member.socket_name, told)
-    now = target
-    end_ns = SYSTEM_CLOCK.monotonic_ns() + _SWITCH_TIMEOUT_NS
-    while SYSTEM_CLOCK.monotonic_ns() < end_ns:
-        (now,) = members(call, [target.socket_name], broker_name) or (target,)
-        if now.is_master:
-            return now
-        if now.problem and now.problem != target.problem:
-            break
-        time.sleep(_LOOK_S)
+    _tell(call, target.socket_name, told)  # first: one that does not answer leaves all as it was
+    if master is not None:
+        _tell(call, master.socket_name, told)
+    now = _await_switch(call, master, target)
+    if now.is_master:
+        return now
+    goes_on = ""
     if master is not None:
         back = {"masterBrokerId": master.broker_id}
         _tell(call, master.socket_name, Command(RequestCode.NOTIFY_BROKER_ROLE_CHANGED, back))
+        is_back = _await_master(call, master, _TAKE_OVER_TIMEOUT_NS).is_master
+        goes_on = f"; the last master {'goes on' if is_back else 'was told to go on'}"
     raise ServiceNotAvailableError(
         f"{what} to broker_id {target.broker_id}: it is not master:"
-        f" {now.problem or 'it does not say why'}; the last master was told to go on",
+        f" {now.promotion_problem or 'it does not say why'}{goes_on}",
         hint="its log says why",
     )
 
@@ -258,3 +263,32 @@ def _tell(call: _Call, socket_name: str, told: Command) -> None:
             if SYSTEM_CLOCK.monotonic_ns() >= end_ns:
                 raise
         time.sleep(_LOOK_S)
+
+
+def _await_switch(call: _Call, master: HaMember | None, target: HaMember) -> HaMember:
+    """What the target is once it is master or will not be: it has its time from when the master
+    has handed over.
+    """
+    end_ns = SYSTEM_CLOCK.monotonic_ns() + _HAND_OVER_TIMEOUT_NS
+    while master is not None and SYSTEM_CLOCK.monotonic_ns() < end_ns:
+        if not _look(call, master).is_master:
+            break
+        time.sleep(_LOOK_S)
+    return _await_master(call, target, _TAKE_OVER_TIMEOUT_NS)
+
+
+def _await_master(call: _Call, member: HaMember, timeout_ns: int) -> HaMember:
+    """What a member is once it is master, or says why it is not, or its time is over."""
+    end_ns = SYSTEM_CLOCK.monotonic_ns() + timeout_ns
+    while True:  # bounded by the time
+        now = _look(call, member)
+        is_refusal = now.promotion_problem not in ("", member.promotion_problem)
+        if now.is_master or is_refusal or SYSTEM_CLOCK.monotonic_ns() >= end_ns:
+            return now
+        time.sleep(_LOOK_S)
+
+
+def _look(call: _Call, member: HaMember) -> HaMember:
+    """A member as it is now; one that does not answer is in no role."""
+    found = members(call, [member.socket_name], member.broker_name)
+    return found[0] if found else member._replace(phase=Phase.STARTING)

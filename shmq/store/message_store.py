@@ -976,7 +976,8 @@ class MessageStore:
                 if not keep_memory:
                     self.sessions.close(session)
             if succeeds and is_flushed and self._failure is None and self._derive.failure is None:
-                stopped = self._hand_on()
+                with contextlib.suppress(OSError):  # its list is gone: it is removed as ever
+                    stopped = self._hand_on()
         if is_flushed and not keep_memory and stopped is None:
             self._drop_memory()
         if self._failure is not None:
