@@ -136,7 +136,8 @@ class StoreConfig:
     larger files suit rates of GB/s. RocketMQ reads the size as a signed 32-bit number."""
     hot_segment_count: int | None = _setting(None, least=3, most=64)
     """Hot segments, each of a file's size: how far the disk may lag. None: as many as fit into an
-    eighth of the free room and 1 GiB."""
+    eighth of the free room and 1 GiB. Where they are asked for, all are kept ready for bursts; with
+    slaves two, and the others hold what was written last, with which a slave can take over."""
     arena_bytes: int | None = _setting(None, least=MIB, multiple_of=_PAGE_BYTES)
     """Bytes to which the ConsumeQueue arena may grow. None: a quarter of the hot log."""
     session_count: int | None = _setting(None, least=1, most=65_536)

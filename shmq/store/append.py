@@ -49,7 +49,7 @@ class AppendService:
         hot_log: HotLog,
         memory: StoreMemory,
         *,
-        files_ahead: int,
+        files_ahead: Callable[[], int],
         derive_failure: Callable[[], ShmqError | None],
         check_room: Callable[[], None],
         on_session_ended: Callable[[], None],
@@ -114,7 +114,7 @@ class AppendService:
         while not self._stopping:  # bounded by the hot slots
             log_end = self._appender.state()["log_end"]
             ready_end = self._hot_log.ready_end
-            if ready_end - (log_end - log_end % size) > self._files_ahead * size:
+            if ready_end - (log_end - log_end % size) > self._files_ahead() * size:
                 return True
             self._check_room()
             if not self._hot_log.try_prepare(ready_end):

@@ -1,7 +1,8 @@
 """The hot CommitLog: which file lies in which segment; making the next ready, retiring the oldest.
 
 What lives here: `HotLog`. A file becomes ready when its memory and its file on disk are prepared;
-it retires when the file is complete and synced and its slot is wanted for a newer one. Memory that
+it retires when the file is complete and synced, the slaves in sync have copied it or were waited
+for, and its slot is wanted for a newer one. Memory that
 every client has left is used again, other memory is unlinked and replaced.
 
 Which process: the broker's keeper thread; `try_retire` is retention's, `wait_ready` and
@@ -16,6 +17,8 @@ import os
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
+from shmq.clock import SYSTEM_CLOCK
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,7 +27,12 @@ if TYPE_CHECKING:
     from shmq.store.log_files import LogFiles
     from shmq.store.memory import HotSegment, StoreMemory
 
-__all__ = ["HotLog"]
+__all__ = ["HotLog", "SLAVES_WAIT_NS"]
+
+SLAVES_WAIT_NS = 200_000_000
+"""How long a file that could leave memory waits for slaves in sync: some 100 MB of copying. Then
+they read the file instead; senders wait for memory, and for nobody who was stopped.
+"""
 
 _T = TypeVar("_T")
 
@@ -44,7 +52,12 @@ class HotLog:
         zero_written: bool,
         remap_timeout_s: float,
         retired_bytes_max: int,
+        is_copied: Callable[[int], bool],
     ) -> None:
+        """Nothing happens yet; `is_copied`: whether the slaves in sync have all below a
+        physical_offset. A file stays for them, for SLAVES_WAIT_NS at most: who becomes master goes
+        on with this memory, which must reach back to the end of its own log.
+        """
         self.file_size_bytes = file_size_bytes
         self.segment_count = segment_count
         self._appender = appender
@@ -54,6 +67,9 @@ class HotLog:
         self._zero_written = zero_written
         self._remap_timeout_s = remap_timeout_s
         self._retired_bytes_max = retired_bytes_max
+        self._is_copied = is_copied
+        self._awaited = (-1, 0)
+        """The file that waits for slaves, and since when."""
         self._ready: dict[int, tuple[HotSegment, int]] = {}
         self._spare: list[HotSegment] = []
         self._complete_end = 0
@@ -142,6 +158,12 @@ class HotLog:
     def _retire_now(self, file_position: int) -> bool:
         if file_position + self.file_size_bytes > min(self._complete_end, self._derived_end):
             return False
+        if not self._is_copied(file_position + self.file_size_bytes):
+            now_ns = SYSTEM_CLOCK.monotonic_ns()
+            if self._awaited[0] != file_position:
+                self._awaited = (file_position, now_ns)
+            if now_ns - self._awaited[1] < SLAVES_WAIT_NS:
+                return False
         hot, fd = self._ready[file_position]
         self._appender.retire(file_position)
         with self._changed:

@@ -755,6 +755,7 @@ class MessageStore:
                 if config.retired_bytes_max is None
                 else config.retired_bytes_max
             ),
+            is_copied=self.replica_set.has_all,
         )
         undo.callback(self._hot_log.close)
         lanes = config.lane_count
@@ -768,13 +769,12 @@ class MessageStore:
             lane_capacity_bytes=1 << ((ring_bytes // lanes).bit_length() - 1),
             completion_capacity=config.completion_count,
         )
-        ahead = segment_count - 1 if config.hot_segment_count else _FILES_AHEAD
         self._segment_count = segment_count
         self._append = AppendService(
             self._appender,
             self._hot_log,
             memory,
-            files_ahead=min(ahead, segment_count - 1),
+            files_ahead=self._files_ahead,
             derive_failure=lambda: self._derive.failure,
             check_room=lambda: self.retention.check_room(),
             on_session_ended=self._end_sessions,
@@ -793,6 +793,15 @@ class MessageStore:
             on_failed=self._fail,
             on_file_complete=lambda file_position: self._derive.put(file_position),
         )
+
+    def _files_ahead(self) -> int:
+        """Files that are kept ready ahead. Who asked for hot segments gets them for bursts; with
+        slaves at least one stays behind: they go on with this memory if they have its begin.
+        """
+        if not self.replica_set.is_empty:
+            return max(1, min(_FILES_AHEAD, self._segment_count - 2))
+        ahead = self._segment_count - 1 if self.config.hot_segment_count else _FILES_AHEAD
+        return min(ahead, self._segment_count - 1)
 
     def _derive_from(
         self,

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from shmq.core import core
 from shmq.core.fields import control_place
 from shmq.errors import QuotaError, ShmError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["ReplicaPositions", "ReplicaSet"]
 
@@ -118,10 +115,17 @@ class ReplicaSet:
             load = self._controls[index].load64
             return ReplicaPositions(load(_COMMITTED_PLACE), load(_FLUSHED_PLACE))
 
-    def in_sync(self) -> Iterator[tuple[int, ReplicaPositions]]:
-        """Those that are waited for."""
-        for index in sorted(self._in_sync):
-            yield index, self.positions(index)
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no slave."""
+        return not self._controls
+
+    def has_all(self, end: int) -> bool:
+        """Whether every slave that is waited for has copied what is below a physical_offset."""
+        with self._lock:
+            return all(
+                self._controls[index].load64(_COMMITTED_PLACE) >= end for index in self._in_sync
+            )
 
     def close(self) -> None:
         """Let go of all."""

@@ -12,7 +12,6 @@ import pytest
 import shmq
 from shmq.store.cuts import CutList
 from tests.cluster.test_slave import Pair, check_equal_logs
-from tests.cluster.test_slave_behind import said
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 
@@ -76,7 +75,7 @@ class ParentedPair(Pair):
         end = self.slave.status()["committedPosition"]
         copies = (self.master, *others)
         for broker in copies:
-            wait_for(lambda broker=broker: said(broker).get("committedPosition") == end, "a copy")
+            wait_for(lambda broker=broker: broker.said().get("committedPosition") == end, "a copy")
         for broker in (*copies, self.slave):
             broker.stop()
         check_equal_logs(end, self.slave, *copies)
@@ -95,7 +94,7 @@ def pair(tmp_path: Path, cluster_name: str) -> Iterator[ParentedPair]:
 
 def settled(pair: ParentedPair) -> dict[str, Any]:
     """What the old master says of its cut, once all of it is counted."""
-    wait_for(lambda: pair.master.status()["cutPendingBytes"] == 0, "the end of the cut")
+    wait_for(lambda: pair.master.said().get("cutPendingBytes") == 0, "the end of the cut")
     return pair.master.status()
 
 
@@ -123,7 +122,7 @@ def test_what_a_returning_master_had_alone_is_appended_again(pair: ParentedPair)
     kept.unlink()
     pair.slave.restart()
     pair.master.restart()
-    wait_for(lambda: "cutPresentTotal" in pair.master.status(), "the slave")
+    wait_for(lambda: "cutPresentTotal" in pair.master.said(), "the slave")
     assert pair.master.status()["cutPresentTotal"] == 0
 
 

@@ -59,7 +59,7 @@ class Pair:
     def await_equal(self) -> None:
         """Return once the slave has what the master has now."""
         end = self.master.status()["committedPosition"]
-        wait_for(lambda: self.slave.status().get("committedPosition", -1) >= end, "the slave")
+        wait_for(lambda: self.slave.said().get("committedPosition", -1) >= end, "the slave")
 
     def ha_status(self, broker: BrokerProcess | None = None) -> dict[str, Any]:
         client = (broker or self.master).connect()
@@ -148,9 +148,9 @@ def test_slave_started_before_its_master_waits_for_it(pair: Pair) -> None:
     pair.master.kill()
     pair.slave.kill()
     pair.slave.restart()
-    wait_for(lambda: pair.slave.status()["replicaProblem"], "the problem")
+    wait_for(lambda: pair.slave.said().get("replicaProblem"), "the problem")
     pair.master.restart()
-    wait_for(lambda: not pair.slave.status()["replicaProblem"], "the master")
+    wait_for(lambda: pair.slave.said().get("replicaProblem", "?") is None, "the master")
     pair.await_in_sync()
 
 

@@ -11,18 +11,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from shmq.clock import SYSTEM_CLOCK
 from shmq.shm import manifest as manifests
 from shmq.shm.names import ObjectKind
+from shmq.store.hot_log import SLAVES_WAIT_NS
+from tests.crash.conftest import FILE_SIZE
 from tests.crash.crowd import read_log
 from tests.crash.ledger import check_once_and_in_order
 from tests.crash.pair import Pair
 from tests.crash.worker import Worker, await_progress
 from tests.support.rocketmq_decoder import decode_commit_log
 from tests.support.scale import scaled
+from tests.support.standing_still import stopped
 from tests.support.store_process import StoreClient, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from shmq.config import StoreConfig
+    from shmq.store.queues import QueueHandle
     from tests.support.zygote import Zygote
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(scaled(120, 7200))]
@@ -165,3 +172,55 @@ def test_frame_damaged_in_the_masters_memory_is_said_and_never_copied(
         pair.slave.stop()
         log = decode_commit_log(pair.slave_config.store_path / "commitlog")
         assert [frame.physical_offset for frame in log] == places
+
+
+def fill(pair: Pair, client: StoreClient, handle: QueueHandle, file_count: int) -> Iterator[int]:
+    """Messages that fill so many files; after each where the first byte in memory is."""
+    lane = client.lanes[0]
+    size = pair.master.config.commit_log_file_size_bytes
+    assert size is not None
+    for _ in range(file_count * size // 3200):
+        status, *_ = lane.wait(lane.put(*handle, bytes(3000), None, None, {}, 0, keep=True), 30.0)
+        assert status == 0
+        yield pair.master.facts()["positions"]["hot_min_position"]
+
+
+@pytest.mark.parametrize("segment_count", [3, 8])
+def test_master_with_few_segments_keeps_what_its_slaves_go_on_with(
+    zygote: Zygote, config: StoreConfig, segment_count: int
+) -> None:
+    """Who asks for hot segments gets them for bursts, all but the last ahead; with a slave some
+    complete files stay, so that a log which ends in one of them can go on with this memory.
+    """
+    config = replace(config, hot_segment_count=segment_count)
+    with Pair(zygote, config) as pair, StoreClient(pair.master, consumer=False) as client:
+        handle = pair.master.add_queue("t")
+        client.grant(handle)
+        pair.open_slave()
+        behind = max(1, segment_count - 4)
+        for hot_min in fill(pair, client, handle, segment_count + 3):
+            log_end = pair.master.facts()["positions"]["committed_position"]
+            assert hot_min <= max(0, log_end // FILE_SIZE - behind) * FILE_SIZE
+        assert hot_min > 0
+        pair.check_equal()
+
+
+def test_file_stays_in_memory_for_a_slave_in_sync_and_not_for_long(
+    zygote: Zygote, config: StoreConfig
+) -> None:
+    config = replace(config, hot_segment_count=3)
+    with Pair(zygote, config) as pair, StoreClient(pair.master, consumer=False) as client:
+        handle = pair.master.add_queue("t")
+        client.grant(handle)
+        pair.open_slave()
+        pair.await_equal()
+        assert pair.master.call("set_in_sync", index=pair.index, is_in_sync=True)[0]
+        begin_ns = SYSTEM_CLOCK.monotonic_ns()
+        with stopped(pair.slave.process.pid):
+            slave_end = pair.master.facts()["positions"]["committed_position"]
+            for hot_min in fill(pair, client, handle, 6):
+                if hot_min > slave_end:
+                    break
+            assert hot_min > slave_end, "the master waits for a slave that is stopped"
+            assert SYSTEM_CLOCK.monotonic_ns() - begin_ns >= SLAVES_WAIT_NS
+        pair.check_equal()
