@@ -33,6 +33,8 @@ _VERBS = {
     "cluster": "show clusters and what is wrong in them",
     "acl": "check an ACL file, say what it allows whom and why",
     "service": "install shmq as services of the machine (systemd), show them, allow users",
+    "top": "show brokers, topics and groups as they go",
+    "check": "judge one thing for monitoring: lag, disk, ha, ...; exit codes as nagios",
     "doctor": "look for what will hurt, and say the remedy",
     "shm": "list shared memory; clean up what dead brokers left",
     "inspect": "show a segment or a file of a store, field by field",

@@ -1,0 +1,73 @@
+"""`shmq check`: one thing judged for monitoring that starts a program and reads its exit code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from shmq.config import default_namesrv_folder
+from shmq.monitor.monitor import Monitor
+from shmq.tools.checks import CHECKS, State
+from shmq.tools.cli.output import cluster_option, echo_json, json_option
+from shmq.tools.reading import Reading
+
+__all__ = ["check"]
+
+_URGENCY = (State.OK, State.UNKNOWN, State.WARNING, State.CRITICAL)
+"""What outweighs what: something that is known to be wrong is worse than what is not known."""
+
+
+@click.command(
+    epilog="Limits unless said otherwise: "
+    + "; ".join(
+        f"{name} {each.limits[0]:g} and {each.limits[1]:g} {each.unit}"
+        for name, each in CHECKS.items()
+    )
+    + "."
+)
+@click.argument("names", metavar="CHECK...", nargs=-1, type=click.Choice([*CHECKS, "all"]))
+@click.option("-w", "--warn", type=float, metavar="N", help="From there on it is a warning.")
+@click.option("-c", "--crit", type=float, metavar="N", help="From there on it is critical.")
+@json_option
+@cluster_option
+def check(
+    namesrv: str | None,
+    is_json: bool,
+    warn: float | None,
+    crit: float | None,
+    names: tuple[str, ...],
+) -> None:
+    """Judge brokers as nagios plugins do: broker, lag, disk, shm, ha, dlq, or all.
+
+    Reads shared memory and asks no broker: one that hangs does not hold it up. It must run as the
+    brokers' user, or as root. One line for each check, with performance data; exit code 0 ok, 1
+    warning, 2 critical, 3 unknown: the worst of all.
+    """
+    if not names:
+        raise click.UsageError(f"name what to check: {', '.join(CHECKS)}, or all")
+    chosen = list(CHECKS) if "all" in names else list(dict.fromkeys(names))
+    if len(chosen) > 1 and (warn is not None or crit is not None):
+        raise click.UsageError("--warn and --crit are limits of one check: name that one")
+    monitor = Monitor(Path(namesrv) if namesrv else default_namesrv_folder())
+    try:
+        reading = Reading.read(monitor)
+    finally:
+        monitor.close()
+    verdicts = []
+    for name in chosen:
+        low, high = CHECKS[name].limits
+        limits = (low if warn is None else warn, high if crit is None else crit)
+        if limits[0] > limits[1]:
+            raise click.UsageError(
+                f"check {name}: warning from {limits[0]:g}, critical from {limits[1]:g} on; wanted"
+                " --warn not above --crit"
+            )
+        verdicts.append(CHECKS[name].run(name, reading, limits))
+    if is_json:
+        echo_json({"checks": [verdict.to_dict() for verdict in verdicts]})
+    else:
+        for verdict in verdicts:
+            click.echo(verdict.line())
+    sys.exit(max((verdict.state for verdict in verdicts), key=_URGENCY.index))
