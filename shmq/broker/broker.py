@@ -723,6 +723,11 @@ class Broker:
     async def _status_soon(self) -> dict[str, Scalar]:
         return self.status()
 
+    @property
+    def has_problem(self) -> bool:
+        """Whether there is something that a person should see to."""
+        return (self.problem or self._retention_problem()) is not None
+
     def status(self) -> dict[str, Scalar]:
         """Whether it lives and how far it is; answered in every phase."""
         fields: dict[str, Scalar] = {

@@ -37,6 +37,8 @@ _SHARE = 100
 """A round may take one part in so many of the time."""
 _ROUND_MAX_S = 10.0
 """But the next one comes within this time: an alert takes three times that for a hang."""
+_DISK_NS = 10_000_000_000
+"""Between two looks at the disk."""
 _LOOKUPS_MAX = 256
 """Messages whose store time is looked up in one round; what is left comes in later ones."""
 
@@ -76,6 +78,8 @@ class StatsService:
         self._broker = broker
         self._stats = broker.store.stats
         self._seen: dict[tuple[str, QueueHandle], _Seen] = {}
+        self._disk = _Disk(None, 0)
+        self._disk_due_ns = 0
         self._holes: tuple[int, int] = (0, 0)
         """st_mtime_ns of the quarantine list, and how many places it had then."""
 
@@ -94,9 +98,16 @@ class StatsService:
         if not self._broker.is_slave:
             self._broker.claims.harvest()
             places = list(self._places())
-        times, disk = await asyncio.to_thread(self._look, self._unknown(places))
+        unknown = self._unknown(places)
+        times: dict[tuple[str, QueueHandle], int] = {}
+        now_ns = self._broker.clock.monotonic_ns()
+        if now_ns >= self._disk_due_ns:
+            self._disk_due_ns = now_ns + _DISK_NS
+            self._disk = await asyncio.to_thread(self._look_at_disk)
+        if unknown:
+            times = await asyncio.to_thread(self._look_up, unknown)
         self._say_progress(places, times)
-        self._say_values(disk)
+        self._say_values(self._disk)
         self._stats.end_round()
 
     # ---- groups ------------------------------------------------------------------------------
@@ -144,7 +155,7 @@ class StatsService:
 
     # ---- what may need the disk --------------------------------------------------------------
 
-    def _look(self, places: list[_Place]) -> tuple[dict[tuple[str, QueueHandle], int], _Disk]:
+    def _look_up(self, places: list[_Place]) -> dict[tuple[str, QueueHandle], int]:
         lookup = self._broker.store.lookup
         times = {}
         for place in places:
@@ -154,7 +165,10 @@ class StatsService:
                 )
                 if found is not None:
                     times[place.group, place.handle] = found
-        return times, _Disk(self._usage(), self._hole_count())
+        return times
+
+    def _look_at_disk(self) -> _Disk:
+        return _Disk(self._usage(), self._hole_count())
 
     def _usage(self) -> DiskUsage | None:
         try:
@@ -179,7 +193,7 @@ class StatsService:
         say("broker_id", broker.config.broker_id)  # no metric: the label; memory is inherited
         say("shmq_start_time_seconds", broker.begin_ms)
         say("shmq_ha_role", 1, "slave" if broker.is_slave else "master")
-        say("shmq_problem", int(broker.status()["problem"] is not None))
+        say("shmq_problem", int(broker.has_problem))
         say("shmq_clients", len(broker.registry))
         retention = broker.store.retention
         say("shmq_expired_files_total", retention.expired_file_count)

@@ -39,6 +39,39 @@ class Bug(NamedTuple):
 
 
 BUGS = [
+    # --- stats.h
+    Bug(
+        "counts a latency that is the bound in the next bucket",
+        "stats.h",
+        "took_ns > bounds[index]",
+        "took_ns >= bounds[index]",
+        "test_stats",
+        "test_each_latency_counts_in_the_first_bucket_whose_bound_it_does_not_pass",
+    ),
+    Bug(
+        "takes what a lane has counted again and again",
+        "stats.h",
+        "    *seen = now;\n",
+        "",
+        "test_stats",
+        "test_what_a_lane_has_counted_is_taken_once",
+    ),
+    Bug(
+        "believes a count that goes back",
+        "stats.h",
+        "if (grown < SHMQ_LATENCY_LEAP_MAX) {",
+        "if (1) {",
+        "test_stats",
+        "test_a_count_that_goes_back_or_leaps_adds_nothing",
+    ),
+    Bug(
+        "leaves the values of a row's last use",
+        "stats.h",
+        "    shmq_store_relaxed(&row->passed_count, 0);\n",
+        "",
+        "test_stats",
+        "test_a_row_that_changes_hands_is_whole_under_its_next_even_generation",
+    ),
     # --- ingress.h
     Bug(
         "sends without a free completion entry",

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ from pathlib import Path
 import pytest
 
 import shmq
+from shmq.core import core
 from shmq.metrics import BROKER_LABELS, METRICS, MetricScope
-from tests.support.broker_process import ROOT
+from tests.support.broker_process import ROOT, BrokerClient, BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.exporter import TIMEOUT_S, Exporter, samples_of, value
 
@@ -98,6 +100,94 @@ def test_shows_nothing_that_is_not_in_the_table(
 
 def test_queues_are_shown_by_request_only(exporter: Exporter) -> None:
     assert not [name for name in exporter.look() if name.startswith("shmq_queue_")]
+
+
+def test_counts_what_is_refused_by_its_status(exporter: Exporter, cluster: Cluster) -> None:
+    name = "shmq_records_refused_total"
+    before = value(exporter.look(), name, status="NOT_GRANTED") or 0
+    with BrokerClient(cluster.brokers[0], "stranger") as stranger:
+        for _ in range(3):
+            stranger.lanes[0].put(60, 1, b"into a queue that it has no grant for")
+        assert stranger.lanes[0].drain(TIMEOUT_S) == 0
+        assert value(exporter.look(), name, status="NOT_GRANTED") == before + 3
+        assert (value(exporter.look(), "shmq_sessions") or 0) >= 1
+
+
+def test_counts_a_full_ring_and_takes_no_lie_of_a_producer(own_cluster: Cluster) -> None:
+    broker = own_cluster.brokers[0]
+    with (
+        BrokerClient(broker, "a") as client,
+        Exporter(own_cluster.runtime) as exporter,
+    ):
+        where = client.send_queues("t")[0]
+        lane = client.lanes[0]
+        broker.process.send_signal(signal.SIGSTOP)
+        try:
+            body = bytes(16_000)
+            while lane.put(where.row, where.generation, body, timeout=0.0) >= 0:
+                pass
+        finally:
+            broker.process.send_signal(signal.SIGCONT)
+        wait_for(shows(exporter, "shmq_ring_full_total", 1), "the full ring")
+        assert lane.drain(TIMEOUT_S) == 0
+        assert client.ingress is not None
+        with memoryview(client.ingress) as page:  # what this producer may write, and nobody trusts
+            place = core.LANE_LATENCY_PLACE
+            page[place : place + 168] = bytes([255]) * 168
+        waiting = threading.Event()
+        for _ in range(20):
+            waiting.wait(0.1)
+            seen = exporter.look()
+            assert (value(seen, "shmq_send_duration_seconds_count") or 0) < 2**41 * 20
+            assert value(seen, "shmq_broker_up") == 1
+        sequence = lane.put(where.row, where.generation, b"x", keep=True)
+        assert lane.wait(sequence, timeout=TIMEOUT_S)[0] == 0
+
+
+def test_shows_what_is_sent_back_given_up_and_delayed(
+    exporter: Exporter, client: shmq.Client, topic: str, group: str
+) -> None:
+    producer = client.producer()
+    for body in (b"again", b"dead"):
+        producer.send(topic, body)
+    with client.consumer(topic, group=group) as consumer:
+        for delay_level in (1, -1):
+            message = consumer.try_next(TIMEOUT_S)
+            assert message is not None
+            consumer.send_back(message, delay_level)
+        wait_for(shows(exporter, "shmq_dead_letters_total", 1), "the dead letter")
+        assert value(exporter.look(), "shmq_retries_total") == 1
+        assert value(exporter.look(), "shmq_messages_in_total", topic=f"%DLQ%{group}") == 1
+    producer.send(topic, b"later", delay_level=5)
+    wait_for(lambda: (value(exporter.look(), "shmq_delayed_messages") or 0) >= 1, "the delayed one")
+    wait_for(lambda: (value(exporter.look(), "shmq_delayed_delivered_total") or 0) >= 1)
+
+
+def test_a_slave_shows_itself_and_not_the_log_a_second_time(
+    own_cluster: Cluster, tmp_path: Path
+) -> None:
+    with own_cluster.connect() as client, Exporter(own_cluster.runtime) as exporter:
+        client.producer().send("t", b"x")
+        master = own_cluster.brokers[0]
+        (tmp_path / "slave").mkdir()
+        with BrokerProcess(
+            tmp_path / "slave",
+            master.cluster_name,
+            name=master.name,
+            broker_id=1,
+            runtime=own_cluster.runtime,
+            broker_role="SLAVE",
+        ):
+            wait_for(shows(exporter, "shmq_ha_replica_in_sync", 1, replica="1"), "the slave")
+            seen = exporter.look()
+            assert value(seen, "shmq_ha_role", broker_id="0", role="master") == 1
+            assert value(seen, "shmq_ha_role", broker_id="1", role="slave") == 1
+            assert value(seen, "shmq_ha_in_sync_replicas") == 2
+            assert value(seen, "shmq_ha_replica_lag_bytes", replica="1") == 0
+            assert value(seen, "shmq_messages_in_total", topic="t") == 1  # one series
+            ends = {v for _, v in seen["shmq_log_appended_bytes_total"]}
+            assert len(ends) == 1
+        wait_for(lambda: "shmq_ha_replica_in_sync" not in exporter.look(), "no slave")
 
 
 def test_a_dead_broker_is_shown_as_dead_and_its_successor_as_alive(own_cluster: Cluster) -> None:
