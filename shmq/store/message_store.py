@@ -296,30 +296,27 @@ class MessageStore:
         record = self._mastership.record if self._mastership is not None else None
         if record is None or self.predecessor_path is None or not record.is_of_this_boot:
             return False
-        manifest = manifests.load(record.manifest_path)
+        name = f"broker {record.broker_name}:{record.broker_id}"
+        try:
+            manifest = manifests.load(record.manifest_path)
+        except ShmError as error:  # its disk is lost: the memory may well be there
+            self._give_up_memory(f"which memory {name} left cannot be known: {error}")
+            return False
         if manifest is None or manifest.boot_id != boot_id():
             return False
         if not manifests.is_in_memory(manifest):
             _log.error(
-                "the memory of broker %s:%d is gone: what only it had is lost, our own log goes on",
-                record.broker_name,
-                record.broker_id,
+                "the memory of %s is gone: what only it had is lost, our own log goes on", name
             )
             return False
         own = manifests.load(self._manifest_path)
         if own is not None and own.generation != manifest.generation:
             self._settle(own)
         if not self._try_adopt(manifest, undo, is_inherited=True):
-            if self._is_unclean:
-                _log.error("what only the memory of the dead master has is given up")
-                return False
-            raise FencedError(
-                f"become master with {self.config.store_path}: the memory of broker"
-                f" {record.broker_name}:{record.broker_id} is no continuation of our log (see the"
-                " line before)",
-                hint="have that member become master, or give up what only its memory has:"
-                " shmq ha switch --unclean",
+            self._give_up_memory(
+                f"the memory of {name} is no continuation of our log (see the line before)"
             )
+            return False
         self.is_inherited = True
         try:  # the log is theirs, and so is its history
             theirs = EpochFile.load(self.predecessor_path)
@@ -356,6 +353,20 @@ class MessageStore:
             f"become master with {self.config.store_path} and the memory of the last master: {why}",
             hint="the Controller elects another member, or this one for its own log",
         )
+
+    def _give_up_memory(self, reason: str) -> None:
+        """Return if a person has said that what only the dead master's memory has is given up.
+
+        Raises:
+            FencedError: nobody has.
+        """
+        if not self._is_unclean:
+            raise FencedError(
+                f"become master with {self.config.store_path}: {reason}",
+                hint="have that member become master, or give up what only its memory has:"
+                " shmq ha switch --unclean",
+            )
+        _log.error("what only the memory of the dead master has is given up: %s", reason)
 
     def _settle(self, own: Manifest) -> None:
         """Write what our own memory holds to our files, and remove it: a slave's, that died."""

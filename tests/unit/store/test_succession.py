@@ -146,6 +146,32 @@ def test_damaged_memory_is_left_alone_and_said(
     assert all((SHM / entry.name.file_name).exists() for entry in manifest.objects)
 
 
+def test_list_that_cannot_be_read_is_said_and_a_person_may_give_its_memory_up(
+    config: StoreConfig, other: StoreConfig, members: Members
+) -> None:
+    """The dead master's disk is lost, or lies: its memory may be there, and nobody knows which."""
+    path = manifests.manifest_path(config.store_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    with pytest.raises(FencedError, match="which memory broker .*:0 left cannot be known: read"):
+        members.open(other)
+    path.write_bytes(whole)
+    store = members.open(other)
+    assert store.is_inherited
+    assert _count(store) == 2
+
+
+def test_list_that_cannot_be_read_holds_nobody_back_who_gives_its_memory_up(
+    config: StoreConfig, other: StoreConfig, members: Members
+) -> None:
+    manifests.manifest_path(config.store_path).write_bytes(b"lost")
+    store = members.open(other, is_unclean=True)
+    assert not store.is_adopted
+    assert _count(store) == 1
+    for path in SHM.glob(f"shmq.{config.cluster_name}.{config.broker_name}.0.*"):
+        path.unlink()
+
+
 @pytest.mark.parametrize("kind", ["control", "hot"])
 def test_memory_that_somebody_took_away_holds_no_member_back(
     config: StoreConfig,
