@@ -253,7 +253,9 @@ class HAService:
             status = "SLAVE_NOT_AVAILABLE"
         if not self._counted <= {replica.broker_id for replica in self._replicas.values()}:
             needed = core.REPLICA_MAX + 1  # more than there can be: nothing is confirmed
-        self._store.replica_set.confirm(True, needed=needed, status=status)
+        self._store.replica_set.confirm(
+            True, needed=needed, by_flushed=config.confirm_flushed_enable, status=status
+        )
 
     # ---- what it is --------------------------------------------------------------------------
 

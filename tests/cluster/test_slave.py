@@ -18,7 +18,7 @@ from tests.support.rocketmq_decoder import decode_commit_log
 from tests.support.standing_still import stop_process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 pytestmark = pytest.mark.cluster
@@ -41,7 +41,7 @@ def check_equal_logs(end: int, *brokers: BrokerProcess) -> None:
 class Pair:
     """A cluster with one master, and a slave of it."""
 
-    def __init__(self, folder: Path, cluster: Cluster) -> None:
+    def __init__(self, folder: Path, cluster: Cluster, **slave: str) -> None:
         self.cluster = cluster
         self.master = cluster.brokers[0]
         self.folder = folder
@@ -54,6 +54,7 @@ class Pair:
             wait=False,
             broker_role="SLAVE",
             slave_sync_interval_ms="100",
+            **slave,
         )
 
     def await_equal(self) -> None:
@@ -73,10 +74,12 @@ class Pair:
         wait_for(lambda: self.ha_status()["inSyncSlaveNums"] == count, "the SyncStateSet")
 
 
-def start(folder: Path, cluster_name: str, **settings: str) -> Iterator[Pair]:
+def start(
+    folder: Path, cluster_name: str, *, slave: Mapping[str, str] | None = None, **settings: str
+) -> Iterator[Pair]:
     (folder / "slave").mkdir()
     with Cluster(folder, cluster_name, **settings) as cluster:
-        pair = Pair(folder, cluster)
+        pair = Pair(folder, cluster, **(slave or {}))
         with pair.slave:
             pair.slave.wait_running()
             pair.await_in_sync()
@@ -224,3 +227,18 @@ def test_slave_that_is_stopped_leaves_the_sync_state_set_and_comes_back(
             pair.slave.process.send_signal(signal.SIGCONT)
             pair.await_in_sync()
             assert producer.send("t", b"last").send_status is SendStatus.SEND_OK
+
+
+def test_send_is_confirmed_once_it_is_on_the_slaves_disk_where_that_is_asked_for(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    settings = {"broker_role": "SYNC_MASTER", "confirm_flushed_enable": "true"}
+    for pair in start(tmp_path, cluster_name, slave={"flush_interval_ms": "500"}, **settings):
+        with pair.cluster.connect() as client:
+            client.create_topic("t", queues=1)
+            producer = client.producer()
+            for _ in range(5):
+                before = pair.ha_status()["masterCommitLogMaxOffset"]
+                assert producer.send("t", b"x").send_status is SendStatus.SEND_OK
+                (slave,) = pair.ha_status()["haConnectionInfo"]
+                assert slave["slaveFlushOffset"] > before
