@@ -341,8 +341,8 @@ class BrokerConfig(StoreConfig):
     """SYNC_MASTER: with fewer in sync, the master included, a send is refused
     (IN_SYNC_REPLICAS_NOT_ENOUGH). RocketMQ's default."""
     confirm_flushed_enable: bool = _setting(False)
-    """SYNC_MASTER: a slave has a message once it is on its disk, not once it is in its log, which is
-    all that RocketMQ knows. A send waits for the slave's next flush then (flush_interval_ms there).
+    """SYNC_MASTER: a slave has a message once it is on its disk, not once it is in its log, as in
+    RocketMQ. A send waits for the slave's next flush then (flush_interval_ms there).
     """
     ha_max_time_slave_not_catchup_ms: int = _setting(
         15_000, rocketmq=("haMaxTimeSlaveNotCatchup",), least=100, most=3_600_000

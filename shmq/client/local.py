@@ -71,7 +71,7 @@ def local(folder: str | Path | None = None, *, brokers: int = 1) -> Client:
     return start(root, root / "run", brokers=brokers, is_temporary=folder is None)
 
 
-def start(root: Path, run: Path, *, brokers: int, is_temporary: bool) -> Client:
+def start(root: Path, run: Path, *, brokers: int, is_temporary: bool, slaves: int = 0) -> Client:
     """As `local`.
 
     Args:
@@ -79,6 +79,7 @@ def start(root: Path, run: Path, *, brokers: int, is_temporary: bool) -> Client:
         run: absolute runtime folder.
         brokers: how many masters.
         is_temporary: remove `root`, and what is in shared memory, at the end.
+        slaves: how many for each master: members that take its place.
 
     Raises:
         OwnerError: another cluster is served in `run`.
@@ -93,7 +94,7 @@ def start(root: Path, run: Path, *, brokers: int, is_temporary: bool) -> Client:
         raise
     names = [f"broker-{chr(ord('a') + index)}" for index in range(brokers)]
     try:
-        guard = _start_guard(root, run, names, is_temporary=is_temporary)
+        guard = _start_guard(root, run, names, slaves=slaves, is_temporary=is_temporary)
     except OSError as error:
         if is_temporary:
             shutil.rmtree(root, ignore_errors=True)
@@ -138,7 +139,7 @@ def start(root: Path, run: Path, *, brokers: int, is_temporary: bool) -> Client:
 
 
 def _start_guard(
-    root: Path, run: Path, names: list[str], *, is_temporary: bool
+    root: Path, run: Path, names: list[str], *, slaves: int, is_temporary: bool
 ) -> subprocess.Popen[bytes]:
     """Make the folders and the cluster file, and start the process that runs the cluster."""
     root.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,13 @@ def _start_guard(
     if is_temporary:
         own += f'cluster_name = "{root.name}"\n'
     # Stores are relative to the file, for a folder may have a name that no TOML can hold.
-    tables = [f'[broker."{name}"]\nstore_path = "{name}"\n{own}' for name in names]
+    tables = [
+        f'[broker."{member}"]\nbroker_name = "{name}"\nbroker_id = {broker_id}\n'
+        f'store_path = "{member}"\n{own}'
+        for name in names
+        for broker_id in range(slaves + 1)
+        for member in (f"{name}-slave-{broker_id}" if broker_id else name,)
+    ]
     (root / "cluster.toml").write_text("\n".join(tables), encoding="utf-8")
     return subprocess.Popen(
         [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import orjson
 import pytest
 
 import shmq
+from tests.support.cluster import wait_for
 from tests.support.repository import ROOT
 from tests.support.store_process import wait_until
 
@@ -55,13 +57,11 @@ class Shell:
         return done.stderr.decode()
 
 
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """A cluster of two brokers under `shmq dev`, which must end in order."""
-    folder = tmp_path_factory.mktemp("dev")
-    runtime = folder / "run"
+@contextlib.contextmanager
+def dev_cluster(runtime: Path, *options: str) -> Iterator[list[str]]:
+    """A cluster under `shmq dev`, which must end in order; what it said when it was up."""
     with subprocess.Popen(
-        [*SHMQ, "dev", "--brokers", "2", "--runtime", str(runtime)],
+        [*SHMQ, "dev", *options, "--runtime", str(runtime)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -71,12 +71,20 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
         said = [next(dev.stdout)]
         while "Ctrl-C" not in said[-1]:
             said.append(next(dev.stdout))
-        assert "broker-a, broker-b" in said[0]
-        assert any(f"shmq pub -n {runtime} orders hello" in line for line in said)
-        yield Shell(runtime)
+        yield said
         dev.send_signal(signal.SIGINT)
         assert dev.stdout.read() == "stopping\n"
     assert dev.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """A cluster of two brokers under `shmq dev`."""
+    runtime = tmp_path_factory.mktemp("dev") / "run"
+    with dev_cluster(runtime, "--brokers", "2") as said:
+        assert "broker-a, broker-b" in said[0]
+        assert any(f"shmq pub -n {runtime} orders hello" in line for line in said)
+        yield Shell(runtime)
 
 
 def test_topic_is_created_shown_changed_and_deleted(shell: Shell) -> None:
@@ -226,6 +234,29 @@ def test_inspect_and_fsck_are_the_tools(shell: Shell, tmp_path: Path) -> None:
     assert "STORE" in shell.out("fsck", "--help")
     assert shell.run("fsck", str(tmp_path)).returncode == 3
     assert "usage" in shell.out("inspect", "--help")
+
+
+def test_slaves_of_dev_copy_their_master_and_take_its_place(tmp_path: Path) -> None:
+    runtime = tmp_path / "run"
+    with dev_cluster(runtime, "--slaves", "2") as said:
+        assert "broker-a;" in said[0]
+        assert any(f"shmq ha status -n {runtime}" in line for line in said)
+        shell = Shell(runtime)
+        shell.out("pub", "kept", "before")
+
+        def members() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = shell.json("ha", "status")["members"]
+            ends = {member["committedPosition"] for member in found}
+            return found if len(found) == 3 and len(ends) == 1 else []
+
+        found = wait_for(members, "the copies")
+        assert [member["brokerId"] for member in found] == [0, 1, 2]
+        (master,) = (member for member in found if member["role"] != "SLAVE")
+        os.kill(master["pid"], signal.SIGKILL)
+        shell.out("pub", "kept", "after")
+        lines = shell.out("sub", "kept", "-c", "2").splitlines()
+        assert sorted(lines) == ["after", "before"]
+        wait_for(members, "the copies again")
 
 
 def test_second_cluster_in_the_same_runtime_folder_is_refused(shell: Shell) -> None:

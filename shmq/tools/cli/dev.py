@@ -27,11 +27,19 @@ _LOG_STEP_S = 0.25
 )
 @click.option("-b", "--brokers", type=click.IntRange(1, 26), default=1, show_default=True)
 @click.option(
+    "-s",
+    "--slaves",
+    type=click.IntRange(0, 16),
+    default=0,
+    show_default=True,
+    help="For each broker: they copy it, and take its place when it dies.",
+)
+@click.option(
     "--runtime",
     type=click.Path(path_type=Path, file_okay=False),
     help="Runtime folder; else the default one, where clients look by themselves.",
 )
-def dev(folder: Path | None, brokers: int, runtime: Path | None) -> None:
+def dev(folder: Path | None, brokers: int, slaves: int, runtime: Path | None) -> None:
     """Start a NameServer and brokers; stop them on Ctrl-C.
 
     The cluster's log is printed as it comes. When it has stopped, everything that was sent is on
@@ -40,7 +48,8 @@ def dev(folder: Path | None, brokers: int, runtime: Path | None) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     root = Path(tempfile.mkdtemp(prefix="shmq-dev-")) if folder is None else folder.absolute()
     run = (runtime or default_runtime_folder()).absolute()
-    with start(root, run, brokers=brokers, is_temporary=folder is None) as client:
+    is_temporary = folder is None
+    with start(root, run, brokers=brokers, slaves=slaves, is_temporary=is_temporary) as client:
         names = ", ".join(sorted(client.routes.brokers()))
         at = "" if runtime is None else f" -n {runtime}"
         where = "" if runtime is None else repr(str(runtime))
@@ -48,6 +57,8 @@ def dev(folder: Path | None, brokers: int, runtime: Path | None) -> None:
         click.echo(f"  send:     shmq pub{at} orders hello")
         click.echo(f"  receive:  shmq sub{at} orders")
         click.echo(f"  look:     shmq cluster list{at}")
+        if slaves:
+            click.echo(f"  slaves:   shmq ha status{at}")
         click.echo(f"  program:  shmq.connect({where})")
         click.echo("Ctrl-C stops it.")
         _follow(root / LOG)
