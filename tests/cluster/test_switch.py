@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -125,3 +126,15 @@ def test_member_that_does_not_answer_leaves_everything_as_it_was(pair: Pair) -> 
         sender.go_on()
         assert admin.epochs(NAME, 0) == epochs
         assert master_id(admin) == 0
+
+
+def test_member_that_the_kernel_refuses_memory_leaves_it_to_the_old_master(pair: Pair) -> None:
+    """No error of ours: what the kernel says, as it says it."""
+    with under_load(pair) as (admin, sender):
+        pid = pair.pid_of("broker-broker-a-1")
+        pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[0])
+        limit = pages * resource.getpagesize() + (1 << 20)
+        before = resource.prlimit(pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        assert "Cannot allocate memory" in switch_fails(admin, sender)
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+        wait_for(lambda: switches(admin), "a switch-over")
