@@ -168,7 +168,7 @@ class Admin(Closable):
         self._namesrv = namesrv
         self._client: Client | None = None
         self._producer: Producer
-        self._finder = MessageFinder(self._invoke, self._masters)
+        self._finder = MessageFinder(self._invoke, self._readable)
 
     def close(self) -> None:
         """Leave everybody. Twice does nothing."""
@@ -450,7 +450,7 @@ class Admin(Closable):
     def topics(self) -> dict[str, dict[str, TopicConfig]]:
         """All topics: for each name its configuration by broker_name."""
         found: dict[str, dict[str, TopicConfig]] = {}
-        for name in self._masters():
+        for name in self._readable():
             table = self._table(name, RequestCode.GET_ALL_TOPIC_CONFIG, "topicConfigTable")
             for topic, config in table:
                 found.setdefault(topic, {})[name] = TopicConfig.from_dict(config)
@@ -463,7 +463,7 @@ class Admin(Closable):
             TopicNotExistError: no broker has it.
         """
         found = {}
-        for name in self._masters():
+        for name in self._readable():
             try:
                 answer = self._ask(name, RequestCode.GET_TOPIC_CONFIG, {"topic": topic})
             except TopicNotExistError:
@@ -626,7 +626,7 @@ class Admin(Closable):
     def groups(self) -> dict[str, dict[str, SubscriptionGroupConfig]]:
         """All consumer groups: for each name its configuration by broker_name."""
         found: dict[str, dict[str, SubscriptionGroupConfig]] = {}
-        for name in self._masters():
+        for name in self._readable():
             table = self._table(
                 name, RequestCode.GET_ALL_SUBSCRIPTIONGROUP_CONFIG, "subscriptionGroupTable"
             )
@@ -642,7 +642,7 @@ class Admin(Closable):
         """
         check_group(group)
         found = {}
-        for name in self._masters():
+        for name in self._readable():
             try:
                 answer = self._ask(name, RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG, {"group": group})
             except SubscriptionGroupNotExistError:
@@ -721,7 +721,7 @@ class Admin(Closable):
         if topic is not None:
             fields["topic"] = topic
         is_known = False
-        for name in self._masters():
+        for name in self._readable():
             try:
                 answer = self._ask(name, RequestCode.GET_CONSUME_STATS, fields)
             except SubscriptionGroupNotExistError:
@@ -749,7 +749,7 @@ class Admin(Closable):
     def members(self, group: str) -> list[GroupMember]:
         """Who is in a group now; nobody, if it sleeps."""
         brokers: dict[str, list[str]] = {}
-        for name in self._masters():
+        for name in self._readable():
             answer = self._ask(
                 name, RequestCode.GET_CONSUMER_LIST_BY_GROUP, {"consumerGroup": group}
             )
@@ -990,6 +990,10 @@ class Admin(Closable):
             name for name, data in self.cluster().brokers.items() if 0 in data.broker_addrs
         )
 
+    def _readable(self) -> list[str]:
+        """Names that have a master, or at least a slave, which tells what it has copied."""
+        return sorted(name for name, data in self.cluster().brokers.items() if data.broker_addrs)
+
     def _some_masters(self, what: str) -> list[str]:
         names = self._masters()
         if not names:
@@ -1019,16 +1023,20 @@ class Admin(Closable):
         fields: Mapping[str, Scalar] | None = None,
         body: bytes = b"",
     ) -> Command:
-        """Ask a master."""
-        return self._call(self._master(broker_name), Command(code, dict(fields or {}), body))
+        """Ask a master, or where there is none its first slave, which refuses what changes
+        something.
+        """
+        return self._call(self._first(broker_name), Command(code, dict(fields or {}), body))
 
-    def _master(self, broker_name: str) -> str:
-        """The socket of the member that is master, or of the first where no NameServer says."""
+    def _first(self, broker_name: str) -> str:
+        """The socket of the member that is master, else of its first slave; of the first member
+        where no NameServer says.
+        """
         try:
-            found = self._routes.brokers().get(broker_name)
-        except ServiceNotAvailableError:
-            found = None
-        return found or broker_socket_name(broker_name, 0)
+            members = self.cluster().brokers[broker_name].broker_addrs
+        except (ServiceNotAvailableError, KeyError):
+            members = {}
+        return members[min(members)] if members else broker_socket_name(broker_name, 0)
 
     def _table(
         self, broker_name: str, code: RequestCode, key: str
@@ -1050,8 +1058,8 @@ class Admin(Closable):
         return self._connection(socket_name).call(command, timeout_s=_TIMEOUT_S)
 
     def _invoke(self, broker_name: str, command: Command) -> Command:
-        """Ask a master; any answer is given back, whatever its code."""
-        name = self._master(broker_name)
+        """As `_ask`, but any answer is given back, whatever its code."""
+        name = self._first(broker_name)
         return self._connection(name).invoke(command, timeout_s=_TIMEOUT_S)
 
     def _connection(self, socket_name: str) -> Connection:

@@ -147,7 +147,13 @@ class Client(Closable):
         self._lock = threading.Lock()
         self._producers: dict[Producer, None] = {}
         self._membership = Membership(self.client_id)
-        self.slaves = SlaveLinks(self._make_slave_link, self.routes, self._membership)
+        self._keeper_wanted = threading.Event()
+        self.slaves = SlaveLinks(
+            self._make_slave_link,
+            self.routes,
+            self._membership,
+            on_place=self._keeper_wanted.set,
+        )
         """Its way to slaves."""
         self._closing: dict[_Member, None] = {}
         self._save_ns = 0
@@ -155,7 +161,6 @@ class Client(Closable):
         self._bell_count = 0
         self._is_closed = False
         self._closed = threading.Event()
-        self._keeper_wanted = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="shmq-client", daemon=True)
         self._keeper.start()
 

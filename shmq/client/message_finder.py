@@ -1,7 +1,8 @@
 """Looking back from a program or a tool: messages by id, key, time and place, over all brokers.
 
-What lives here: `MessageFinder`, which asks each master and fetches what was found, piece by piece.
-It maps nothing: copies come over the control socket. Which process: any. Writes nothing. May fail:
+What lives here: `MessageFinder`, which asks each master, or a slave where there is none, and
+fetches what was found, piece by piece. It maps nothing: copies come over the control socket. Which
+process: any. Writes nothing. May fail:
 ServiceNotAvailableError where a broker is away, whatever a broker refuses, CorruptMessageError.
 """
 
@@ -41,21 +42,21 @@ _Place = tuple[str, dict[str, Any]]
 
 
 class MessageFinder:
-    """Asks the masters of a cluster."""
+    """Asks the brokers of a cluster."""
 
     def __init__(
         self,
         invoke: Callable[[str, Command], Command],
-        masters: Callable[[], list[str]],
+        brokers: Callable[[], list[str]],
     ) -> None:
         """Nothing happens yet.
 
         Args:
-            invoke: asks the master of a name and gives its answer, whatever its code.
-            masters: their names, in order.
+            invoke: asks the broker of a name and gives its answer, whatever its code.
+            brokers: their names, in order.
         """
         self._invoke = invoke
-        self._masters = masters
+        self._all = brokers
 
     # ---- one message -----------------------------------------------------------------------------
 
@@ -64,7 +65,7 @@ class MessageFinder:
         failure: ShmqError | None = None
         try:
             found = self._query(
-                _brokers(broker) or self._masters(),
+                _brokers(broker) or self._all(),
                 {"topic": topic or "", "key": message_id, "_UNIQUE_KEY_QUERY": True},
                 MESSAGE_COUNT_MAX,
             )
@@ -91,7 +92,7 @@ class MessageFinder:
         if len(message_id) not in _HEX_SIZES or physical_offset >> 63:
             return None
         found = []
-        for name in _brokers(broker) or self._masters():
+        for name in _brokers(broker) or self._all():
             try:
                 message = self.at(name, physical_offset)
             except MessageNotFoundError:
@@ -143,7 +144,7 @@ class MessageFinder:
             "endTimestamp": end_ms,
             "queueId": -1 if queue_id is None else queue_id,
         }
-        names = _brokers(broker) or self._masters()
+        names = _brokers(broker) or self._all()
         return self._fetch_all(self._query(names, fields, message_count))
 
     def read(

@@ -50,6 +50,7 @@ class SlaveLinks:
         make: connects to a slave: (socket_name, broker_name, broker_id).
         routes: where slaves are.
         membership: what they are told.
+        on_place: called when one begins to stand in a master's place.
     """
 
     def __init__(
@@ -57,10 +58,13 @@ class SlaveLinks:
         make: Callable[[str, str, int], BrokerLink],
         routes: RouteCache,
         membership: Membership,
+        *,
+        on_place: Callable[[], None],
     ) -> None:
         self._make = make
         self._routes = routes
         self._membership = membership
+        self._on_place = on_place
         self._lock = threading.Lock()
         """Held for a look at the tables, never while a broker is asked."""
         self._locks: dict[_Key, threading.Lock] = {}
@@ -191,8 +195,10 @@ class SlaveLinks:
         looked_ns, link = self._in_place.get(broker_name, (now_ns - _LOOK_NS, None))
         if now_ns - looked_ns < _LOOK_NS and (link is None or link.is_up):
             return link
-        link = self._look(broker_name)
+        before, link = link, self._look(broker_name)
         self._in_place[broker_name] = now_ns, link
+        if link is not None and before is None:
+            self._on_place()
         return link
 
     def _look(self, broker_name: str) -> BrokerLink | None:

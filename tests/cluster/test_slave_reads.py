@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import tempfile
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 
+import shmq
+import shmq.aio
 from shmq.client.admin import Admin
 from shmq.errors import ServiceNotAvailableError
-from shmq.remoting.codes import RequestCode
+from shmq.remoting.codes import RequestCode, ResponseCode
 from shmq.remoting.command import Command
-from shmq.subscription import SubscriptionGroupConfig
+from shmq.result import MessageQueue
+from shmq.subscription import MessageModel, SubscriptionGroupConfig
+from tests.cluster.test_cli import Shell
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
+from tests.support.other_uid import Person
+from tests.support.require import require_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    import shmq
+    from shmq.client.broker_link import BrokerLink
 
 pytestmark = pytest.mark.cluster
 
@@ -28,6 +37,8 @@ BODY = b"x" * (1 << 18)
 COUNT = 160
 """Of these bodies: 40 MiB, of which memory holds the last 24 at most."""
 SYNC_MS = "100"
+READER = 60002
+"""A uid that may not map the log."""
 
 
 class ReplicaSet:
@@ -40,6 +51,7 @@ class ReplicaSet:
         cluster_name: str,
         *,
         slave_count: int = 1,
+        group: int = -1,
         **of_master: str,
     ) -> None:
         self._stack = stack
@@ -50,7 +62,7 @@ class ReplicaSet:
             "flush_consumer_offset_interval_ms": "100",
         }
         settings = {**self.settings, **of_master}
-        self.cluster = stack.enter_context(Cluster(folder, cluster_name, **settings))
+        self.cluster = stack.enter_context(Cluster(folder, cluster_name, group=group, **settings))
         self.master = self.cluster.brokers[0]
         self.slaves = [self.start_slave(number) for number in range(1, slave_count + 1)]
 
@@ -80,13 +92,14 @@ class ReplicaSet:
             )
         return slave
 
-    def await_equal(self) -> None:
-        """Return once the slaves have what the master has now."""
+    def await_equal(self, topic: str) -> None:
+        """Return once the slaves have what the master has now, and this topic."""
         end = self.master.status()["committedPosition"]
         wait_for(
             lambda: all(slave.status()["committedPosition"] >= end for slave in self.slaves),
             "the slaves",
         )
+        wait_for(lambda: all(has_topic(slave, topic) for slave in self.slaves), "the topic")
 
     def await_offsets(self, topic: str, group: str, queue_offset: int) -> None:
         """Return once the slaves have copied a group's offset in queue 0."""
@@ -106,6 +119,15 @@ def cold_reads(broker: BrokerProcess) -> int:
         info = client.call(Command(RequestCode.GET_BROKER_RUNTIME_INFO), timeout_s=30.0)
         table: dict[str, Any] = orjson.loads(info.body)["table"]
         return int(table["coldReadsTotal"])
+    finally:
+        client.close()
+
+
+def has_topic(broker: BrokerProcess, topic: str) -> bool:
+    client = broker.connect()
+    try:
+        command = Command(RequestCode.GET_TOPIC_CONFIG, {"topic": topic})
+        return client.invoke(command, timeout_s=30.0).code == ResponseCode.SUCCESS
     finally:
         client.close()
 
@@ -135,7 +157,7 @@ def fill(replicas: ReplicaSet, topic: str) -> None:
         producer = client.producer()
         for number in range(COUNT):
             producer.send(topic, str(number).encode() + BODY)
-    replicas.await_equal()
+    replicas.await_equal(topic)
 
 
 def numbers(consumer: shmq.Consumer, count: int) -> list[int]:
@@ -291,3 +313,174 @@ def test_master_that_may_not_send_consumers_on_is_read(tmp_path: Path, cluster_n
         with replicas.cluster.connect() as client, client.consumer("stay", "g") as consumer:
             assert numbers(consumer, COUNT) == list(range(COUNT))
         assert cold_reads(replicas.slaves[0]) == 0
+
+
+def test_command_line_shows_and_consumes_with_only_a_slave(replicas: ReplicaSet) -> None:
+    with replicas.cluster.connect() as client:
+        client.create_topic("shown", queues=1)
+        sent = [client.producer().send("shown", f"m{i}".encode(), keys=["k"]) for i in range(5)]
+        with client.consumer("shown", group="g") as consumer:
+            assert len(consumer.receive(3, timeout=30.0)) == 3
+            consumer.receive(1, timeout=0.0)
+    replicas.await_equal("shown")
+    wait_for(lambda: offset_at(replicas.slaves[0], "shown", "g"), "the offset")
+    replicas.master.kill()
+    replicas.await_no_master()
+    shell = Shell(replicas.cluster.runtime)
+    assert "shown" in shell.out("topic", "list")
+    (queue,) = shell.json("topic", "show", "shown")["queues"]
+    assert queue["maxOffset"] == 5
+    assert "g" in shell.out("group", "list")
+    rows = shell.json("group", "lag", "g")["queues"]
+    (row,) = [row for row in rows if row["topic"] == "shown"]
+    assert row["brokerOffset"] == 5
+    assert "m4" in shell.out("msg", "get", sent[4].message_id)
+    assert len(shell.json("msg", "find", "shown", "--key", "k")["messages"]) == 5
+    left = shell.out("sub", "shown", "-g", "g", "--count", str(row["lag"]))
+    assert left.split()[-1] == "m4"
+    assert "knows no broker" in shell.fails("topic", "create", "new", code=1)
+    reset = ("group", "reset", "g", "-t", "shown", "--to", "first", "--yes")
+    assert "is a slave" in shell.fails(*reset, code=1)
+
+
+def test_members_share_queues_at_the_slave_and_at_the_master_again(replicas: ReplicaSet) -> None:
+    with contextlib.ExitStack() as stack:
+        one, two = (stack.enter_context(replicas.cluster.connect()) for _ in range(2))
+        one.create_topic("shared", queues=4)
+        for number in range(40):
+            one.producer().send("shared", str(number).encode())
+        replicas.await_equal("shared")
+        first = stack.enter_context(one.consumer("shared", group="g"))
+        assert len(first.assigned) == 4
+        seen = set(numbers(first, 5))
+        replicas.master.kill()
+        replicas.await_no_master()
+        second = stack.enter_context(two.consumer("shared", group="g"))
+        wait_for(lambda: len(second.assigned) == 2, "its share")
+        wait_for(lambda: len(first.assigned) == 2, "the other's share")
+        assert not set(first.assigned) & set(second.assigned)
+        kept = first.assigned
+        replicas.master.restart()
+        wait_for(
+            lambda: all(link.broker_id == 0 and link.is_up for link in links(first, second)),
+            "the way back",
+        )
+        wait_for(lambda: len(first.assigned) == len(second.assigned) == 2, "the shares")
+        assert first.assigned == kept, "nobody's queues change by the master's return"
+        for number in range(40, 60):
+            one.producer().send("shared", str(number).encode())
+        while seen != set(range(60)):
+            for consumer in (first, second):
+                seen |= {int(bytes(one.body)) for one in consumer.receive(timeout=0.1)}
+
+
+def links(*consumers: shmq.Consumer) -> set[BrokerLink]:
+    return {queue.link for consumer in consumers for queue in consumer.assignment.queues}
+
+
+def test_every_kind_of_consumer_begins_at_the_slave(replicas: ReplicaSet) -> None:
+    with replicas.cluster.connect() as client:
+        client.create_topic("kinds", queues=1)
+        for number in range(5):
+            client.producer().send("kinds", str(number).encode())
+        queue = MessageQueue("kinds", "broker-a", 0)
+        replicas.await_equal("kinds")
+    replicas.master.kill()
+    replicas.await_no_master()
+    wanted = [str(number).encode() for number in range(5)]
+    with replicas.cluster.connect() as client:
+        got: list[bytes] = []
+        done = threading.Event()
+
+        def listen(message: shmq.Message) -> None:
+            got.append(bytes(message.body))
+            if len(got) == len(wanted):
+                done.set()
+
+        with client.push_consumer("push", listen, threads=1) as push:
+            push.subscribe("kinds")
+            assert done.wait(60.0)
+        assert got == wanted
+        with client.lite_pull_consumer("lite", auto_commit=False) as lite:
+            lite.assign([queue])
+            assert [bytes(one.body) for one in polled(lite, 5)] == wanted
+            lite.commit()
+            assert lite.committed(queue) == 5
+        broadcasting = MessageModel.BROADCASTING
+        with client.consumer("kinds", "cast", model=broadcasting) as consumer:
+            assert numbers(consumer, 5) == list(range(5))
+        with client.consumer("kinds", "columns") as consumer:
+            batch = wait_for(lambda: consumer.receive_many(timeout=1.0), "the columns")
+            assert [bytes(body) for body in batch.bodies()] == wanted
+        with client.pull_consumer("kinds") as puller:
+            found = puller.pull(queue, 0, 10)
+            assert [bytes(one.body) for one in found.messages] == wanted
+            assert puller.search_offset(queue, 0.0) == 0
+    assert asyncio.run(read_by_loop(replicas, 5)) == wanted
+
+
+def polled(lite: shmq.LitePullConsumer, count: int) -> list[shmq.Message]:
+    found: list[shmq.Message] = []
+    while len(found) < count:
+        found += lite.poll(30.0)
+    return found
+
+
+async def read_by_loop(replicas: ReplicaSet, count: int) -> list[bytes]:
+    async with (
+        shmq.aio.connect(replicas.cluster.runtime) as client,
+        await client.consumer("kinds", "loop") as consumer,
+    ):
+        found: list[bytes] = []
+        while len(found) < count:
+            found += [bytes(one.body) for one in await consumer.receive(timeout=30.0)]
+        return found
+
+
+def test_orderly_consumer_waits_for_a_master(replicas: ReplicaSet) -> None:
+    with replicas.cluster.connect() as client:
+        client.create_topic("order", queues=1)
+        client.producer().send("order", b"0")
+    replicas.await_equal("order")
+    replicas.master.kill()
+    replicas.await_no_master()
+    with replicas.cluster.connect() as client:
+        called = threading.Event()
+        with client.push_consumer("g", lambda *_: called.set(), orderly=True) as push:
+            push.subscribe("order")
+            assert not called.wait(4.0), "only a master gives out locks"
+            replicas.master.restart()
+            assert called.wait(60.0)
+
+
+def test_reader_that_may_not_map_gets_copies_from_the_slave(cluster_name: str) -> None:
+    require_root()
+    rules = f"""
+    [[accounts]]
+    user = {READER}
+    topic_perms = ["copied=SUB"]
+    group_perms = ["g=SUB"]
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="shmq-slaves-") as name,
+        contextlib.ExitStack() as stack,
+    ):
+        folder = Path(name)
+        folder.chmod(0o755)
+        acl = folder / "acl.toml"
+        acl.write_text(rules)
+        acl.chmod(0o644)
+        replicas = ReplicaSet(stack, folder, cluster_name, group=READER, acl_file=str(acl))
+        fill(replicas, "copied")
+        reader = stack.enter_context(Person(replicas.cluster.runtime, READER, READER))
+        assert copies(reader) == list(range(20))
+        assert reader.do("mapped") is False
+        assert cold_reads(replicas.slaves[0]) > 0
+        replicas.master.kill()
+        replicas.await_no_master()
+        assert copies(reader) == list(range(20, 40))
+
+
+def copies(reader: Person) -> list[int]:
+    """The numbers of the next 20 messages."""
+    return [int(row[2].rstrip("x")) for row in reader.do("receive", "copied", "g", 20)]
