@@ -14,24 +14,25 @@ from tests.support.scale import scaled
 
 ROUNDS = {
     "async kill": scaled(10, 1000),
-    "sync kill": scaled(2, 1000),
+    "sync kill": scaled(0, 1000),
     "async stop": scaled(1, 50),
-    "sync any": scaled(10, 1000),
-    "async slave": scaled(1, 200),
+    "sync any": scaled(8, 1000),
+    "async slave": scaled(0, 200),
     "async both": scaled(2, 200),
-    "sync both": scaled(2, 200),
-    "async lock": scaled(2, 100),
-    "async upgrade": scaled(2, 100),
+    "sync both": scaled(1, 200),
+    "async lock": scaled(1, 100),
+    "async upgrade": scaled(1, 100),
     "async wiped": scaled(1, 200),
     "sync wiped": scaled(2, 200),
     "async all-wiped": scaled(1, 100),
 }
-"""By mode and what happens."""
+"""By mode and what happens; those of 0 are full runs' alone."""
+CASES = [name for name, count in ROUNDS.items() if count]
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(scaled(180, 7200))
-@pytest.mark.parametrize(("mode", "how"), [name.split() for name in ROUNDS], ids=list(ROUNDS))
+@pytest.mark.parametrize(("mode", "how"), [name.split() for name in CASES], ids=CASES)
 def test_fault_under_load_costs_no_message(mode: str, how: str) -> None:
     rounds = ROUNDS[f"{mode} {how}"]
     command = [sys.executable, "bench/failover.py", "--rounds", str(rounds), "--mode", mode]

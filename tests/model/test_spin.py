@@ -17,6 +17,8 @@ HERE = Path(__file__).parent
 MODELS = {
     "turn": ["-DSENDS=5", "-DCRASHES=3"],
     "retire": ["-DFILES=5"],
+    "confirm": ["-DMESSAGES=3", "-DCRASHES=2"],
+    "takeover": ["-DBYTES=6", "-DCRASHES=4"],
 }
 """The model, and what makes it larger in a full run."""
 
