@@ -4,6 +4,7 @@ what only it had is appended again or counted, and the two logs end equal.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ from shmq.store.cuts import CutList
 from tests.cluster.test_slave import Pair, check_equal_logs
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
+from tests.support.scale import scaled
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -51,8 +54,9 @@ class ParentedPair(Pair):
         self.master.stop()
         self.slave.restart()
         with shmq.Admin(self.cluster.runtime) as admin:
-            wait_for(lambda: admin.ha_members(self.master.name), "the member")
-            admin.switch_master(self.master.name, 1)
+            (member,) = wait_for(lambda: admin.ha_members(self.master.name), "the member")
+            if not member.is_master:  # an id of 0 becomes it by itself
+                admin.switch_master(self.master.name, self.slave.broker_id)
         with self.cluster.connect() as client:
             wait_for(lambda: client.routes.brokers(), "the new master")
         self.send(*after)
@@ -63,12 +67,14 @@ class ParentedPair(Pair):
 
     def bodies(self) -> list[str]:
         """All messages of the topic, by what the master has of it."""
+        found = []
         with self.cluster.connect() as client, client.pull_consumer("t") as pull:
-            return sorted(
-                bytes(message.body).decode()
-                for queue in pull.queues()
-                for message in pull.pull(queue, 0).messages
-            )
+            for queue in pull.queues():
+                at = 0
+                while messages := pull.pull(queue, at).messages:
+                    found += [bytes(message.body).decode() for message in messages]
+                    at = messages[-1].queue_offset + 1
+        return sorted(found)
 
     def check_equal(self, *others: BrokerProcess) -> None:
         """All logs are equal byte for byte, once all have ended."""
@@ -187,3 +193,29 @@ def test_members_that_are_ahead_old_and_empty_end_equal(pair: ParentedPair, tmp_
             assert settled(pair)["cutResentTotal"] == 1
             assert pair.bodies() == ["after", "alone", "both"]
             pair.check_equal(old, empty)
+
+
+def test_members_that_part_again_and_again_and_are_killed_lose_and_double_nothing(
+    pair: ParentedPair, rng: random.Random
+) -> None:
+    """Each comes back in turn with messages of its own, and is killed while it cuts its log, or
+    hands them over.
+    """
+    pair.begin()
+    sent = ["both"]
+    for number in range(scaled(2, 100)):
+        alone = tuple(f"alone-{number}-{i}" for i in range(rng.randrange(1, 150)))
+        after = tuple(f"after-{number}-{i}" for i in range(rng.randrange(1, 20)))
+        pair.part(alone, after)
+        sent += [*alone, *after]
+        for _ in range(3):
+            pair.master.restart()
+            time.sleep(rng.uniform(0, 0.6))
+            pair.master.kill()
+        pair.come_back()
+        settled(pair)
+        pair.master, pair.slave = pair.slave, pair.master
+        pair.await_equal()
+    assert pair.bodies() == sorted(sent)
+    pair.slave, pair.master = pair.master, pair.slave
+    pair.check_equal()
