@@ -13,7 +13,8 @@ import queue
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from enum import StrEnum, unique
 from typing import Protocol
 
@@ -173,10 +174,14 @@ def _enter(
     notify(*states, f"STATUS={name}: {said}")
 
 
-def notify(*states: str) -> bool:
+def notify(*states: str, fds: Sequence[int] = ()) -> bool:
     """Tell systemd, e.g. "READY=1"; whether there was a systemd that took it.
 
     Never blocks and never raises: a daemon does not die of a supervisor that does not listen.
+
+    Args:
+        states: assignments, of one message.
+        fds: descriptors that go with it (FDSTORE=1); they stay the caller's.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -186,7 +191,8 @@ def notify(*states: str) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.setblocking(False)
-            sock.sendto("\n".join(states).encode(), address)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+            sock.sendmsg(["\n".join(states).encode()], rights, 0, address)
     except OSError as error:
         _log.warning("systemd not told states=%s error=%s", states, error)
         return False

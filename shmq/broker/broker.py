@@ -31,6 +31,7 @@ from shmq.broker.ha_service import HAService
 from shmq.broker.interests import Interests
 from shmq.broker.locks import LockTable
 from shmq.broker.notices import Notices
+from shmq.broker.orphans import take_orphans
 from shmq.broker.owners import OwnerTable
 from shmq.broker.processors.table import processor_table
 from shmq.broker.putting import Putter
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from shmq.broker.processors.role import OnTold
     from shmq.config import BrokerConfig
     from shmq.remoting.command import Scalar
+    from shmq.shm.fd_store import FdStore
     from shmq.shm.mastership import Mastership
     from shmq.store.config_files import DelayOffsets
     from shmq.store.cuts import CutPlan
@@ -124,6 +126,7 @@ class Broker:
         on_told: called in the loop's thread when it is told to change its role.
         begin: where the log of a slave begins that has none.
         stopped: what the slave's store was that this process had until now.
+        fd_store: what systemd keeps for this process.
         on_cut: called in the loop's thread where a slave's log must be cut: once it is closed.
     """
 
@@ -140,6 +143,7 @@ class Broker:
         begin: LogBegin | None = None,
         on_cut: Callable[[CutPlan], None] = lambda _plan: None,
         stopped: StoppedLog | None = None,
+        fd_store: FdStore | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.config = config
@@ -151,6 +155,7 @@ class Broker:
         self._link = link
         self._begin = begin
         self._stopped = stopped
+        self._fd_store = fd_store
         self.on_told = on_told
         self.on_cut = on_cut
         self.hands_over = False
@@ -236,6 +241,7 @@ class Broker:
             is_slave=self.is_slave,
             begin=self._begin,
             stopped=self._stopped,
+            fd_store=self._fd_store,
         )
         self.store.open()
         self.cuts = CutSettler(config.store_path)
@@ -332,6 +338,7 @@ class Broker:
         if self.mastership is not None:
             self._run(self._hold_mastership(self.mastership))
         self._run(self.sessions.forget_lost_after(config.session_grace_ms / 1000))
+        self._run(take_orphans(self))
 
     async def _count_in_sync(self, broker_ids: frozenset[int]) -> None:
         """In the link's thread; returns once the append thread waits for these slaves."""

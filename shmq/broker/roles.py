@@ -31,6 +31,7 @@ from shmq.broker.standby import Standby
 from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.errors import FencedError, ShmqError
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
+from shmq.shm.fd_store import FdStore
 from shmq.shm.mastership import Mastership
 from shmq.status import BrokerRole, Elected
 from shmq.store.cuts import begin_cut
@@ -93,6 +94,7 @@ class Member:
         self.config = config
         self._is_waiting = is_waiting
         self._clock = clock
+        self._fd_store = FdStore()
         self._current: Broker | Standby | None = None
         self._mastership: Mastership | None = None
         self._folder: Path
@@ -290,6 +292,7 @@ class Member:
             link=self._link,
             on_told=self.tell,
             stopped=self._stopped,
+            fd_store=self._fd_store,
         )
         broker.start()
         _log.info("master epoch=%d", broker.store.master_epoch)
@@ -303,6 +306,7 @@ class Member:
             link=self._link,
             on_told=self.tell,
             begin=begin,
+            fd_store=self._fd_store,
             on_cut=lambda plan: self._changes.put(_Change(False, None, cut=plan)),
         )
         try:

@@ -250,22 +250,40 @@ class SessionTable:
         task.add_done_callback(lambda _task: self._draining.pop(session, None))
         return task
 
+    async def drain_orphan(self, slot: int, send_rows: Iterable[int]) -> None:
+        """Take what a dead client of the predecessor had published, then end its session.
+
+        Args:
+            slot: of Sessions.orphans.
+            send_rows: it may send to.
+
+        Raises:
+            ShmError: it is no orphan any more.
+        """
+        generation = self._store.sessions.adopt_orphan(slot, send_rows)
+        if not self._store.sessions.lost:
+            self._all_back.set()
+        await self._drain_slot(slot, generation, "dead")
+
     async def _drain(self, session: ClientSession) -> None:
+        await self._drain_slot(session.session, session.generation, session.client_id)
+
+    async def _drain_slot(self, slot: int, generation: int, client_id: str) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DRAIN_TIMEOUT_S
         look_s = _LOOK_S
-        while not self._store.sessions.is_drained(session.session, session.generation):
+        while not self._store.sessions.is_drained(slot, generation):
             if loop.time() >= deadline:
                 _log.warning(
                     "session closed undrained session=%d client=%s: the log took nothing for %d s",
-                    session.session,
-                    session.client_id,
+                    slot,
+                    client_id,
                     DRAIN_TIMEOUT_S,
                 )
                 break
             await asyncio.sleep(look_s)
             look_s = min(2 * look_s, _LOOK_MAX_S)
-        self._store.sessions.close(session.session, session.generation)
+        self._store.sessions.close(slot, generation)
 
     def ended_by_store(self, slot: int, reason: str) -> None:
         """The store ended a session: its client broke a rule or does not answer."""

@@ -41,6 +41,7 @@ from shmq.shm.budget import (
     plan_sizes,
     raise_open_files,
 )
+from shmq.shm.fd_store import FdStore
 from shmq.shm.in_use import InUseMark
 from shmq.shm.incarnation import boot_id
 from shmq.shm.mastership import living_master
@@ -146,6 +147,7 @@ class MessageStore:
         is_slave: bool = False,
         begin: LogBegin | None = None,
         stopped: StoppedLog | None = None,
+        fd_store: FdStore | None = None,
     ) -> None:
         """Nothing happens yet.
 
@@ -164,7 +166,9 @@ class MessageStore:
             is_slave: it takes no message, it copies a master's log (`follow`).
             begin: where the log of a slave begins if it has none.
             stopped: what the slave's store was that this process had on the same files until now.
+            fd_store: what systemd keeps for this process, if it does.
         """
+        self._fd_store = fd_store or FdStore({})
         self.config = config
         self._stopped = stopped
         self._is_slave = is_slave
@@ -248,6 +252,7 @@ class MessageStore:
             self._save_positions(is_clean=False, is_durable=not self.is_inherited)
             self._retain()
             made.pop_all()
+            self._fd_store.drop_others()  # of memory that is gone
             self._undo = undo.pop_all()
 
     def _load_positions(self) -> positions.Positions | None:
@@ -779,7 +784,9 @@ class MessageStore:
             lane_count=lanes,
             lane_capacity_bytes=1 << ((ring_bytes // lanes).bit_length() - 1),
             completion_capacity=config.completion_count,
+            fd_store=self._fd_store,
         )
+        undo.callback(self.sessions.close_kept)
         self._segment_count = segment_count
         self._append = AppendService(
             self._appender,

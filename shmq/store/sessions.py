@@ -30,6 +30,7 @@ from shmq.store.memory import completion_size, ingress_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from shmq.shm.fd_store import FdStore
     from shmq.shm.segment import Segment
     from shmq.store.log_channel import LogChannel
     from shmq.store.memory import StoreMemory
@@ -104,6 +105,7 @@ class Sessions:
         lane_count: int,
         lane_capacity_bytes: int,
         completion_capacity: int,
+        fd_store: FdStore,
     ) -> None:
         self._appender = appender
         self._memory = memory
@@ -112,8 +114,11 @@ class Sessions:
         self._lane_count = lane_count
         self._lane_capacity_bytes = lane_capacity_bytes
         self._completion_capacity = completion_capacity
+        self._fd_store = fd_store
         self._live: dict[int, _Session] = {}
         self._lost: set[int] = set()
+        self._kept: dict[int, dict[str, int]] = {}
+        """Memory of lost sessions that systemd kept: fds by kind."""
         self._lock = threading.RLock()
         self._config = read_ints(memory.control, "control_config", struct_size("segment_header"))
 
@@ -210,6 +215,8 @@ class Sessions:
             self._add_shared(offer, map_log)
             undo.pop_all()
             segment.close()
+            if service_id is None:  # what a service has dies with the broker
+                self._keep(session, offer.generation, fds)
             return offer
 
     def resume(
@@ -247,7 +254,7 @@ class Sessions:
             if slot["uid"] != uid:
                 raise ShmError(f"{what}: it belongs to uid {slot['uid']}, not {uid}")
             mappings: dict[str, core.Mapping | None] = {}
-            for kind in ("ingress", "consumer", "chunk"):
+            for kind in _CLIENT_MEMORY:
                 size = slot[f"{kind}_size_bytes"]
                 if (size != 0) != (kind in fds):
                     raise ShmError(f"{what}: {kind} memory {'wanted' if size else 'unasked for'}")
@@ -291,6 +298,8 @@ class Sessions:
             self._add_shared(offer, map_log)
             undo.pop_all()
             segment.close()
+            self._keep(session, generation, fds)
+            self._close_kept(session)
             return offer
 
     def _add_shared(self, offer: SessionOffer, map_log: bool) -> None:
@@ -340,6 +349,7 @@ class Sessions:
             except BaseException:
                 os.close(fd)
                 raise
+            self._keep(session, self._live[session].generation, {"chunk": fd})
             return fd
 
     def memory_bytes(self, *, producer: bool, consumer: bool) -> int:
@@ -358,7 +368,7 @@ class Sessions:
         with self._lock:
             slot = self._slot(session)
             return completion_size(slot["lane_count"], slot["completion_capacity"]) + sum(
-                slot[f"{kind}_size_bytes"] for kind in ("ingress", "consumer", "chunk")
+                slot[f"{kind}_size_bytes"] for kind in _CLIENT_MEMORY
             )
 
     @property
@@ -452,7 +462,9 @@ class Sessions:
             if generation is not None and (live is None or live.generation != generation):
                 return
             self._channel.remove(session)
-            if self._live.pop(session, None) is not None:
+            ended = self._live.pop(session, None)
+            if ended is not None:
+                self._fd_store.drop(self._kept_name(session, ended.generation))
                 self._appender.detach(session)
                 self._memory.drop_completion(session)
 
@@ -469,6 +481,8 @@ class Sessions:
                 if slot["service_id"] != 0 or not _has_memory(slot):
                     # A service's memory died with the broker; who has none, as a slave, comes anew.
                     self.forget_lost(session)
+                else:
+                    self._take_kept(session, slot)
             return sorted(self._lost)
 
     def forget_lost(self, session: int) -> None:
@@ -476,8 +490,80 @@ class Sessions:
         with self._lock:
             if session in self._lost:
                 self._lost.discard(session)
+                self._close_kept(session)
+                self._fd_store.drop(self._kept_name(session, self._slot(session)["generation"]))
                 self._appender.free_session(session)
                 self._memory.drop_completion(session)
+
+    # ---- orphans: client and broker died, and systemd kept the memory ----------------------------
+
+    def orphans(self) -> list[int]:
+        """Lost sessions whose client is dead, and whose memory is there."""
+        with self._lock:
+            return [session for session in sorted(self._kept) if self._is_orphan(session)]
+
+    def uid_of(self, session: int) -> int:
+        """Whose a session is, or was."""
+        return self._slot(session)["uid"]
+
+    def adopt_orphan(self, session: int, send_rows: Iterable[int]) -> int:
+        """Attach an orphan, so that what it published is taken; its generation, to close it by.
+
+        Raises:
+            ShmError: it is none, or its memory is not what it had; it is an orphan no more.
+        """
+        with self._lock:
+            if not self._is_orphan(session):
+                raise ShmError(f"adopt session {session}: its client may come back")
+            slot = self._slot(session)
+            try:
+                self.resume(
+                    session=session,
+                    generation=slot["generation"],
+                    uid=slot["uid"],
+                    fds=self._kept[session],
+                    map_log=False,
+                    send_rows=send_rows,
+                ).close()
+            finally:
+                self._close_kept(session)
+            return slot["generation"]
+
+    def _is_orphan(self, session: int) -> bool:
+        slot = self._slot(session)
+        life = Incarnation(slot["pid"], slot["pid_start_time"])
+        is_known = slot["pid"] > 0 and slot["pid_start_time"] > 0  # not of another pid namespace
+        return session in self._kept and is_known and not life.is_alive()
+
+    def _kept_name(self, session: int, generation: int) -> str:
+        return f"{self._memory.manifest.generation}.{session}.{generation}"
+
+    def _keep(self, session: int, generation: int, fds: Mapping[str, int]) -> None:
+        kept = [fds[kind] for kind in _CLIENT_MEMORY if kind in fds]
+        self._fd_store.keep(self._kept_name(session, generation), kept)
+
+    def _take_kept(self, session: int, slot: dict[str, int]) -> None:
+        """What systemd has of a lost session, if that is all of it."""
+        by_inode: dict[int, int] = {}
+        for fd in self._fd_store.take(self._kept_name(session, slot["generation"])):
+            if by_inode.setdefault(os.fstat(fd).st_ino, fd) != fd:
+                os.close(fd)
+        wanted = [kind for kind in _CLIENT_MEMORY if slot[f"{kind}_size_bytes"]]
+        if all(slot[f"{kind}_inode"] in by_inode for kind in wanted):
+            found = {kind: by_inode.pop(slot[f"{kind}_inode"]) for kind in wanted}
+            self._kept[session] = found
+        for fd in by_inode.values():
+            os.close(fd)
+
+    def _close_kept(self, session: int) -> None:
+        for fd in self._kept.pop(session, {}).values():
+            os.close(fd)
+
+    def close_kept(self) -> None:
+        """Let go of what systemd keeps for us; it goes on keeping it."""
+        with self._lock:
+            for session in tuple(self._kept):
+                self._close_kept(session)
 
     @property
     def is_needed(self) -> bool:
@@ -548,6 +634,8 @@ class Sessions:
         return int(read_ints(self._memory.control, "ring_slot", place)["ended"])
 
 
+_CLIENT_MEMORY = ("ingress", "consumer", "chunk")
+"""Kinds of memory that a client has without a name."""
 _CLIENT_HEADS = {
     "ingress": (core.MAGIC_INGRESS, core.KIND_INGRESS),
     "consumer": (core.MAGIC_CONSUMER, core.KIND_CONSUMER),

@@ -45,6 +45,18 @@ with shmq.connect() as client:
             print("under way", flush=True)
 print(number)
 """
+LAST_WORDS = """
+import sys, shmq
+client = shmq.connect()
+producer = client.producer()
+producer.send(sys.argv[1], "0", timeout=60.0)
+print("connected", flush=True)
+sys.stdin.readline()
+for number in range(1, 50):
+    producer.send_oneway(sys.argv[1], str(number))
+print("published", flush=True)
+sys.stdin.readline()
+"""
 READER = """
 import sys, shmq
 topic, count = sys.argv[1], int(sys.argv[2])
@@ -241,6 +253,23 @@ def test_messages_and_rings_survive_the_death_of_the_broker(machine: Machine) ->
         wait_for(machine, f"systemctl is-active --quiet {BROKER}")
     assert main_pid(machine) not in (0, before)
     assert machine.show(BROKER, "NRestarts") == "1"
+
+
+def test_ring_outlives_both_its_client_and_the_broker(machine: Machine) -> None:
+    """What was published and not taken yet is in systemd's hands alone for a moment."""
+    with machine.begin(python(LAST_WORDS, "orphan"), user="alice") as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        assert client.stdout.readline() == "connected\n"
+        kill(machine, BROKER, "STOP")
+        print(file=client.stdin, flush=True)
+        assert client.stdout.readline() == "published\n"
+        hers = "$(find /proc -maxdepth 1 -user alice)"
+        machine.run(f"for place in {hers}; do kill -KILL ${{place#/proc/}}; done")
+    kill(machine, BROKER)
+    wait_for(machine, f"systemctl is-active --quiet {BROKER}")
+    assert read(machine, "orphan", 50) == list(range(50))
+    wait_for(machine, "! ls /proc/1/fd -l | grep --quiet memfd:shmq")
 
 
 @pytest.mark.parametrize("unit", [BROKER, NAMESRV])
