@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             manager,
             name=f"controller {config.controller_name}",
             on_reload=None if config.acl_file is None else manager.reload,
+            describe=manager.describe,
         )
     except ConfigError as error:
         _log.error("%s; %s", error, error.hint)

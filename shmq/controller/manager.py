@@ -127,6 +127,12 @@ class ControllerManager:
         """Whether the event loop has turned since last asked."""
         return self._loop_thread.beat()
 
+    def describe(self) -> str:
+        """Whether it is the one that elects, in one line for systemctl."""
+        if self.machine is not None:
+            return f"active, {len(self._members)} members"
+        return "standby" if self.problem is None else f"standby; {self.problem}"
+
     def reload(self) -> None:
         """Read the ACL file again; the log says where it is wrong."""
         if self._acl_file is not None and not self._acl_file.reload():

@@ -8,6 +8,7 @@ free for what a person overrides (`systemctl edit`). Configuration is made once 
     /usr/local/lib/sysusers.d/shmq.conf       the user and the group shmq
     /usr/local/lib/tmpfiles.d/shmq.conf       /run/shmq, /var/lib/shmq
     /etc/shmq/shmq.env                        settings of all processes
+    /etc/shmq/controller.toml                 of shmq-controller.service
     /etc/shmq/brokers/<NAME>.toml             of shmq-broker@<NAME>.service
 
 In the process of `shmq service`, as root; nothing here talks to systemd. May fail: ConfigError for
@@ -46,10 +47,14 @@ _ENVIRONMENT = """\
 # Settings of all processes of shmq: SHMQ_<SETTING>=<VALUE>. They count before a broker's own file.
 # SHMQ_ACL_FILE=/etc/shmq/acl.toml
 """
+_CONTROLLER = """\
+# shmq-controller.service. After a change: systemctl restart shmq-controller
+[controller]
+"""
 _BROKER = """\
 # shmq-broker@{name}.service. After a change: systemctl restart shmq-broker@{name}
 broker_name = "{name}"
-store_path = "/var/lib/shmq/{name}"
+store_path = "/var/lib/shmq/brokers/{name}"
 listen_port = {port}
 """
 
@@ -197,7 +202,10 @@ class Installation:
 
     def make_config(self, brokers: list[str]) -> list[Path]:
         """Make the configuration of these brokers where there is none; which files are new."""
-        wanted = {self.root / _CONFIG / "shmq.env": _ENVIRONMENT}
+        wanted = {
+            self.root / _CONFIG / "shmq.env": _ENVIRONMENT,
+            self.root / _CONFIG / "controller.toml": _CONTROLLER,
+        }
         ports = {self._listen_port(name) for name in self.brokers()}
         free = (port for port in LISTEN_PORTS if port not in ports)
         for name in brokers:

@@ -7,6 +7,7 @@ One machine for all of them: each test leaves the services running, whatever it 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -57,6 +58,7 @@ for number in range(1, 50):
 print("published", flush=True)
 sys.stdin.readline()
 """
+IN_SYNC = f"{SHMQ} ha status set --json | grep MASTER | grep --quiet SLAVE"
 READER = """
 import sys, shmq
 topic, count = sys.argv[1], int(sys.argv[2])
@@ -177,6 +179,13 @@ def sending(machine: Machine, topic: str) -> Iterator[None]:
     assert read(machine, topic, count) == list(range(count))
 
 
+def master_of_set(machine: Machine) -> int:
+    """broker_id of the member of the replica set that is master."""
+    members = json.loads(machine.run(f"{SHMQ} ha status set --json"))["members"]
+    found: int = next(each["brokerId"] for each in members if "MASTER" in each["role"])
+    return found
+
+
 def main_pid(machine: Machine, unit: str = BROKER) -> int:
     return int(machine.show(unit, "MainPID"))
 
@@ -198,7 +207,13 @@ def kill(machine: Machine, unit: str, number: str = "KILL") -> None:
 def test_page_is_followed_to_the_end() -> None:
     """Every block of commands is run by a test below, in the order of the page."""
     counts = {heading: len(blocks) for heading, blocks in sections().items()}
-    assert counts == {"Install": 2, "Let a user in": 2, "Upgrade": 1, "Uninstall": 1}
+    assert counts == {
+        "Install": 2,
+        "Let a user in": 2,
+        "Replica sets": 1,
+        "Upgrade": 1,
+        "Uninstall": 1,
+    }
 
 
 def test_another_user_sends_and_receives(installed: Machine) -> None:
@@ -344,6 +359,25 @@ def test_machine_boots_again_and_all_is_there(machine: Machine) -> None:
     machine.restart()
     assert machine.show("shmq.target", "ActiveState") == "active"
     assert read(machine, "booted", 1) == [7]
+
+
+def test_controller_makes_another_member_master(machine: Machine) -> None:
+    units = [f"shmq-broker@set-{number}.service" for number in range(2)]
+    try:
+        for block in sections()["Replica sets"]:
+            machine.run(f"set -e\n{block}")
+        wait_for(machine, IN_SYNC)
+        machine.run(f"{SHMQ} topic create elected --broker set")
+        first = master_of_set(machine)
+        with sending(machine, "elected"):
+            kill(machine, units[first])
+            machine.run(f"systemctl stop {units[first]}")  # it is not to come back
+            wait_for(machine, f"{SHMQ} ha status set --json | grep --quiet MASTER")
+        assert master_of_set(machine) == 1 - first
+        assert machine.run("find /var/lib/shmq/controller -name '*.journal'") != ""
+    finally:
+        off = " ".join([*units, "shmq-controller.service"])
+        machine.run(f"systemctl disable --quiet --now {off}; rm -f /etc/shmq/brokers/set-*")
 
 
 def test_upgrade_keeps_who_is_connected(machine: Machine) -> None:

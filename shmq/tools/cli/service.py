@@ -23,6 +23,7 @@ USER = "shmq"
 _SYSTEM = Path("/")
 _TARGET = "shmq.target"
 _NAMESRV = "shmq-namesrv.service"
+_CONTROLLER = "shmq-controller.service"
 _EXPORTER = "shmq-exporter.socket"
 _WANTS = Path("/etc/systemd/system/shmq.target.wants")
 _FOLDERS = {Path("/run/shmq"): 0o2750, Path("/var/lib/shmq"): 0o700}
@@ -51,11 +52,16 @@ def service() -> None:
     help="A broker, as often as wanted; else, if none is enabled, all there are, or broker-a.",
 )
 @click.option(
+    "--controller", is_flag=True, help="A Controller, which says who is master of replica sets."
+)
+@click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="The system to write into, for an image or a package; nothing is started or enabled.",
 )
-def _install(prefix: Path | None, brokers: tuple[str, ...], root: Path | None) -> None:
+def _install(
+    prefix: Path | None, brokers: tuple[str, ...], controller: bool, root: Path | None
+) -> None:
     """Write the units, make the user shmq, enable it all: it starts with the next boot.
 
     Doing it again is an upgrade: what differs is written, configuration is left as it is.
@@ -82,6 +88,8 @@ def _install(prefix: Path | None, brokers: tuple[str, ...], root: Path | None) -
     if problems:
         raise ConfigError(f"verify the units: {problems[0]}")
     enabled = [_TARGET, _NAMESRV, *map(broker_unit, wanted)]
+    if controller:
+        enabled.append(_CONTROLLER)
     if _has_metrics(made):
         enabled.append(_EXPORTER)
     else:

@@ -146,7 +146,7 @@ def test_each_broker_gets_a_port_of_its_own(system: Path) -> None:
     assert sorted(texts) == ["one", "three", "two"]
     ports = {re.findall(r"^listen_port = (\d+)$", text, re.MULTILINE)[0] for text in texts.values()}
     assert ports == {"10911", "10921", "10931"}
-    assert 'store_path = "/var/lib/shmq/two"' in texts["two"]
+    assert 'store_path = "/var/lib/shmq/brokers/two"' in texts["two"]
 
 
 @pytest.mark.parametrize(
