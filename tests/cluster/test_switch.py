@@ -121,11 +121,14 @@ def test_member_that_does_not_answer_leaves_everything_as_it_was(pair: Pair) -> 
         epochs = admin.epochs(NAME, 0)
         pid = pair.pid_of("broker-broker-a-1")
         os.kill(pid, signal.SIGSTOP)
+        known = len(pair.namesrv.lines)
         with pytest.raises(ShmqError):
             admin.switch_master(NAME, 1)
         sender.go_on()
         assert admin.epochs(NAME, 0) == epochs
         assert master_id(admin) == 0
+        said = "".join(line for line in pair.namesrv.lines[known:] if line.startswith("[a0]"))
+        assert "standby" not in said, "it had handed over"
 
 
 def test_member_that_the_kernel_refuses_memory_leaves_it_to_the_old_master(pair: Pair) -> None:
