@@ -58,7 +58,9 @@ class LogState(NamedTuple):
     """How far a member is."""
 
     master_epoch: int
-    """The newest that its files know."""
+    """The newest that it knows."""
+    log_epoch: int
+    """Under which the last byte of its log was written."""
     log_end: int
     """physical_offset behind its log."""
 
@@ -270,6 +272,7 @@ class ControllerLink:
             broker_id=self._config.broker_id,
             # A mastership that is being taken up is in no file yet, and none may have less.
             master_epoch=max(state.master_epoch, self._taking_epoch),
+            log_epoch=state.log_epoch,
             log_end=state.log_end,
             election_priority=self._config.broker_election_priority,
             refused_epoch=self._refused_epoch,

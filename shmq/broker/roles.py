@@ -55,6 +55,8 @@ _FAILURES = (ShmqError, OSError)
 """What a change of role may fail by; OSError: the kernel, and an event loop that did not answer."""
 _RELEASE_S = 1.0
 """After a promotion: clients that come back have the processors before the slave's memory has."""
+_STATE = ("masterEpoch", "logEpoch", "committedPosition")
+"""The fields of a broker's status that make a LogState."""
 _STATE_TIMEOUT_S = 1.0
 """For whoever serves, to say how far it is; longer, and a beat is left out."""
 _MASTERSHIP_TIMEOUT_MS = 10_000
@@ -105,7 +107,7 @@ class Member:
         """Held while a role begins or ends."""
         self._thread = threading.Thread(target=self._run, name="shmq-roles", daemon=True)
         self._link: ControllerLink | None = None
-        self._state = LogState(0, 0)
+        self._state = LogState(0, 0, 0)
         if config.enable_controller_mode:
             self._link = ControllerLink(config, self)
 
@@ -205,9 +207,10 @@ class Member:
             asked.cancel()
             return None
         if not asked.cancelled() and asked.exception() is None:  # else that role has just ended
-            epoch, end = (asked.result().get(k) for k in ("masterEpoch", "committedPosition"))
-            if isinstance(epoch, int) and isinstance(end, int):  # else it is about to begin
-                self._state = LogState(epoch, end)
+            said = [asked.result().get(key) for key in _STATE]
+            numbers = [each for each in said if isinstance(each, int)]
+            if len(numbers) == len(said):  # else it is about to begin
+                self._state = LogState(*numbers)
         return self._state
 
     def _run(self) -> None:

@@ -229,6 +229,12 @@ class Admin(Closable):
         self._check()
         return ha.members(self._call, self._folder.socket_names("broker"), broker_name)
 
+    def ha_progress(self, broker_name: str | None = None) -> list[HaMember]:
+        """As `ha_members`, with the time until each has caught up with its master; blocks for half
+        a second where one is behind.
+        """
+        return ha.progress(lambda: self.ha_members(broker_name))
+
     def epochs(self, broker_name: str, broker_id: int) -> list[tuple[int, int]]:
         """(master_epoch, start_position) of the masterships under which a member's log was written
         (RocketMQ's GET_BROKER_EPOCH_CACHE).

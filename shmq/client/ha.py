@@ -20,15 +20,15 @@ from shmq.service import Phase
 from shmq.status import BrokerRole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
 __all__ = [
     "HaMember",
-    "catching_up",
     "controller_of",
     "elect",
     "epochs_of",
     "members",
+    "progress",
     "switch",
     "sync_states",
 ]
@@ -40,6 +40,7 @@ _HAND_OVER_TIMEOUT_NS = 30_000_000_000
 _TAKE_OVER_TIMEOUT_NS = 10_000_000_000
 """For a member that was told, from there on: after that the old master is told to go on."""
 _LOOK_S = 0.02
+_PROGRESS_S = 0.5
 _TELL_TIMEOUT_NS = 2_000_000_000
 
 
@@ -130,10 +131,16 @@ def _behind(member: HaMember, master_end: int | None) -> int | None:
     return None if master_end is None else max(0, master_end - member.committed_position)
 
 
-def catching_up(
-    before: Sequence[HaMember], now: Sequence[HaMember], seconds: float
-) -> list[HaMember]:
-    """`now` with the time until each has caught up, from two looks that lie `seconds` apart."""
+def progress(look: Callable[[], list[HaMember]]) -> list[HaMember]:
+    """The members that `look` gives, with the time until each has caught up; looks twice, half a
+    second apart, where one is behind.
+    """
+    before, begin_ns = look(), SYSTEM_CLOCK.monotonic_ns()
+    now = before
+    if any(each.lag_bytes for each in before):
+        time.sleep(_PROGRESS_S)
+        now = look()
+    seconds = (SYSTEM_CLOCK.monotonic_ns() - begin_ns) / 1e9
     lags = {(each.broker_name, each.broker_id): each.lag_bytes for each in before}
     found = []
     for each in now:

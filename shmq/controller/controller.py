@@ -68,7 +68,9 @@ class Heartbeat:
     broker_name: str
     broker_id: int
     master_epoch: int
-    """The newest that its files know."""
+    """The newest that it knows: the next election counts on from the highest."""
+    log_epoch: int
+    """Under which the last byte of its log was written."""
     log_end: int
     """physical_offset behind its log."""
     election_priority: int = 2**31 - 1
@@ -471,7 +473,7 @@ class Controller:
         return {
             beat.broker_id: Candidate(
                 broker_id=beat.broker_id,
-                master_epoch=beat.master_epoch,
+                log_epoch=beat.log_epoch,
                 log_end=beat.log_end,
                 election_priority=beat.election_priority,
             )

@@ -7,8 +7,9 @@
         since another arbiter or a lost journal had masters, behind the grace time only
     else, with enableElectUncleanMaster and after the grace time: of all living ones the best
 
-The best has the newest master_epoch, then the longest log, then the lowest brokerElectionPriority
-(RocketMQ's DefaultElectPolicy), then the lowest broker_id. Learners are not among them.
+The best has the log that was written under the newest master_epoch, then the longest one, then the
+lowest brokerElectionPriority (RocketMQ's DefaultElectPolicy), then the lowest broker_id. Learners
+are not among them.
 
 Pure. In the Controller, in its thread.
 """
@@ -27,8 +28,8 @@ class Candidate:
     """What the last heartbeat of a living member said."""
 
     broker_id: int
-    master_epoch: int
-    """The newest that its files know."""
+    log_epoch: int
+    """Under which the last byte of its log was written."""
     log_end: int
     """physical_offset behind its log."""
     election_priority: int
@@ -66,7 +67,7 @@ def elect(
     in_sync = able & info.sync_state_set if info.sync_state_set else able
     awaited = able if has_memory else in_sync
     is_first = not info.sync_state_set
-    has_log = is_first and any(each.master_epoch or each.log_end for each in living.values())
+    has_log = is_first and any(each.log_epoch or each.log_end for each in living.values())
     if not is_grace_over and (has_log or not awaited <= living.keys()):
         return None
     by_log = [each for each in in_sync & living.keys() if (each, Elected.IN_SYNC) not in refused]
@@ -80,6 +81,6 @@ def elect(
 def _best(broker_ids: Set[int] | list[int], living: Mapping[int, Candidate]) -> int:
     def rank(broker_id: int) -> tuple[int, int, int, int]:
         each = living[broker_id]
-        return (-each.master_epoch, -each.log_end, each.election_priority, broker_id)
+        return (-each.log_epoch, -each.log_end, each.election_priority, broker_id)
 
     return min(broker_ids, key=rank)

@@ -34,6 +34,7 @@ from shmq.controller.processor import ControllerProcessor, shown
 from shmq.errors import ConfigError, ShmqError, StoreCorruptError, StoreLockedError
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
+from shmq.remoting.identity import has_ended
 from shmq.remoting.loop_thread import LoopThread
 from shmq.remoting.runtime_folder import RuntimeFolder, controller_socket_name
 from shmq.remoting.server import Connection, Server
@@ -214,9 +215,10 @@ class ControllerManager:
 
     def _tick(self) -> None:
         wait_s = _TICK_S
+        self._bury()
         if self.machine is not None:
             self.obey(self.machine.tick(now_ns=self.now_ns()))
-        else:
+        if self.machine is None:
             wait_s = self._try_lead()
         self._timer = asyncio.get_running_loop().call_later(wait_s, self._tick)
 
@@ -236,10 +238,12 @@ class ControllerManager:
         return self._time.look(self._clock.monotonic_ns())
 
     def obey(self, outcome: Outcome) -> bool:
-        """Make an outcome durable, apply it, fence and tell; False: the journal failed."""
+        """Make an outcome durable, apply it, fence and tell; False: the journal failed, just now or
+        with the outcome before.
+        """
         machine, journal = self.machine, self._journal
-        assert machine is not None
-        assert journal is not None
+        if machine is None or journal is None:
+            return False
         try:
             journal.append(outcome.records, self._table)
             machine.apply(outcome.records)
@@ -271,6 +275,7 @@ class ControllerManager:
 
     def seen(self, connection: Connection, broker_name: str, broker_id: int) -> None:
         """A member has spoken through this connection: it is told there, and watched."""
+        self._bury()
         key = (broker_name, broker_id)
         known, life = self._members.get(key), connection.identity.incarnation
         if life is None or (known is not None and known.connection is connection):
@@ -288,6 +293,14 @@ class ControllerManager:
             return
         self._members[key] = _Member(connection, life, pidfd)
         asyncio.get_running_loop().add_reader(pidfd, self._ended, key)
+
+    def _bury(self) -> None:
+        """Hear of every death so far, before anything is decided: the loop may come to that later,
+        and whoever is dead would be elected for the heartbeats that it sent.
+        """
+        for key, member in tuple(self._members.items()):
+            if has_ended(member.pidfd):
+                self._ended(key)
 
     def _ended(self, key: tuple[str, int]) -> None:
         """The kernel says that a member's process is dead."""

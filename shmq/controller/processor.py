@@ -177,6 +177,7 @@ class ControllerProcessor:
             broker_name=_broker_name(take),
             broker_id=_broker_id(take),
             master_epoch=take.number("epoch"),
+            log_epoch=take.number("logEpoch"),
             log_end=take.number("maxOffset"),
             election_priority=take.number("electionPriority", 2**31 - 1),
             refused_epoch=take.number("refusedEpoch", 0),
@@ -319,7 +320,7 @@ def _members(
                 is_alive=machine.is_active(info.broker_name, each.broker_id, now_ns=now_ns),
                 is_in_sync=each.broker_id in info.sync_state_set,
                 is_async_learner=each.is_async_learner,
-                master_epoch=beat.master_epoch if beat else 0,
+                log_epoch=beat.log_epoch if beat else 0,
                 log_end=beat.log_end if beat else 0,
                 election_priority=beat.election_priority if beat else 2**31 - 1,
             )

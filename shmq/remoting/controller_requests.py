@@ -1,9 +1,10 @@
 """What a Controller is asked and what it tells, as commands: the one place that spells its fields.
 
 Brokers register and beat here, tools ask here, the Controller's processor takes apart what these
-functions put together. Fields and bodies are RocketMQ's where it has them; `elected`, `isBegun` and
-`refusedEpoch` are ours (decision 0024), and so is that a member says with its heartbeat what it
-could not do. An address is the name of a socket in the runtime folder, never a path.
+functions put together. Fields and bodies are RocketMQ's where it has them; `elected`, `isBegun`,
+`logEpoch` and `refusedEpoch` are ours (decision 0024), and so is that a member says with its
+heartbeat what it could not do. An address is the name of a socket in the runtime folder, never a
+path.
 
 Pure: nothing is sent, nothing blocks. An answer of another shape raises ConfigError.
 """
@@ -123,8 +124,8 @@ class MemberState:
     """It is in the SyncStateSet."""
     is_async_learner: bool
     """It is never elected."""
-    master_epoch: int
-    """The newest that it said it knows; 0: it has said nothing to this Controller."""
+    log_epoch: int
+    """Under which its log's last byte was written, as it said last; 0: none, or it said nothing."""
     log_end: int
     """physical_offset behind its log, as it said last."""
     election_priority: int
@@ -197,6 +198,7 @@ def broker_heartbeat(
     broker_name: str,
     broker_id: int,
     master_epoch: int,
+    log_epoch: int,
     log_end: int,
     election_priority: int,
     refused_epoch: int,
@@ -208,6 +210,7 @@ def broker_heartbeat(
             "brokerName": broker_name,
             "brokerId": broker_id,
             "epoch": master_epoch,
+            "logEpoch": log_epoch,
             "maxOffset": log_end,
             "electionPriority": election_priority,
             "refusedEpoch": refused_epoch,
@@ -303,7 +306,7 @@ def sync_state_data_to_json(found: Iterable[SyncStateData]) -> bytes:
                 "alive": member.is_alive,
                 "inSync": member.is_in_sync,
                 "asyncLearner": member.is_async_learner,
-                "epoch": member.master_epoch,
+                "logEpoch": member.log_epoch,
                 "maxOffset": member.log_end,
                 "electionPriority": member.election_priority,
             }
@@ -355,7 +358,7 @@ def _member(data: Mapping[str, object]) -> MemberState:
         is_alive=take.flag("alive"),
         is_in_sync=take.flag("inSync"),
         is_async_learner=take.flag("asyncLearner"),
-        master_epoch=take.number("epoch"),
+        log_epoch=take.number("logEpoch"),
         log_end=take.number("maxOffset"),
         election_priority=take.number("electionPriority"),
     )

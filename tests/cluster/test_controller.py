@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import orjson
 import pytest
 
 import shmq
 from shmq.errors import ConfigError, ServiceNotAvailableError, ShmqError
 from shmq.status import Elected
 from tests.cluster.controller_process import NAME, LedSet
+from tests.cluster.namesrv_process import NamesrvProcess
 from tests.cluster.sender import Sender
 from tests.support.cluster import wait_for
+from tests.support.repository import ROOT
 from tests.support.scale import scaled
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(scaled(180, 3600))]
@@ -184,7 +189,8 @@ def test_learner_copies_and_is_never_elected_nor_in_sync(tmp_path: Path, cluster
 def test_unclean_election_is_refused_unless_it_is_allowed(
     tmp_path: Path, cluster_name: str, is_allowed: bool
 ) -> None:
-    settings = {"enableElectUncleanMaster": "true"} if is_allowed else {}
+    """Without a grace time: whoever may be elected is, as soon as it is there."""
+    settings = {"election_grace_ms": "0", "enableElectUncleanMaster": str(is_allowed).lower()}
     with LedSet(tmp_path, cluster_name, controller=settings, haMaxTimeSlaveNotCatchup="300") as led:
         led.await_in_sync(0, 1)
         os.kill(led.members[1].pid, signal.SIGSTOP)
@@ -192,16 +198,23 @@ def test_unclean_election_is_refused_unless_it_is_allowed(
             client.create_topic("t", queues=1)
             client.producer().send("t", b"what 1 has not")
             led.await_in_sync(0)
+            controller = led.controllers[0].process.pid
+            os.kill(controller, signal.SIGSTOP)  # it sees neither the memory nor 0 without it
             led.members[0].kill()
-        led.wipe_memory()
+            led.wipe_memory()
+            os.kill(controller, signal.SIGCONT)
         os.kill(led.members[1].pid, signal.SIGCONT)
         if is_allowed:
             assert led.await_master(1) == 1
             assert led.data().info.elected is Elected.UNCLEAN
             return
-        wait_for(lambda: _lives(led, 1), "the heartbeats of 1")
-        refused = wait_for(lambda: "elected" not in led.members[1].log and led.data(), "a look")
-        assert refused.info.master_broker_id == 0
+        wait_for(lambda: _lives(led, 1) and not _lives(led, 0), "the heartbeats of 1 alone")
+        with (
+            shmq.Admin(led.runtime) as admin,
+            pytest.raises(ShmqError, match="1 is not there, a learner, or not in sync"),
+        ):
+            admin.elect_master(NAME, 1)
+        assert led.data().info.master_epoch == 1, "nobody was elected"
         led.start_member(0)
         assert led.await_master(0, 1) == 0
 
@@ -226,6 +239,121 @@ def test_election_by_hand_fails_no_send(tmp_path: Path, cluster_name: str) -> No
             with pytest.raises(ShmqError, match="broker-a: 1 is master"):
                 admin.elect_master(NAME, 1)
             assert [epoch for epoch, _ in admin.epochs(NAME, 1)] == [1, 2, 3, 4]
+
+
+def _shell(led: LedSet, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "shmq.tools.cli", *arguments, "-n", str(led.runtime)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_verbs_show_who_is_in_sync_elect_and_clean(tmp_path: Path, cluster_name: str) -> None:
+    with LedSet(tmp_path, cluster_name, members=3, learners=[2]) as led:
+        led.await_in_sync(0, 1)
+        wait_for(lambda: len(led.statuses()) == 3, "all three")
+        said = _shell(led, "ha", "sync-state", NAME, "--json")
+        (state,) = orjson.loads(said.stdout)["replicaSets"]
+        assert (state["masterBrokerId"], state["masterEpoch"], state["isBegun"]) == (0, 1, True)
+        assert state["syncStateSet"] == [0, 1]
+        shown = [(row["brokerId"], row["alive"], row["inSync"]) for row in state["members"]]
+        assert shown == [(0, True, True), (1, True, True), (2, True, False)]
+        assert "learner" in _shell(led, "ha", "sync-state").stdout
+        said = _shell(led, "ha", "elect", NAME, "--to", "1", "--json")
+        assert orjson.loads(said.stdout)["brokerId"] == 1, said.stderr
+        led.await_in_sync(0, 1)
+        (_, _, learner) = orjson.loads(_shell(led, "ha", "status", "--json").stdout)["members"]
+        assert (learner["lagBytes"], learner["catchUpS"]) == (0, 0.0)
+        assert "caught up" in _shell(led, "ha", "status").stdout
+        refused = _shell(led, "ha", "elect", NAME, "--to", "2")
+        assert refused.returncode == 1
+        assert "2 is not there, a learner, or not in sync" in refused.stderr
+        refused = _shell(led, "ha", "clean", NAME, "--id", "2", "--yes")
+        assert "[2] live; stop them first" in refused.stderr
+        led.members[2].stop()
+        wait_for(lambda: not _lives(led, 2), "the end of 2")
+        said = _shell(led, "ha", "clean", NAME, "--id", "2", "--yes")
+        assert said.returncode == 0, said.stderr
+        assert [each.broker_id for each in led.data().members] == [0, 1]
+        nobody = _shell(led, "ha", "sync-state", "broker-z")
+        assert "broker-z: the Controller knows no such replica set" in nobody.stderr
+
+
+def test_store_of_another_member_is_refused(tmp_path: Path, cluster_name: str) -> None:
+    with LedSet(tmp_path, cluster_name) as led:
+        led.await_in_sync(0, 1)
+        led.members[1].stop()
+        path = led.members[1].store_path / "shmq" / "broker_identity.json"
+        path.write_bytes((led.members[0].store_path / "shmq" / "broker_identity.json").read_bytes())
+        process = led.members[1]._start()
+        assert process.wait() == 2
+        assert "this store is broker-a:0" in led.members[1].log
+        path.unlink()  # the Controller alone knows the code now, and it is another one
+        led.start_member(1)
+        wait_for(lambda: "broker_id 1 is not free" in led.members[1].log, "the refusal")
+        assert len(led.data().members) == 2
+
+
+CLUSTER = """
+[namesrv]
+enableControllerInNamesrv = true
+[controller]
+controllerStorePath = "{folder}/controller"
+election_grace_ms = 500
+[cluster]
+crash_count_max = 100
+[broker.a0]
+{member}
+broker_id = 0
+store_path = "{folder}/a0"
+[broker.a1]
+{member}
+broker_id = 1
+store_path = "{folder}/a1"
+"""
+
+
+def test_controller_in_the_namesrv_leads_the_members_of_its_cluster_file(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    member = (
+        f'cluster_name = "{cluster_name}"\nbroker_name = "{NAME}"\nenableControllerMode = true\n'
+        'commit_log_file_size_bytes = "8MiB"\nbrokerHeartbeatInterval = 100'
+    )
+    file = tmp_path / "cluster.toml"
+    file.write_text(CLUSTER.format(folder=tmp_path, member=member))
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o750)
+    try:
+        with NamesrvProcess(runtime, "--cluster", str(file)) as namesrv:
+            with shmq.Admin(runtime) as admin, shmq.connect(runtime) as client:
+
+                def master() -> int | None:
+                    masters = [each for each in admin.ha_members(NAME) if each.is_master]
+                    return masters[0].pid if masters else None
+
+                first = wait_for(master, "a master")
+                wait_for(
+                    lambda: len(admin.sync_states(NAME)[0].info.sync_state_set) == 2, "two in sync"
+                )
+                client.create_topic("t", queues=1)
+                sender = Sender(client)
+                sender.start()
+                sender.go_on()
+                os.kill(first, signal.SIGKILL)
+                sender.go_on()
+                assert wait_for(master, "another master") != first
+                wait_for(lambda: len(admin.ha_members(NAME)) == 2, "the one that was started again")
+                sender.stop()
+                assert admin.sync_states(NAME)[0].info.master_epoch >= 2
+            assert namesrv.end() == 0
+            assert "elected broker=" not in "".join(namesrv.lines), "the supervisor elected"
+    finally:
+        for path in Path("/dev/shm").glob(f"shmq.{cluster_name}.*"):
+            path.unlink()
 
 
 def test_without_a_controller_verbs_say_so(tmp_path: Path, cluster_name: str) -> None:

@@ -308,6 +308,7 @@ class Cluster:
             broker_name=NAME,
             broker_id=broker.broker_id,
             master_epoch=max(log[-1][0] if log else 0, broker.serving_epoch),
+            log_epoch=log[-1][0] if log else 0,
             log_end=len(log),
             refused_epoch=broker.refused_epoch,
         )

@@ -28,7 +28,7 @@ _VERBS = {
     "topic": "list, show, create, change and delete topics",
     "group": "list consumer groups, show their lag, change them; reset, skip, clone their offsets",
     "broker": "list brokers, show what one says of itself, have producers leave one",
-    "ha": "show the members of replica sets, have another one become master",
+    "ha": "show the members of replica sets, who is in sync; have another one become master",
     "namesrv": "list NameServers; their key-value configuration",
     "cluster": "show clusters and what is wrong in them",
     "acl": "check an ACL file, say what it allows whom and why",

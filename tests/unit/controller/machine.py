@@ -80,6 +80,7 @@ class Machine:
             broker_name=NAME,
             broker_id=broker_id,
             master_epoch=epoch,
+            log_epoch=epoch,
             log_end=log_end,
             election_priority=priority,
             refused_epoch=refused,

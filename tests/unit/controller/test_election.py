@@ -25,7 +25,7 @@ NOBODY: frozenset[tuple[int, Elected]] = frozenset()
 
 def _elect(*living: int, **how: Any) -> tuple[int, Elected] | None:
     candidates = {
-        each: Candidate(broker_id=each, master_epoch=4, log_end=each, election_priority=0)
+        each: Candidate(broker_id=each, log_epoch=4, log_end=each, election_priority=0)
         for each in living
     }
     plain: dict[str, Any] = {
