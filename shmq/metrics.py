@@ -119,6 +119,14 @@ _TABLE = (
     Metric("shmq_store_disk_size_bytes", _G, _BROKER, "Size of that disk."),
     Metric("shmq_segment_bytes", _G, _BROKER, "Its shared memory, by kind of object.", ("kind",)),
     # ---- replicas ------------------------------------------------------------------------------
+    Metric(
+        "shmq_cut_messages_total",
+        _C,
+        _BROKER,
+        "Messages cut of its log that only it had: resent, present at the master, or lost.",
+        ("outcome",),
+    ),
+    Metric("shmq_cut_pending_bytes", _G, _BROKER, "Cut of its log, and not looked at yet."),
     Metric("shmq_ha_in_sync_replicas", _G, _MASTER, "Brokers in its SyncStateSet, with itself."),
     Metric(
         "shmq_ha_replica_lag_bytes",

@@ -733,7 +733,8 @@ class Broker:
     @property
     def has_problem(self) -> bool:
         """Whether there is something that a person should see to."""
-        return (self.problem or self._retention_problem()) is not None
+        cut_problem = self.cuts.problem if self._is_store_open else None
+        return (self.problem or self._retention_problem() or cut_problem) is not None
 
     def status(self) -> dict[str, Scalar]:
         """Whether it lives and how far it is; answered in every phase."""

@@ -201,6 +201,10 @@ class StatsService:
         for group, count in broker.expired_unread.counts.items():
             say("shmq_expired_unread_messages_total", count, group)
         say("shmq_corrupt_records", disk.hole_count)
+        cuts = broker.cuts.counts()
+        for outcome in ("Resent", "Present", "Lost"):
+            say("shmq_cut_messages_total", cuts[f"cut{outcome}Total"], outcome.lower())
+        say("shmq_cut_pending_bytes", cuts["cutPendingBytes"])
         if disk.usage is not None:
             say("shmq_store_disk_free_bytes", disk.usage.free_bytes)
             say("shmq_store_disk_size_bytes", disk.usage.used_bytes + disk.usage.free_bytes)

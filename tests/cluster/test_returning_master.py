@@ -15,6 +15,7 @@ from shmq.store.cuts import CutList
 from tests.cluster.test_slave import Pair, check_equal_logs
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
+from tests.support.exporter import Exporter, value
 from tests.support.scale import scaled
 
 if TYPE_CHECKING:
@@ -165,6 +166,13 @@ def test_what_cannot_be_appended_again_is_counted_and_said(
     assert pair.bodies() == ["after", "both"]
     assert "cut settled" in pair.master.log
     assert "lost=2" in pair.master.log
+    with Exporter(pair.cluster.runtime) as exporter:
+
+        def shows(name: str, wanted: int, **labels: str) -> bool:
+            return value(exporter.look(), name, broker_id="0", **labels) == wanted
+
+        wait_for(lambda: shows("shmq_cut_messages_total", 2, outcome="lost"), "the count")
+        assert shows("shmq_problem", 1)
     pair.check_equal()
 
 
