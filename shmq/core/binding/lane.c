@@ -103,8 +103,9 @@ int shmq_lane_claim_now(struct shmq_lane_object *self, uint64_t body_size, uint3
 }
 
 uint64_t shmq_lane_write(struct shmq_lane_object *self, const struct shmq_lane_record *record,
-                         const struct shmq_lane_place *place, uint64_t now_ms)
+                         const struct shmq_lane_place *place, uint64_t now_ns)
 {
+    uint64_t now_ms = now_ns / 1000000u;
     uint32_t inline_size = place->kind == SHMQ_RECORD_LARGE ? 0 : (uint32_t)record->body_size;
     uint32_t properties_size = shmq_lane_properties_size(record);
     uint32_t size = shmq_record_size(inline_size, properties_size);
@@ -145,9 +146,7 @@ uint64_t shmq_lane_write(struct shmq_lane_object *self, const struct shmq_lane_r
     self->ids[index] = id;
     self->kept[index / 64] &= ~(UINT64_C(1) << (index % 64));
     self->kept[index / 64] |= (uint64_t)(record->is_kept != 0) << (index % 64);
-    if (record->is_kept) {
-        self->put_ns[index] = shmq_clock_ns(CLOCK_MONOTONIC);
-    }
+    self->put_ns[index] = now_ns;
     if (place->kind == SHMQ_RECORD_LARGE) {
         shmq_chunk_commit(self->chunk, place->chunk_ticket, self->lane, sequence);
     }
@@ -350,7 +349,7 @@ int shmq_lane_put(struct shmq_lane_object *self, const struct shmq_lane_record *
         memcpy(place.body, record->body, record->body_size);
     }
     if (status == SHMQ_OK) {
-        *sequence = shmq_lane_write(self, record, &place, shmq_clock_ns(CLOCK_REALTIME) / 1000000u);
+        *sequence = shmq_lane_write(self, record, &place, shmq_clock_ns(CLOCK_REALTIME));
         (void)shmq_lane_publish(&self->writer);
     }
     if (is_ours) {
@@ -382,12 +381,14 @@ static void lane_forget(struct shmq_lane_object *self, uint64_t sequence)
     }
 }
 
-/* Somebody has this completion, or knows that it never comes. With the GIL; OK: the lane is open. */
+/* Somebody has this completion, or knows that it never comes. With the GIL; OK: the lane is open. By the wall clock,
+ * which is read for born_timestamp anyway: where it steps, some sends count in a bucket that is not theirs. */
 static void lane_fetched(struct shmq_lane_object *self, uint64_t sequence, int status)
 {
     if (status == SHMQ_OK) {
         uint64_t since_ns = self->put_ns[sequence & lane_mask(self)];
-        shmq_latency_add(self->latency, shmq_clock_ns(CLOCK_MONOTONIC) - since_ns);
+        uint64_t now_ns = shmq_clock_ns(CLOCK_REALTIME);
+        shmq_latency_add(self->latency, now_ns > since_ns ? now_ns - since_ns : 0);
     }
     lane_forget(self, sequence);
 }

@@ -87,7 +87,7 @@ struct shmq_lane_object {
     shmq_word32 changes; /* counts what a waiter must get up for beside the broker's words; bumped with the GIL */
     uint64_t *kept; /* bit sequence & mask: somebody will fetch that completion */
     uint64_t *ids;  /* id of the unique key of sequence & mask */
-    uint64_t *put_ns; /* when it was put, of a kept one */
+    uint64_t *put_ns; /* CLOCK_REALTIME when sequence & mask was put */
     struct shmq_latency *latency; /* ours to write, with the GIL: from put until somebody has the completion */
     struct shmq_unique_keys unique_keys;
 };
@@ -101,9 +101,10 @@ void shmq_lane_leave(struct shmq_lane_object *self);
 int shmq_lane_claim_wait(struct shmq_lane_object *self, uint64_t body_size, uint32_t properties_size,
                          struct shmq_wait *wait, struct shmq_lane_place *place);
 
-/* Completes the claimed record, whose body is in place. Its sequence; shmq_lane_publish makes it the broker's. */
+/* Completes the claimed record, whose body is in place; now_ns of CLOCK_REALTIME. Its sequence; shmq_lane_publish makes
+ * it the broker's. */
 uint64_t shmq_lane_write(struct shmq_lane_object *self, const struct shmq_lane_record *record,
-                         const struct shmq_lane_place *place, uint64_t now_ms);
+                         const struct shmq_lane_place *place, uint64_t now_ns);
 
 /* Claims, copies and writes one record, and publishes it. Status, or 1 with an exception. */
 int shmq_lane_put(struct shmq_lane_object *self, const struct shmq_lane_record *record, struct shmq_wait *wait,

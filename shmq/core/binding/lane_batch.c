@@ -169,11 +169,11 @@ static int batch_put(struct shmq_lane_object *self, struct shmq_lane_call *call,
 {
     struct shmq_lane_record *record = &call->record;
     uint64_t first = self->writer.sequence;
-    uint64_t now_ms = 0;
+    uint64_t now_ns = 0;
     int status = SHMQ_OK;
     for (*count = 0; *count < wanted; ++*count) {
         if (*count % BATCH_CLOCK_RECORDS == 0) {
-            now_ms = shmq_clock_ns(CLOCK_REALTIME) / 1000000u;
+            now_ns = shmq_clock_ns(CLOCK_REALTIME);
             if (*count != 0) {
                 (void)shmq_lane_publish(&self->writer);
             }
@@ -188,7 +188,7 @@ static int batch_put(struct shmq_lane_object *self, struct shmq_lane_call *call,
                 break;
             }
             status = shmq_lane_claim_wait(self, record->body_size, properties_size, &call->wait, &place);
-            now_ms = shmq_clock_ns(CLOCK_REALTIME) / 1000000u;
+            now_ns = shmq_clock_ns(CLOCK_REALTIME);
         }
         if (status != SHMQ_OK) {
             break;
@@ -206,7 +206,7 @@ static int batch_put(struct shmq_lane_object *self, struct shmq_lane_call *call,
         } else {
             memcpy(place.body, record->body, record->body_size);
         }
-        (void)shmq_lane_write(self, record, &place, now_ms);
+        (void)shmq_lane_write(self, record, &place, now_ns);
     }
     if (!self->closed) {
         (void)shmq_lane_publish(&self->writer);

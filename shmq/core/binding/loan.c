@@ -140,7 +140,7 @@ static int loan_commit_size(struct loan *self, uint64_t size)
     }
     self->record.body_size = size;
     self->sequence =
-        shmq_lane_write(self->lane, &self->record, &self->place, shmq_clock_ns(CLOCK_REALTIME) / 1000000u);
+        shmq_lane_write(self->lane, &self->record, &self->place, shmq_clock_ns(CLOCK_REALTIME));
     (void)shmq_lane_publish(&self->lane->writer);
     self->state = LOAN_COMMITTED;
     shmq_lane_leave(self->lane);
