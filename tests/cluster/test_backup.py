@@ -1,0 +1,89 @@
+"""A copy of a store that is in use, by the command of docs/operate/backup.md, and back from it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shmq
+from tests.support.cluster import Cluster, wait_for
+from tests.support.repository import ROOT
+
+pytestmark = pytest.mark.cluster
+PAGE = ROOT / "docs" / "operate" / "backup.md"
+SHMQ = [sys.executable, "-m", "shmq.tools.cli"]
+TIMEOUT_S = 60
+
+
+def commands(**names: Path) -> list[str]:
+    """The page's lines of shell, with what they are about filled in."""
+    found = re.findall(r"^    \$ (.*)$", PAGE.read_text(), re.M)
+    for name, value in names.items():
+        found = [re.sub(rf"\b{name}\b", str(value), line) for line in found]
+    return found
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+
+@pytest.mark.slow
+def test_copy_of_a_store_in_use_has_all_that_was_on_disk_when_it_began(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    backup, new = tmp_path / "backup", tmp_path / "new" / "store-broker-a"
+    with Cluster(tmp_path, cluster_name) as cluster:
+        broker = cluster.brokers[0]
+        copy, make, unpack, fsck, start = commands(STORE=broker.store_path, BACKUP=backup, NEW=new)
+        assert start == f"shmq-broker --store {new} --name NAME"
+        with (
+            cluster.connect() as client,
+            subprocess.Popen(
+                [*SHMQ, "pub", "orders", "x" * 30_000, "-c", "9" * 9, "-n", str(cluster.runtime)],
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+            ) as sender,
+        ):
+            with client.consumer("orders", group="g") as consumer:
+                for message in consumer.receive(10, timeout=TIMEOUT_S):
+                    with message.process():
+                        pass
+            stored = broker.store_path / "config" / "consumerOffset.json"
+            wait_for(lambda: stored.exists() and b"orders@g" in stored.read_bytes(), "the offsets")
+            wait_for(lambda: broker.status()["flushedPosition"] > 20 << 20, "some files")
+            flushed = broker.status()["flushedPosition"]
+            done = shell(copy)
+            assert done.returncode in (0, 1), done.stderr
+            assert broker.status()["flushedPosition"] > flushed, "it went on meanwhile"
+            consumed = offsets(cluster)
+            sender.kill()
+        whole = log_of(broker.store_path)
+    for line in (make, unpack):
+        assert shell(line).returncode == 0
+    assert not (new / "shmq" / "manifest.json").exists()
+    found = shell(fsck.replace("shmq", " ".join(SHMQ), 1))
+    assert found.returncode in (0, 1), found.stdout + found.stderr
+    for wrong in ("RECORD_DAMAGED", "POSITIONS_AHEAD", "CONSUMER_OFFSET_AHEAD", "error"):
+        assert wrong not in found.stdout, found.stdout
+    with Cluster(tmp_path / "new", f"{cluster_name}b") as again:
+        end = again.brokers[0].status()["committedPosition"]
+        assert end >= flushed
+        assert log_of(new)[:end] == whole[:end]
+        assert offsets(again) == consumed
+        with again.connect() as client, client.producer() as producer:
+            producer.send("orders", b"after")
+
+
+def offsets(cluster: Cluster) -> dict[int, int]:
+    with shmq.Admin(cluster.runtime) as admin:
+        return {row.queue_id: row.consumer_offset for row in admin.lag("g")}
+
+
+def log_of(store: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted((store / "commitlog").iterdir()))
