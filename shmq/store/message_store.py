@@ -959,9 +959,12 @@ class MessageStore:
         if self._index is not None:
             self._index.start()
         flushed = self.positions.flushed_position
+        if on_flushed is not None:
+            self._flush.set_interval(0.0)  # somebody waits
         self._flush.start(flushed - flushed % self.file_size_bytes)
         if on_flushed is not None:
             self._await_flushed()
+            self._flush.set_interval(self.config.flush_interval_ms / 1000)
             on_flushed()
         self._append.start()
         self.retention.start()

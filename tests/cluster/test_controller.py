@@ -17,7 +17,7 @@ import pytest
 
 import shmq
 from shmq.errors import ConfigError, ServiceNotAvailableError, ShmqError
-from shmq.status import Elected
+from shmq.status import Elected, SendStatus
 from tests.cluster.controller_process import NAME, LedSet
 from tests.cluster.namesrv_process import NamesrvProcess
 from tests.cluster.sender import Sender
@@ -162,6 +162,35 @@ def _lives(led: LedSet, broker_id: int) -> bool:
     return any(each.is_alive for each in led.data().members if each.broker_id == broker_id)
 
 
+def test_slave_is_waited_for_until_the_controller_has_it_that_it_left(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    """As long as it may be elected, nothing counts as confirmed that it has not."""
+    with LedSet(tmp_path, cluster_name, brokerRole="SYNC_MASTER", slaveTimeout="300") as led:
+        led.await_in_sync(0, 1)
+        with led.connect() as client:
+            client.create_topic("t", queues=1)
+            producer = client.producer()
+            assert producer.send("t", b"to both").send_status is SendStatus.SEND_OK
+            controller = led.controllers[0].process.pid
+            os.kill(controller, signal.SIGSTOP)
+            led.members[1].kill()
+            wait_for(lambda: "slave left broker_id=1" in led.members[0].log, "its end")
+            waited = producer.send("t", b"to one").send_status
+            assert waited is SendStatus.FLUSH_SLAVE_TIMEOUT
+            os.kill(controller, signal.SIGCONT)
+            led.await_in_sync(0)
+            alone = wait_for(
+                lambda: (
+                    (sent := producer.send("t", b"to one").send_status)
+                    is not SendStatus.FLUSH_SLAVE_TIMEOUT
+                    and sent
+                ),
+                "the release",
+            )
+            assert alone is SendStatus.SLAVE_NOT_AVAILABLE
+
+
 def test_learner_copies_and_is_never_elected_nor_in_sync(tmp_path: Path, cluster_name: str) -> None:
     with (
         LedSet(tmp_path, cluster_name, members=2, learners=[1]) as led,
@@ -173,6 +202,8 @@ def test_learner_copies_and_is_never_elected_nor_in_sync(tmp_path: Path, cluster
         for at in range(100):
             producer.send("t", b"%d" % at)
         wait_for(lambda: [each.lag_bytes for each in led.statuses()] == [0, 0], "its copy")
+        assert "slave attached broker_id=1" in led.members[0].log
+        assert "slave broker_id=1 standing=IN_SYNC" not in led.members[0].log
         with pytest.raises(ShmqError, match="1 is not there, a learner, or not in sync"):
             admin.elect_master(NAME, 1)
         led.members[0].kill()

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,16 +64,25 @@ class Members:
     def __init__(self) -> None:
         self._open: list[tuple[MessageStore, Mastership]] = []
 
-    def open(self, config: StoreConfig, *, is_unclean: bool = False) -> MessageStore:
+    def open(
+        self,
+        config: StoreConfig,
+        *,
+        is_unclean: bool = False,
+        must_adopt: bool = False,
+        on_flushed: Callable[[MessageStore], None] | None = None,
+    ) -> MessageStore:
         assert config.runtime_path is not None
         mastership = Mastership.take(config.runtime_path, timeout_ms=10_000)
         try:
-            store = MessageStore(config, mastership=mastership, is_unclean=is_unclean)
+            store = MessageStore(
+                config, mastership=mastership, is_unclean=is_unclean, must_adopt=must_adopt
+            )
             store.open()
         except BaseException:
             mastership.release()
             raise
-        store.start()
+        store.start(on_flushed=None if on_flushed is None else lambda: on_flushed(store))
         self._open.append((store, mastership))
         return store
 
@@ -188,6 +197,31 @@ def test_memory_that_somebody_took_away_holds_no_member_back(
     assert not store.is_adopted
     assert store.master_epoch == 3
     assert _count(store) == 1
+
+
+def test_member_elected_for_memory_has_all_of_it_in_its_files_before_it_serves(
+    other: StoreConfig, members: Members
+) -> None:
+    seen: list[bool] = []
+
+    def look(store: MessageStore) -> None:
+        now = store.positions
+        seen.append(now.flushed_position == now.committed_position > 0)
+
+    store = members.open(other, must_adopt=True, on_flushed=look)
+    assert _count(store) == 2
+    assert seen == [True], "with an interval of a minute"
+
+
+def test_member_elected_for_memory_never_goes_on_with_its_own_log(
+    config: StoreConfig, other: StoreConfig, members: Members
+) -> None:
+    for path in SHM.glob(f"shmq.{config.cluster_name}.*"):
+        path.unlink()
+    for member in (other, config):  # which had a copy of it, and which had made it
+        with pytest.raises(FencedError, match="the memory of the last master: it is gone"):
+            members.open(member, must_adopt=True)
+    assert _count(members.open(other, is_unclean=True)) == 1
 
 
 def test_member_with_another_history_leaves_the_memory_alone(
