@@ -5,13 +5,15 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "failover"))
 
+from lag import Lag, LagWatch
 from measuring import Figure, count_for, figure, undisturbed
 from programs import programs
-from replica_pair import replica_pair
+from replica_pair import ReplicaPair, replica_pair
 
 SET_UPS = (
     ("no slave", "ASYNC_MASTER", 1),
@@ -58,4 +60,32 @@ def row_ha(options: argparse.Namespace) -> dict[str, Figure]:
                 figures[f"ha {label} {verb} 100B"] = figure(
                     values, "messages/s", bound, foreign_cpu_max=share
                 )
+            if member_count > 1:
+                figures |= _lag(f"ha {label}", pair, rate, options.runs)
     return figures
+
+
+def _lag(
+    label: str, pair: ReplicaPair, rate: Callable[[int], float], runs: int
+) -> dict[str, Figure]:
+    """The slave's while the last sender sends at full speed."""
+
+    def lag(run: int) -> Lag:
+        stores = pair.store(pair.master().broker_id), pair.store(pair.slave().broker_id)
+        with LagWatch(*stores) as watch:
+            rate(run)
+        return watch.lag()
+
+    values, share = undisturbed(lag, runs)
+    bound = "the slave's copy at memory speed; on two cores, its turn to run"
+    return {
+        f"{label} slave lag in {unit} at send_many, {name}": figure(
+            [getattr(one, field) for one in values], unit, bound, foreign_cpu_max=share
+        )
+        for name, field, unit in (
+            ("p50", "bytes_p50", "bytes"),
+            ("p99", "bytes_p99", "bytes"),
+            ("p50", "us_p50", "us"),
+            ("p99", "us_p99", "us"),
+        )
+    }
