@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmq.broker.putting import properties_of
+from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
 from shmq.errors import (
     ClosedError,
@@ -53,6 +54,8 @@ _log = logging.getLogger("shmq.broker")
 
 _BATCH = 64
 """Frames looked at between two answers."""
+_BATCH_NS = 1_000_000_000
+"""And so long, one frame at least: each may wait for the disk, or for slaves."""
 _COUNT_BATCH = 10_000
 _SAME_KEY_MAX = 64
 """Messages with one UNIQ_KEY that are looked at: a message and its retries."""
@@ -125,14 +128,20 @@ class ResendService:
         """Between the look and the append: two members may have the same message."""
 
     async def resend(self, fd: int, part: CutPart, begin: int) -> Resent:
-        """Take the next frames of a part, `_BATCH` of them at most, from `begin` on.
+        """Take the next frames of a part from `begin` on, `_BATCH` of them and a second at most.
 
         Raises:
             ShmqError: try again; those before are appended, and will be found.
         """
         frames = await asyncio.to_thread(_some_frames, fd, part, begin, _BATCH)
-        done = Resent(frames[-1].end_position if frames else part.position + part.size)
+        if not frames:
+            return Resent(part.position + part.size)
+        done = Resent(begin)
+        end_ns = SYSTEM_CLOCK.monotonic_ns() + _BATCH_NS
         for frame in frames:
+            if done.next_position > begin and SYSTEM_CLOCK.monotonic_ns() >= end_ns:
+                break
+            done = done._replace(next_position=frame.end_position)
             async with self._lock:
                 try:
                     is_new = await self._take(frame)

@@ -59,7 +59,9 @@ class HAProcessor:
                 handler=self._attach, fd_count_max=len(HANDED_OVER)
             ),
             RequestCode.GET_LOG_CHECKSUM: Processor(handler=self._checksum),
-            RequestCode.RESEND_MESSAGES: Processor(handler=self._resend, fd_count_max=1),
+            RequestCode.RESEND_MESSAGES: Processor(
+                handler=self._resend, fd_count_max=1, is_concurrent=True
+            ),
             RequestCode.GET_EXPIRED_QUEUES: Processor(handler=self._expired_queues),
             RequestCode.GET_BROKER_HA_STATUS: Processor(handler=self._status),
             RequestCode.GET_ALL_CONSUMER_OFFSET: Processor(handler=self._offsets),
