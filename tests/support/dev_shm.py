@@ -19,6 +19,10 @@ RUN_TOKEN = f"t{os.getpid():x}x"
 SHARED = f"{RUN_TOKEN}shared"
 """How the names of clusters begin that several tests share: who makes one sees to its end."""
 NEIGHBOUR_GRACE_S = 1.0
+NEIGHBOURS_BENCH = "shmq.bench-"
+"""How names begin of a replica set whose members a bench beside us kills: what a dead one leaves is
+its successor's. A bench that a test runs has the run's token in its names (SHMQ_CLUSTER_NAME).
+"""
 _TOKEN = re.compile(r"(?<![0-9a-z])t([0-9a-f]+)x")
 
 
@@ -50,7 +54,9 @@ def left_behind(before: frozenset[str], *, strict: bool) -> list[str]:
         foreign = {name for name in new if _TOKEN.search(name) and RUN_TOKEN not in name}
         return sorted(new - foreign)
     left = [name for name in new if RUN_TOKEN in name]
-    unknown = {name for name in new if not _TOKEN.search(name)}
+    unknown = {
+        name for name in new if not _TOKEN.search(name) and not name.startswith(NEIGHBOURS_BENCH)
+    }
     deadline = time.monotonic() + NEIGHBOUR_GRACE_S
     while unknown and time.monotonic() < deadline:
         time.sleep(0.02)  # polling for a neighbour, not for something under test
