@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 import shmq
+from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
 from shmq.metrics import BROKER_LABELS, METRICS, MetricScope
+from shmq.monitor.broker_pages import BrokerPages, find_stores
 from tests.support.broker_process import ROOT, BrokerClient, BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.exporter import TIMEOUT_S, Exporter, samples_of, value
@@ -58,6 +60,34 @@ def test_shows_what_was_sent_and_consumed(
     wait_for(shows(exporter, "shmq_consumer_lag_messages", 1, **labels), "a lag of one")
     wait_for(lambda: (value(exporter.look(), "shmq_consumer_lag_seconds", **labels) or 0) > 2)
     wait_for(shows(exporter, "shmq_consumer_members", 0, group=group), "no members")
+
+
+def test_a_group_waits_since_its_next_message_was_stored(
+    cluster: Cluster, client: shmq.Client, topic: str, group: str
+) -> None:
+    producer = client.producer()
+    producer.send(topic, b"first")
+    with client.consumer(topic, group=group) as consumer:
+        message = consumer.try_next(TIMEOUT_S)
+        assert message is not None
+        with message.process():
+            pass
+    begin_ms = SYSTEM_CLOCK.wall_ms()
+    for _ in range(10):
+        producer.send(topic, b"more")
+    end_ms = SYSTEM_CLOCK.wall_ms()
+    (store,) = find_stores(cluster.runtime)
+    pages = BrokerPages(store)
+    pages.look()
+
+    def waiting() -> list[int]:
+        rows = pages.queue_rows()
+        mine = (one for one in pages.stats().groups if one.group == group)
+        return [one.waiting_since_ms for one in mine if rows[one.queue_row].topic == topic]
+
+    since = wait_for(lambda: [ms for ms in waiting() if ms], "a time")
+    assert all(begin_ms - 1 <= ms <= end_ms for ms in since)
+    pages.close()
 
 
 def test_counts_what_sends_took(exporter: Exporter, client: shmq.Client, topic: str) -> None:

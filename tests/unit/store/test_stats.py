@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shmq.clock import SYSTEM_CLOCK
 from shmq.config import StoreConfig
 from shmq.core import core
 from shmq.monitor.broker_pages import BrokerPages
+from shmq.monitor.monitor import Monitor
 from shmq.shm.in_use import marked_stores
 from shmq.store.message_store import MessageStore
+from shmq.store.queues import QueueHandle
 from shmq.store.stats import Progress
+from tests.support.store_process import ClientSide
 
 SHM = Path("/dev/shm")
 
@@ -26,6 +32,20 @@ def small(folder: Path, cluster_name: str) -> StoreConfig:
         hot_segment_count=3,
         max_message_size_bytes=256 << 10,
     )
+
+
+def send(store: MessageStore, handle: QueueHandle, count: int) -> None:
+    """Messages of a client in this process."""
+    offer = store.sessions.open(uid=os.getuid(), pid=os.getpid(), pid_start_time=1)
+    fds, offer.fds = offer.fds, {}
+    client = ClientSide(offer, fds)  # type: ignore[arg-type] # an Offer is what came over a socket
+    try:
+        store.sessions.grant(offer.session, [handle.row])
+        for _ in range(count):
+            assert client.lanes[0].send(*handle, b"x")[0] == 0
+    finally:
+        client.close()
+        store.sessions.close(offer.session, offer.generation)
 
 
 @pytest.fixture
@@ -59,6 +79,43 @@ def test_numbers_are_read_as_they_were_said(store: MessageStore, pages: BrokerPa
     assert (group.queue_row, group.row_generation) == handle
     assert (group.consumer_offset, group.passed_count, group.waiting_since_ms) == (7, 8, 9)
     assert pages.queue_rows()[handle.row].topic == "t"
+
+
+def test_a_monitor_makes_lag_and_age_and_passes_over_a_queue_that_is_gone(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    config = replace(small(tmp_path, cluster_name), runtime_path=tmp_path / "broker-a-0.d")
+    with MessageStore(config) as store:
+        handle = store.queues.add("t", 0, first_queue_offset=100)
+        gone = QueueHandle(handle.row, handle.generation - 1)
+        store.stats.value("shmq_ha_role", 1, "master")
+        store.stats.progress("ends", handle, Progress(100, 3, 0))
+        store.stats.progress("gone", gone, Progress(0, 0, 0))
+        store.stats.end_round()
+        seen: dict[tuple[str, str], float] = {}
+
+        def take(name: str, labels: dict[str, str], value: float, *, suffix: str = "") -> None:
+            if "group" in labels:
+                seen[name + suffix, labels["group"]] = value
+
+        monitor = Monitor(tmp_path)
+        monitor.look(take)
+        assert monitor.problems == {}
+        assert seen == {
+            ("shmq_consumer_lag_messages", "ends"): 0,
+            ("shmq_consumer_lag_seconds", "ends"): 0,
+            ("shmq_messages_out_total", "ends"): 3,
+        }
+        send(store, handle, 5)
+        hour_ago_ms = SYSTEM_CLOCK.wall_ms() - 3_600_000
+        store.stats.value("shmq_ha_role", 1, "master")
+        store.stats.progress("ends", handle, Progress(102, 5, hour_ago_ms))
+        store.stats.end_round()
+        monitor.look(take)
+        assert monitor.problems == {}
+        assert seen["shmq_consumer_lag_messages", "ends"] == 3
+        assert 3600 <= seen["shmq_consumer_lag_seconds", "ends"] < 3600 + 120
+        monitor.close()
 
 
 def test_what_is_not_said_again_is_gone_and_its_row_another_s(
