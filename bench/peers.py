@@ -16,7 +16,7 @@ if __name__ == "__main__":
     from pathlib import Path
 
     folder = Path(__file__).parent
-    sys.path[:0] = [str(folder / name) for name in ("peers", "e2e", "micro")]
+    sys.path[:0] = [str(folder / name) for name in ("peers", "e2e", "micro", "..")]
 
     from comparing import main
 

@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from backlog import row_backlog
 from fetching import cache_folder, python_packages
 from measuring import Foreign, machine
 from outcome import Outcome
 from peer import NotHad, Peer, PeerError
 from rows import FLUSHED_ROWS, FULL, QUICK, ROWS, Life, Row, Scale
-from session import running
+from session import folder_of_run, running
 
 PEERS = {
     "shmq": "shmq_itself",
@@ -23,8 +24,12 @@ PEERS = {
     "iceoryx2": "iceoryx",
     "mp.Queue": "multiprocessing_queue",
     "faster-fifo": "fifo",
+    "rocketmq-java": "rocketmq_java",
+    "rocketmq-python": "rocketmq_python",
 }
 """By name: the file beside this one."""
+BACKLOG = "backlog"
+"""A row that starts and ends servers itself."""
 
 
 def main(description: str) -> int:
@@ -33,8 +38,8 @@ def main(description: str) -> int:
     how_much.add_argument("--quick", action="store_true", help="under 3 minutes; the default")
     how_much.add_argument("--full", action="store_true", help="all sizes, longer, 5 rounds")
     parser.add_argument("--only", default=",".join(PEERS), help=f"of {', '.join(PEERS)}")
-    rows = [*ROWS, *FLUSHED_ROWS]
-    parser.add_argument("--rows", default=",".join(rows), help=f"of {', '.join(rows)}")
+    rows = [*ROWS, *FLUSHED_ROWS, BACKLOG]
+    parser.add_argument("--rows", help=f"of {', '.join(rows)}; all, but {BACKLOG} only with --full")
     parser.add_argument("--rounds", type=int, help="in each of which every peer has a turn")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument(
@@ -44,20 +49,27 @@ def main(description: str) -> int:
     options = parser.parse_args()
     scale = FULL if options.full else QUICK
     names = _chosen(parser, "peers", options.only, list(PEERS))
-    chosen = _chosen(parser, "rows", options.rows, rows)
+    usual = rows if options.full else rows[:-1]
+    chosen = _chosen(parser, "rows", options.rows or ",".join(usual), rows)
     rounds = scale.rounds if options.rounds is None else options.rounds
     if rounds < 1:
         parser.error("--rounds: wanted 1 or more")
     outcome = Outcome(machine(), options.out)
     kinds = dict(_to_be_had(names, outcome))
     counts: dict[str, dict[str, int]] = {name: {} for name in kinds}
+    took: dict[str, float] = {}
+    begin = time.perf_counter()
     for number in range(rounds):
         first = number % max(1, len(kinds))  # nobody is always behind the same one
         for name in [*list(kinds)[first:], *list(kinds)[:first]]:
-            begin = time.perf_counter()
+            turn = time.perf_counter()
+            if number > 0 and turn - begin + took[name] > scale.budget_s:
+                print(f"round {number + 1} of {rounds}: {name} left out, no time", file=sys.stderr)
+                continue
+            outcome.round = number + 1
             _live(kinds[name], chosen, scale, counts[name], outcome)
-            took = time.perf_counter() - begin
-            print(f"round {number + 1} of {rounds}: {name} {took:.1f} s", file=sys.stderr)
+            took[name] = time.perf_counter() - turn
+            print(f"round {number + 1} of {rounds}: {name} {took[name]:.1f} s", file=sys.stderr)
     outcome.show()
     if options.out:
         outcome.write(options.out)
@@ -94,11 +106,7 @@ def _to_be_had(names: list[str], outcome: Outcome) -> Iterator[tuple[str, type[P
 
 
 def _live(
-    kind: type[Peer],
-    chosen: list[str],
-    scale: Scale,
-    counts: dict[str, int],
-    outcome: Outcome,
+    kind: type[Peer], chosen: list[str], scale: Scale, counts: dict[str, int], outcome: Outcome
 ) -> None:
     """One turn of one peer: a life for the rows that want it as it is, one for those on disk."""
     for is_flushed, rows in ((False, ROWS), (True, FLUSHED_ROWS)):
@@ -107,7 +115,10 @@ def _live(
             continue
         asked = "start of the server"
         try:
-            with running(kind, cache_folder(), sys.path, is_flushed=is_flushed) as session:
+            with (
+                folder_of_run() as folder,
+                running(kind, cache_folder(), folder, sys.path, is_flushed=is_flushed) as session,
+            ):
                 outcome.introduce(kind.NAME, session.peer.version(), kind.SETTINGS)
                 life = Life(session, scale, counts)
                 for name, row in wanted.items():
@@ -119,3 +130,10 @@ def _live(
         except PeerError as error:
             # What is left of a flow that failed would be in the next row.
             outcome.fail(kind.NAME, asked, str(error))
+    if BACKLOG in chosen and kind.IS_DURABLE:
+        foreign = Foreign()
+        try:
+            for value in row_backlog(kind, cache_folder(), sys.path, scale):
+                outcome.add(kind.NAME, value, foreign.share())
+        except PeerError as error:
+            outcome.fail(kind.NAME, BACKLOG, str(error))

@@ -1,5 +1,6 @@
 """Figures of all peers side by side: medians, spread, how much better shmq is; JSON and table."""
 
+import datetime
 import json
 import statistics
 import sys
@@ -28,7 +29,11 @@ class Outcome:
         if earlier is not None and earlier.exists():
             kept = json.loads(earlier.read_text(encoding="utf-8"))
             self._result |= {name: kept[name] for name in ("peers", "figures")}
-        self._values: dict[str, dict[str, list[float]]] = {}
+        self._introduced: set[str] = set()
+        self.round = 1
+        """Counted from 1; what is added belongs to it."""
+        self._taken = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._values: dict[str, dict[str, dict[str, float]]] = {}
 
     def miss(self, peer: str, reason: str) -> None:
         """A peer cannot be had here."""
@@ -38,8 +43,8 @@ class Outcome:
     def introduce(self, peer: str, version: str, settings: dict[str, str]) -> None:
         """Say once what is measured."""
         known = {"version": version, "settings": dict(settings)}
-        if peer not in self._values:
-            self._values[peer] = {}
+        if peer not in self._introduced:
+            self._introduced.add(peer)
             self._result["peers"][peer] = known
             print(f"{peer}: {version}")
             for name, text in settings.items():
@@ -53,14 +58,15 @@ class Outcome:
     def add(self, peer: str, value: Value, foreign_share: float) -> None:
         """One run of one figure."""
         label = f"{value.label}, {peer}"
-        values = self._values[peer].setdefault(value.label, [])
-        known: Figure = self._result["figures"].get(label, {}) if values else {}
-        values.append(value.value)
+        by_round = self._values.setdefault(peer, {}).setdefault(value.label, {})
+        known: Figure = self._result["figures"].get(label, {}) if by_round else {}
+        by_round[str(self.round)] = value.value
         share = max(known.get("foreign_cpu_max", 0.0), round(foreign_share, 2))
-        self._result["figures"][label] = figure(values, value.unit, "") | {
+        self._result["figures"][label] = figure(list(by_round.values()), value.unit, "") | {
             "peer": peer,
             "row": value.label,
-            "by_round": list(values),
+            "taken": self._taken,
+            "by_round": dict(by_round),
             "is_more_better": value.is_more_better,
             "foreign_cpu_max": share,
             **value.notes,
@@ -75,8 +81,11 @@ class Outcome:
         figures = self._result["figures"]
         for known in figures.values():
             ours = figures.get(f"{known['row']}, {_OURS}")
-            if ours is not None:
-                known["shmq_is_better_by"] = _better_by(ours, known)
+            # Ratios are those of one run: the machine is another one tomorrow.
+            if ours is not None and ours["taken"] == known["taken"]:
+                rounds = sorted(ours["by_round"].keys() & known["by_round"].keys())
+                if rounds:
+                    known["shmq_is_better_by"] = _better_by(ours, known, rounds)
         return self._result
 
     def write(self, path: Path) -> None:
@@ -105,9 +114,9 @@ class Outcome:
         path.write_text(f"{before}{_BEGIN}\n{table}\n{_END}{after}", encoding="utf-8")
 
 
-def _better_by(ours: Figure, theirs: Figure) -> float:
-    """How many times better shmq is: the median of the rounds' ratios. Rounds run side by side."""
-    pairs = zip(ours["by_round"], theirs["by_round"], strict=False)
+def _better_by(ours: Figure, theirs: Figure, rounds: list[str]) -> float:
+    """How many times better shmq is: the median of the rounds' ratios."""
+    pairs = [(ours["by_round"][number], theirs["by_round"][number]) for number in rounds]
     if ours["is_more_better"]:
         return statistics.median(mine / other for mine, other in pairs)
     return statistics.median(other / mine for mine, other in pairs)

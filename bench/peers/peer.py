@@ -8,7 +8,7 @@ the server part made arrives pickled.
 import os
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,8 @@ BATCH_BYTES = 8 << 20
 RECEIVE_MAX = 500
 """Messages that a consumer asks for at once."""
 TIMEOUT_S = 60.0
+LOOK_S = 0.1
+"""How often a consumer that waits sees whether it may stop."""
 STAMP = struct.Struct("<Q")
 """When a message was due, monotonic ns; its first bytes."""
 _SLEEP_NS = 100_000
@@ -41,6 +43,26 @@ def batch_of(size: int) -> int:
 class Producer:
     """Sends to one topic."""
 
+    def work(self, *, verb: str, size: int, count: int, **more: int) -> dict[str, int]:
+        """Send so many in the way that the verb says; when that began and ended."""
+        body = bytes(size)
+        begin_ns = time.monotonic_ns()
+        match verb:
+            case "send":
+                for _ in range(count):
+                    self.send(body)
+            case "put":
+                self.put_repeatedly(body, count)
+            case "batch":
+                self.put_batches(body, count, batch_of(size))
+            case "flying":
+                self.send_flying(body, count, more["flying"])
+            case "pace":
+                self.pace(size, count, more["interval_ns"])
+            case _:
+                raise ValueError(f"no such verb: {verb}")
+        return {"begin_ns": begin_ns, "end_ns": time.monotonic_ns()}
+
     def send(self, body: Body) -> None:
         """One message; returns when it is accepted at the level the server was started with."""
         raise NotImplementedError
@@ -56,6 +78,15 @@ class Producer:
 
     def flush(self) -> None:
         """Return when all that was put is accepted."""
+
+    def put_batches(self, body: Body, count: int, size: int) -> None:
+        """As `put_many`, so many at a time."""
+        many = [body] * size
+        for _ in range(count // size):
+            self.put_many(many)
+        if count % size:
+            self.put_many(many[: count % size])
+        self.flush()
 
     def send_flying(self, body: Body, count: int, flying: int) -> None:
         """As many, `flying` of them under way at once."""
@@ -85,6 +116,36 @@ class Producer:
 
 class Consumer:
     """Receives from one topic, as a member of one group."""
+
+    def work(
+        self, board_path: str, words: memoryview, at: int, *, run: int, has_ages: bool
+    ) -> Iterator[dict[str, Any]]:
+        """Yields once it is about to receive; receives until word 0 says that the run may end.
+
+        Args:
+            board_path: of the board.
+            words: of the board.
+            at: of its slot, where it says what it has received and completed, and when.
+            run: its number.
+            has_ages: say how late each message was.
+        """
+        ages: list[int] | None = [] if has_ages else None
+        count = byte_count = 0
+        words[at] = 0
+        yield {}
+        while words[0] != run:
+            bodies = self.receive(RECEIVE_MAX, LOOK_S)
+            if not bodies:
+                continue
+            if ages is not None:
+                now_ns = time.monotonic_ns()
+                ages.extend([now_ns - STAMP.unpack_from(body)[0] for body in bodies])
+            count += len(bodies)
+            byte_count += sum(map(len, bodies))
+            self.complete()
+            words[at + 1] = time.monotonic_ns()
+            words[at] = count
+        yield {"count": count, "bytes": byte_count, "end_ns": words[at + 1], "ages_ns": ages}
 
     def receive(self, max_count: int, timeout_s: float) -> Sequence[Body]:
         """What is there, at least one unless none comes in time. Called after complete()."""
@@ -137,7 +198,7 @@ class Peer:
         """End it in order, and wait until it is gone."""
 
     def topic(self, name: str, *, members: int = 1, groups: int = 1) -> Any:
-        """A new topic: what producer() and consumer() need to know of it, to be pickled.
+        """A topic, made unless it is there: what its clients need to know of it, to be pickled.
 
         Args:
             name: letters, digits and dashes.

@@ -124,7 +124,8 @@ class Redis(Peer):
 
     def topic(self, name: str, *, members: int = 1, groups: int = 1) -> Topic:
         redis = _connect(self._socket)
-        for group in range(groups):
+        known = len(redis.xinfo_groups(name)) if redis.exists(name) else 0
+        for group in range(known, groups):
             redis.xgroup_create(name, f"group-{group}", "0", mkstream=True)
         return self._socket, name
 

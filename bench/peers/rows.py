@@ -3,6 +3,7 @@
 A row gets the life of one peer and says its figures; what a peer cannot do it is not asked for.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ SHAPES: dict[str, dict[str, int]] = {
 """One producer and one consumer; four such pairs; one producer, and four that share its topic."""
 RATES = (1_000, 10_000)
 PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
-GROUPS = (1, 4, 16)
 FLYING = (1, 64)
 LATENCY_BODY = 100
 AGES_MAX = 200_000
@@ -33,10 +33,14 @@ _TRIES = 12
 class Scale:
     """How much of everything."""
 
-    is_full: bool
     rounds: int
+    budget_s: float
+    """A turn after the first round that would not end in it is left out."""
     sizes: tuple[str, ...]
-    """Of one producer and one consumer."""
+    """Of one producer and one consumer, of which the first has all shapes."""
+    shapes: tuple[str, ...]
+    has_large_batches: bool
+    """Whether other sizes than the first are sent in batches, too."""
     burst_s: float
     burst_bytes: int
     sustained_s: float
@@ -45,10 +49,39 @@ class Scale:
     latency_s: float
     groups: tuple[int, ...]
     loaded_bytes: int
+    backlog_bytes: int
 
 
-QUICK = Scale(False, 3, ("100B", "64KiB"), 0.4, 64 * MIB, 0.0, 0, 0.6, (4,), 4 * MIB)
-FULL = Scale(True, 5, tuple(SIZES), 1.0, 256 * MIB, 8.0, 1024 * MIB, 5.0, GROUPS, 64 * MIB)
+QUICK = Scale(
+    rounds=3,
+    budget_s=175.0,
+    sizes=("100B", "64KiB"),
+    shapes=("1:1", "group of 4"),
+    has_large_batches=False,
+    burst_s=0.25,
+    burst_bytes=64 * MIB,
+    sustained_s=0.0,
+    sustained_bytes=0,
+    latency_s=0.4,
+    groups=(4,),
+    loaded_bytes=4 * MIB,
+    backlog_bytes=8 * MIB,
+)
+FULL = Scale(
+    rounds=5,
+    budget_s=math.inf,
+    sizes=("100B", "16B", "1KiB", "64KiB", "1MiB"),
+    shapes=tuple(SHAPES),
+    has_large_batches=True,
+    burst_s=1.0,
+    burst_bytes=256 * MIB,
+    sustained_s=8.0,
+    sustained_bytes=1024 * MIB,
+    latency_s=5.0,
+    groups=(1, 4, 16),
+    loaded_bytes=64 * MIB,
+    backlog_bytes=64 * MIB,
+)
 
 
 @dataclass(frozen=True)
@@ -131,18 +164,20 @@ def row_start(life: Life) -> Iterator[Value]:
 
 def row_throughput(life: Life) -> Iterator[Value]:
     """Until the last message is consumed and completed."""
-    for shape, numbers in SHAPES.items():
-        if shape.startswith("group") and not life.session.peer.HAS_GROUPS:
+    scale = life.scale
+    for shape in scale.shapes:
+        if "consumers" in SHAPES[shape] and not life.session.peer.HAS_GROUPS:
             continue
-        for name in life.scale.sizes if shape == "1:1" else life.scale.sizes[:1]:
-            for verb in ("put", "batch"):
+        for name in scale.sizes if shape == "1:1" else scale.sizes[:1]:
+            has_batches = name == scale.sizes[0] or scale.has_large_batches
+            for verb in ("put", "batch") if has_batches else ("put",):
                 what = "single" if verb == "put" else "batches"
                 label = f"{what} {name} {shape}"
-                line = life.line(shape, **numbers)
+                line = life.line(shape, **SHAPES[shape])
                 flow = life.burst(line, label, verb, SIZES[name])
                 yield _rate(label, flow)
                 yield _cpu(label, flow)
-                if life.scale.sustained_s and shape == "1:1":
+                if scale.sustained_s and shape == "1:1":
                     label = f"{label} sustained"
                     yield _rate(label, life.sustained(line, label, verb, SIZES[name]))
 

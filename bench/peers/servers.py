@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import random
 import shutil
 import signal
 import socket
@@ -12,9 +13,10 @@ from pathlib import Path
 
 from peer import NotHad, PeerError
 
-_START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
 _LOOK_S = 0.01
+_PORT_TRIES = 100
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -65,14 +67,17 @@ def start_server(
     raise PeerError(f"{command[0]} does not answer; what it said: {said}")
 
 
-def stop_server(process: subprocess.Popen[bytes]) -> None:
-    """In order, and wait until it is gone."""
-    process.terminate()
-    try:
-        process.wait(_STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def stop_server(process: subprocess.Popen[bytes], *, is_killed: bool = False) -> None:
+    """In order, unless it is to be killed; and wait until it is gone."""
+    if not is_killed:
+        process.terminate()
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+            return
+        except subprocess.TimeoutExpired:
+            pass
+    process.kill()
+    process.wait()
 
 
 def can_connect(address: str | int) -> bool:
@@ -83,12 +88,20 @@ def can_connect(address: str | int) -> bool:
     return True
 
 
-def free_port() -> int:
-    """A port of loopback that nobody has just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+def free_port(beside: Sequence[int] = ()) -> int:
+    """A port of loopback that nobody has just now, nor those at these distances from it. It is
+    below those that the kernel gives out by itself.
+    """
+    for _ in range(_PORT_TRIES):
+        port = random.randrange(20_000, 32_000)
+        try:
+            for number in (port, *(port + distance for distance in beside)):
+                with socket.socket() as probe:
+                    probe.bind(("0.0.0.0", number))
+        except OSError:
+            continue
         return port
+    raise PeerError(f"no free port in {_PORT_TRIES} tries")
 
 
 def need_program(name: str, package: str) -> str:

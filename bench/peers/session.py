@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from board import Board
 from measuring import ROOT
 from peer import Peer, PeerError
 from programs import descendants
-from worker import Board, work
+from worker import work
 
-_READY_TIMEOUT_S = 60.0
-_STALLED_S = 20.0
+_READY_TIMEOUT_S = 180.0
+_STALLED_S = 30.0
 """A flow in which nothing has come for so long has failed."""
+_SEND_TIMEOUT_S = 600.0
+_END_TIMEOUT_S = 20.0
 _LOOK_S = 0.002
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -73,15 +76,17 @@ class Worker:
             raise PeerError(f"{who}: {str(answer).strip()}")
         return answer
 
-    def has_answered(self) -> bool:
-        return self._pipe.poll()
+    def check(self) -> None:
+        """See whether it has failed; an answer that is there stays there."""
+        if not self._process.is_alive():
+            self.answer(0)
 
     def close(self) -> None:
         try:
             self._pipe.send(None)
         except OSError:
             pass  # it has ended
-        self._process.join(_STALLED_S)
+        self._process.join(_END_TIMEOUT_S)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -118,15 +123,22 @@ class Session:
         """Topics of the workers: some are gone when nobody has them."""
 
     def line(
-        self, *, producers: int = 1, consumers: int = 1, groups: int = 1, topics: int = 1
+        self,
+        *,
+        producers: int = 1,
+        consumers: int = 1,
+        groups: int = 1,
+        topics: int = 1,
+        name: str = "",
     ) -> Line:
-        """Start them; what there was before ends.
+        """Start them, on fresh topics; what there was before ends.
 
         Args:
             producers: of each topic.
             consumers: of each group of each topic.
             groups: of each topic.
             topics: how many.
+            name: of the one topic, if it is not to be a fresh one.
         """
         self.end_workers()
         line = Line([], [], groups)
@@ -134,7 +146,9 @@ class Session:
         slot = 0
         for _ in range(topics):
             self._topics += 1
-            topic = self.peer.topic(f"t{self._topics}", members=consumers, groups=groups)
+            topic = self.peer.topic(
+                name or f"t{self._topics}", members=max(1, consumers), groups=groups
+            )
             self._given.append(topic)
             line.producers.extend(self._start(0, topic) for _ in range(producers))
             for group in range(groups):
@@ -172,69 +186,98 @@ class Session:
         self._receive(line, has_ages=verb == "pace")
         for producer in line.producers:
             producer.tell({"verb": verb, "size": size, "count": each, **order})
-        self._await(line, total * line.groups)
+        received = self._await(line, total, size)
         sent = [producer.answer() for producer in line.producers]
-        received = self._stop(line)
-        cpu = cpu_seconds() - cpu_before
-        count_all = sum(answer["count"] for answer in received)
-        bytes_all = sum(answer["bytes"] for answer in received)
-        if (count_all, bytes_all) != (total * line.groups, total * line.groups * size):
-            raise PeerError(
-                f"{total} messages of {size} B to {line.groups} groups: "
-                f"{count_all} came, {bytes_all} B"
-            )
         begin_ns = min(answer["begin_ns"] for answer in sent)
         return Flow(
             total,
             (max(answer["end_ns"] for answer in received) - begin_ns) / 1e9,
             (max(answer["end_ns"] for answer in sent) - begin_ns) / 1e9,
-            cpu,
+            cpu_seconds() - cpu_before,
             sorted(age for answer in received for age in answer["ages_ns"] or ()),
         )
+
+    def send(self, line: Line, verb: str, size: int, count: int) -> None:
+        """Send `count` messages by one producer; they stay where they are."""
+        (producer,) = line.producers
+        producer.tell({"verb": verb, "size": size, "count": count})
+        producer.answer(_SEND_TIMEOUT_S)
+
+    def drain(self, line: Line, size: int, count: int) -> float:
+        """Consume what was sent before; seconds from when the consumers connect.
+
+        Raises:
+            PeerError: it is not all there.
+        """
+        begin_ns = time.monotonic_ns()
+        self._receive(line, has_ages=False)
+        received = self._await(line, count, size)
+        return (max(answer["end_ns"] for answer in received) - begin_ns) / 1e9
 
     def _receive(self, line: Line, *, has_ages: bool) -> None:
         self._run += 1
         for consumer in line.consumers:
-            consumer.tell({"run": self._run, "ages": has_ages})
+            consumer.tell({"run": self._run, "has_ages": has_ages})
         for consumer in line.consumers:
             consumer.answer()  # it receives
 
-    def _await(self, line: Line, total: int) -> None:
-        """Until so many are on the board."""
+    def _await(self, line: Line, sent: int, size: int) -> list[dict[str, Any]]:
+        """What the consumers say once each group has got all that was sent."""
+        total = sent * line.groups
         seen, moved = -1, time.monotonic()
         while (count := self._board.counts()) < total:
             if count != seen:
                 seen, moved = count, time.monotonic()
             if time.monotonic() - moved > _STALLED_S:
                 raise PeerError(f"{count} of {total} came, and no more for {_STALLED_S:.0f} s")
-            if any(consumer.has_answered() for consumer in line.consumers):
-                for consumer in line.consumers:
-                    consumer.answer(0)
+            for worker in self._stack:
+                worker.check()
             time.sleep(_LOOK_S)
-
-    def _stop(self, line: Line) -> list[dict[str, Any]]:
         self._board.words[0] = self._run
-        return [consumer.answer() for consumer in line.consumers]
+        received = [consumer.answer() for consumer in line.consumers]
+        come = sum(answer["count"] for answer in received)
+        byte_count = sum(answer["bytes"] for answer in received)
+        if (come, byte_count) != (total, total * size):
+            raise PeerError(
+                f"{sent} messages of {size} B to {line.groups} groups: {come} came, {byte_count} B"
+            )
+        return received
+
+
+@contextmanager
+def folder_of_run() -> Iterator[Path]:
+    """A folder on the checkout's file system."""
+    folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=ROOT))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 @contextmanager
 def running(
-    kind: type[Peer], cache: Path, folders: list[str], *, is_flushed: bool = False
+    kind: type[Peer], cache: Path, folder: Path, folders: list[str], *, is_flushed: bool = False
 ) -> Iterator[Session]:
-    """A peer on a folder of its own on the checkout's file system."""
-    folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=ROOT))
+    """A peer on a folder, which may have messages.
+
+    Args:
+        kind: which.
+        cache: what it needs lies there.
+        folder: of the run.
+        folders: where its clients look for modules.
+        is_flushed: a send is accepted once it is on disk.
+    """
     peer = kind(cache)
+    begin = time.perf_counter()
+    peer.start(folder, is_flushed=is_flushed)
     try:
-        begin = time.perf_counter()
-        peer.start(folder, is_flushed=is_flushed)
         session = Session(peer, kind.__module__, folders, time.perf_counter() - begin)
         try:
             yield session
         finally:
             session.close()
-            peer.stop()
     finally:
-        shutil.rmtree(folder)
+        peer.stop()
 
 
 def cpu_seconds() -> float:

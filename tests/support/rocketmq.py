@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
-import os
 import random
-import shutil
 import socket
 import subprocess
 import threading
@@ -24,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.support.jars import JarsMissing, cache_folder, fetch_jars
 from tests.support.require import require_or_skip, require_program
 from tests.support.rocketmq_decoder import decode_properties
 
 FOLDER = Path(__file__).parents[1] / "interop/oracle"
-_FETCH = "org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies"
-_FETCH_TIMEOUT_S = 600.0
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 60.0
 _LOOK_S = 0.05
@@ -70,54 +66,13 @@ class Release:
         """The folder of its jars, fetched if it is not there; each is what it was when pinned."""
         require_program("javac", "default-jdk-headless")
         require_program("setpriv", "util-linux")
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = cache / "shmq" / f"rocketmq-{self.version}"
-        if self._wrong(folder):
-            self._fetch(folder)
-            wrong = self._wrong(folder)
-            assert not wrong, f"{folder}: not what was pinned: {', '.join(wrong)}"
-        return folder
-
-    def _pinned(self) -> dict[str, str]:
-        lines = (FOLDER / f"rocketmq-{self.version}.sha256").read_text("ascii").splitlines()
-        return {name: digest for digest, name in (line.split() for line in lines)}
-
-    def _wrong(self, folder: Path) -> list[str]:
-        """Files that are missing, too many, or not as pinned."""
-        pinned = self._pinned()
-        found = {path.name for path in folder.glob("*")}
-        return sorted(found ^ pinned.keys()) + [
-            name
-            for name in sorted(found & pinned.keys())
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != pinned[name]
-        ]
-
-    def _fetch(self, folder: Path) -> None:
-        mvn = require_program("mvn", "maven")
-        fresh = folder.with_name(f"{folder.name}.{os.getpid()}")
-        fresh.mkdir(parents=True)
+        folder = cache_folder() / f"rocketmq-{self.version}"
+        pinned = FOLDER / f"rocketmq-{self.version}.sha256"
         try:
-            pom = shutil.copyfile(FOLDER / "pom.xml", fresh / "pom.xml")
-            done = subprocess.run(
-                [
-                    mvn, "--batch-mode", "--quiet", "--strict-checksums", "--file", str(pom),
-                    f"-Drocketmq.version={self.version}", "-DincludeScope=runtime",
-                    f"-DoutputDirectory={fresh / 'lib'}", _FETCH,
-                ],
-                capture_output=True,
-                text=True,
-                timeout=_FETCH_TIMEOUT_S,
-                check=False,
-            )  # fmt: skip
-            if done.returncode != 0:
-                require_or_skip(
-                    f"RocketMQ {self.version} cannot be fetched by Maven: "
-                    f"{(done.stdout + done.stderr).strip()[:1000]}"
-                )
-            shutil.rmtree(folder, ignore_errors=True)
-            (fresh / "lib").rename(folder)
-        finally:
-            shutil.rmtree(fresh)
+            fetch_jars(folder, FOLDER / "pom.xml", pinned, self.version)
+        except JarsMissing as reason:
+            require_or_skip(str(reason))
+        return folder
 
 
 def free_port(rng: random.Random) -> int:

@@ -1,0 +1,244 @@
+import java.io.BufferedReader;
+import java.io.InputStreamReader;
+import java.io.PrintStream;
+import java.io.RandomAccessFile;
+import java.lang.invoke.MethodHandles;
+import java.lang.invoke.VarHandle;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.channels.FileChannel;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.Semaphore;
+import java.util.concurrent.atomic.AtomicReference;
+import java.util.concurrent.locks.LockSupport;
+import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyContext;
+import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
+import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
+import org.apache.rocketmq.client.producer.DefaultMQProducer;
+import org.apache.rocketmq.client.producer.SendCallback;
+import org.apache.rocketmq.client.producer.SendResult;
+import org.apache.rocketmq.client.producer.SendStatus;
+import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
+import org.apache.rocketmq.common.message.Message;
+import org.apache.rocketmq.common.message.MessageExt;
+
+/**
+ * A producer or a consumer of bin/bench peers in Java; bench/peers/rocketmq_java.py tells it what to
+ * do by lines on standard input, and it answers each. Times are those of CLOCK_MONOTONIC, which
+ * System.nanoTime() is on Linux, as Python's monotonic_ns() is.
+ */
+public class Peer {
+    private static final int FLYING_MAX = 1000;
+    private static final int FLYING_BYTES = 64 << 20;
+    private static final int BATCH = 500;
+    private static final int BATCH_BYTES = 3 << 20;  // the broker takes 4 MiB, heads included
+    private static final int PULL = 256;
+    private static final long SLEEP_NS = 100_000;  // a pause that is longer is slept
+    private static final int LOOK_MS = 5;
+    private static final int TIMEOUT_MS = 60_000;
+    private static final VarHandle WORDS =
+        MethodHandles.byteBufferViewVarHandle(long[].class, ByteOrder.LITTLE_ENDIAN);
+
+    private static PrintStream answers;
+
+    public static void main(String[] arguments) throws Exception {
+        answers = new PrintStream(System.out, true);
+        System.setOut(System.err);  // what the client says of itself
+        BufferedReader orders = new BufferedReader(new InputStreamReader(System.in));
+        if (arguments[0].equals("produce")) {
+            produce(orders, arguments[1], arguments[2]);
+        } else {
+            consume(orders, arguments[1], arguments[2], arguments[3]);
+        }
+        System.exit(0);  // the client's threads do not end by themselves
+    }
+
+    // ---- producer -------------------------------------------------------------------------------
+
+    private static void produce(BufferedReader orders, String namesrv, String topic)
+            throws Exception {
+        DefaultMQProducer producer = new DefaultMQProducer("producers");
+        producer.setNamesrvAddr(namesrv);
+        producer.setSendMsgTimeout(TIMEOUT_MS);
+        producer.setMqClientApiTimeout(TIMEOUT_MS);
+        producer.setCompressMsgBodyOverHowmuch(Integer.MAX_VALUE);  // our bodies are all zeros
+        producer.start();
+        answers.println("ready");
+        for (String order; (order = orders.readLine()) != null;) {
+            String[] words = order.split(" ");
+            int size = Integer.parseInt(words[1]);
+            int count = Integer.parseInt(words[2]);
+            long more = Long.parseLong(words[3]);
+            long begin = System.nanoTime();
+            switch (words[0]) {
+                case "send":
+                    for (int index = 0; index < count; index++) {
+                        check(producer.send(new Message(topic, new byte[size])));
+                    }
+                    break;
+                case "put":
+                    fly(producer, topic, size, count, flyingOf(size), 0);
+                    break;
+                case "batch":
+                    batch(producer, topic, size, count);
+                    break;
+                case "flying":
+                    fly(producer, topic, size, count, (int) more, 0);
+                    break;
+                case "pace":
+                    fly(producer, topic, size, count, flyingOf(size), more);
+                    break;
+                default:
+                    throw new IllegalArgumentException(words[0]);
+            }
+            answers.println(begin + " " + System.nanoTime());
+        }
+        producer.shutdown();
+    }
+
+    private static int flyingOf(int size) {
+        return Math.max(8, Math.min(FLYING_MAX, FLYING_BYTES / size));
+    }
+
+    private static void batch(DefaultMQProducer producer, String topic, int size, int count)
+            throws Exception {
+        int most = Math.max(1, Math.min(BATCH, BATCH_BYTES / size));
+        for (int left = count; left > 0; left -= most) {
+            List<Message> messages = new ArrayList<>(most);
+            for (int index = 0; index < Math.min(most, left); index++) {
+                messages.add(new Message(topic, new byte[size]));
+            }
+            check(producer.send(messages));
+        }
+    }
+
+    /** Each without waiting, so many under way at most; with an interval, when it is due. */
+    private static void fly(DefaultMQProducer producer, String topic, int size, int count,
+            int flying, long interval) throws Exception {
+        Semaphore room = new Semaphore(flying);
+        AtomicReference<Throwable> failed = new AtomicReference<>();
+        SendCallback callback = new SendCallback() {
+            @Override
+            public void onSuccess(SendResult result) {
+                if (result.getSendStatus() != SendStatus.SEND_OK) {
+                    failed.set(new IllegalStateException(result.toString()));
+                }
+                room.release();
+            }
+
+            @Override
+            public void onException(Throwable error) {
+                failed.set(error);
+                room.release();
+            }
+        };
+        long due = System.nanoTime();
+        for (int index = 0; index < count; index++) {
+            byte[] body = new byte[size];
+            if (interval > 0) {
+                due += interval;
+                for (long left; (left = due - System.nanoTime()) > 0;) {
+                    if (interval < SLEEP_NS) {
+                        Thread.yield();
+                    } else {
+                        LockSupport.parkNanos(left);
+                    }
+                }
+                ByteBuffer.wrap(body).order(ByteOrder.LITTLE_ENDIAN).putLong(due);
+            }
+            room.acquire();
+            producer.send(new Message(topic, body), callback);
+        }
+        room.acquire(flying);
+        if (failed.get() != null) {
+            throw new IllegalStateException("a send failed", failed.get());
+        }
+    }
+
+    private static void check(SendResult result) {
+        if (result.getSendStatus() != SendStatus.SEND_OK) {
+            throw new IllegalStateException(result.toString());
+        }
+    }
+
+    // ---- consumer -------------------------------------------------------------------------------
+
+    /** What has come in this run; the listener's threads add to it. */
+    private static final class Come implements MessageListenerConcurrently {
+        private ByteBuffer words;
+        private int at;
+        private long count;
+        private long bytes;
+        private long end;
+        private StringBuilder ages;
+
+        synchronized void begin(ByteBuffer board, int slot, boolean hasAges) {
+            words = board;
+            at = slot;
+            count = 0;
+            bytes = 0;
+            end = 0;
+            ages = hasAges ? new StringBuilder() : null;
+            WORDS.setVolatile(words, at, 0L);
+        }
+
+        synchronized String end() {
+            return count + " " + bytes + " " + end + (ages == null ? "" : ages);
+        }
+
+        @Override
+        public synchronized ConsumeConcurrentlyStatus consumeMessage(
+                List<MessageExt> messages, ConsumeConcurrentlyContext context) {
+            end = System.nanoTime();
+            for (MessageExt message : messages) {
+                byte[] body = message.getBody();
+                bytes += body.length;
+                if (ages != null) {
+                    long due = ByteBuffer.wrap(body).order(ByteOrder.LITTLE_ENDIAN).getLong();
+                    ages.append(' ').append(end - due);
+                }
+            }
+            count += messages.size();
+            WORDS.setVolatile(words, at + 8, end);
+            WORDS.setVolatile(words, at, count);
+            return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
+        }
+    }
+
+    private static void consume(BufferedReader orders, String namesrv, String topic, String group)
+            throws Exception {
+        Come come = new Come();
+        boolean isStarted = false;
+        DefaultMQPushConsumer consumer = new DefaultMQPushConsumer(group);
+        consumer.setNamesrvAddr(namesrv);
+        consumer.setInstanceName("consumer-" + ProcessHandle.current().pid());
+        consumer.setMqClientApiTimeout(TIMEOUT_MS);
+        consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
+        consumer.setPullBatchSize(PULL);
+        consumer.setConsumeMessageBatchMaxSize(PULL);
+        consumer.subscribe(topic, "*");
+        consumer.registerMessageListener(come);
+        answers.println("ready");
+        for (String order; (order = orders.readLine()) != null;) {
+            String[] words = order.split(" ");
+            long run = Long.parseLong(words[2]);
+            try (RandomAccessFile file = new RandomAccessFile(words[0], "rw")) {
+                ByteBuffer board =
+                    file.getChannel().map(FileChannel.MapMode.READ_WRITE, 0, file.length());
+                come.begin(board, Integer.parseInt(words[1]) * 8, words[3].equals("1"));
+                if (!isStarted) {  // from then on messages come
+                    consumer.start();
+                    isStarted = true;
+                }
+                answers.println("receiving");
+                while ((long) WORDS.getVolatile(board, 0) != run) {
+                    Thread.sleep(LOOK_MS);
+                }
+            }
+            answers.println(come.end());
+        }
+        consumer.shutdown();
+    }
+}
