@@ -211,15 +211,18 @@ class HAService:
         late_ns = now_ns - replica.caught_up_ns
         if replica.is_async_learner:
             return
+        is_late = late_ns > self._config.ha_max_time_slave_not_catchup_ms * 1_000_000
         if replica.standing is ReplicaStanding.OUT:
-            if 0 <= gap_bytes <= min(_JOIN_BYTES, self._config.ha_max_gap_not_in_sync_bytes):
+            # One that hangs is close too for a while: it would come and go at each look.
+            is_close = gap_bytes <= min(_JOIN_BYTES, self._config.ha_max_gap_not_in_sync_bytes)
+            if gap_bytes >= 0 and is_close and not is_late:
                 self._set(replica, ReplicaStanding.JOINING, "it is close")
         elif replica.standing is ReplicaStanding.JOINING:
             if self._store.replica_set.set_in_sync(replica.index, True):
                 self._set(replica, ReplicaStanding.IN_SYNC, "it has all that is confirmed")
             elif now_ns - replica.since_ns > _JOIN_NS:
                 self._set(replica, ReplicaStanding.OUT, "it does not catch up")
-        elif late_ns > self._config.ha_max_time_slave_not_catchup_ms * 1_000_000:
+        elif is_late:
             self._set(replica, ReplicaStanding.OUT, f"not caught up for {late_ns // 1_000_000} ms")
         elif gap_bytes > self._config.ha_max_gap_not_in_sync_bytes:
             self._set(replica, ReplicaStanding.OUT, f"{gap_bytes} bytes behind")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -242,3 +243,23 @@ def test_send_is_confirmed_once_it_is_on_the_slaves_disk_where_that_is_asked_for
                 assert producer.send("t", b"x").send_status is SendStatus.SEND_OK
                 (slave,) = pair.ha_status()["haConnectionInfo"]
                 assert slave["slaveFlushOffset"] > before
+
+
+def test_slave_that_hangs_stays_out_of_the_sync_state_set(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    looks = threading.Event()
+    for pair in start(tmp_path, cluster_name, ha_max_time_slave_not_catchup_ms="300"):
+        with pair.cluster.connect() as client:
+            pair.slave.process.send_signal(signal.SIGSTOP)
+            try:
+                client.producer().send("t", b"x")
+                pair.await_in_sync(0)
+                seen = []
+                for _ in range(100):  # it came and went each 150 ms
+                    seen.append(pair.ha_status()["inSyncSlaveNums"])
+                    looks.wait(0.01)
+                assert set(seen) == {0}
+            finally:
+                pair.slave.process.send_signal(signal.SIGCONT)
+            pair.await_in_sync()
