@@ -308,10 +308,11 @@ class Controller:
             decided = self._decided(info, now_ns=now_ns)
             if decided.records:
                 return decided
-            if info.master_broker_id is not None:
+            master = info.master_broker_id
+            if master is not None and self._lives(broker_name, master, now_ns):
                 return Outcome(
                     code=ResponseCode.CONTROLLER_MASTER_STILL_EXIST,
-                    remark=f"{broker_name}: {info.master_broker_id} is master",
+                    remark=f"{broker_name}: {master} is master",
                     info=info,
                 )
             return _refuse(

@@ -21,7 +21,7 @@ from shmq.status import Elected, SendStatus
 from tests.cluster.controller_process import NAME, LedSet
 from tests.cluster.namesrv_process import NamesrvProcess
 from tests.cluster.sender import Sender
-from tests.support.cluster import wait_for
+from tests.support.cluster import WAIT_S, wait_for
 from tests.support.repository import ROOT
 from tests.support.scale import scaled
 
@@ -58,7 +58,8 @@ def test_next_member_goes_on_with_the_memory_of_a_master(
                 master = led.await_master(0, 1, 2)
                 epoch = led.epoch()
                 os.kill(led.members[master].pid, number)
-                led.members[master].process.wait()  # a hung one is killed by the Controller
+                # A hung one is killed by the Controller.
+                led.members[master].process.wait(WAIT_S)
                 sender.go_on()
                 others = {0, 1, 2} - {master}
                 assert led.await_master(*others) != master
@@ -127,9 +128,16 @@ def test_damaged_journal_is_refused_by_name(tmp_path: Path, cluster_name: str) -
 
 
 def test_without_memory_only_who_is_in_sync_is_elected(tmp_path: Path, cluster_name: str) -> None:
-    """0 dies and its memory is wiped; 2 was not in sync, for it was stopped; 1 has everything."""
+    """0 dies and its memory is wiped; 2 was not in sync, for it was stopped; 1 has everything, and
+    is not there at first. Without a grace time: whoever may be elected is, once it is asked for.
+    """
     with LedSet(
-        tmp_path, cluster_name, members=3, brokerRole="SYNC_MASTER", haMaxTimeSlaveNotCatchup="300"
+        tmp_path,
+        cluster_name,
+        members=3,
+        controller={"election_grace_ms": "0"},
+        brokerRole="SYNC_MASTER",
+        haMaxTimeSlaveNotCatchup="300",
     ) as led:
         led.await_in_sync(0, 1, 2)
         with led.connect() as client:
@@ -142,16 +150,18 @@ def test_without_memory_only_who_is_in_sync_is_elected(tmp_path: Path, cluster_n
             sender.go_on()
             sender.stop()
             led.members[2].kill()
-            led.start_controller("c1")  # what is known of members that live is not in the journal
-            led.controllers[0].kill()
-            led.controllers[1].wait_for(" active name=c1")
-            os.kill(led.members[1].pid, signal.SIGSTOP)  # until 2 has had its chance
+            os.kill(led.members[1].pid, signal.SIGSTOP)
+            wait_for(lambda: not _lives(led, 1), "the silence of 1")
             led.members[0].kill()
             led.wipe_memory()
             led.start_member(2)
-            wait_for(lambda: _lives(led, 2), "the heartbeats of 2")
-            state = led.data()
-            assert state.info.master_broker_id == 0, "nobody may be elected"
+            wait_for(lambda: _lives(led, 2) and not _lives(led, 0), "the heartbeats of 2 alone")
+            with (
+                shmq.Admin(led.runtime) as admin,
+                pytest.raises(ShmqError, match="broker-a: no member that lives may be elected now"),
+            ):
+                admin.elect_master(NAME)
+            assert led.data().info.master_broker_id == 0, "nobody was elected"
             os.kill(led.members[1].pid, signal.SIGCONT)
             assert led.await_master(1, 2) == 1
             assert led.data().info.elected is Elected.IN_SYNC
