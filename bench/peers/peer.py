@@ -166,8 +166,8 @@ class Peer:
     """Whether there is a server that keeps messages on disk and accepts or refuses each."""
     HAS_GROUPS: ClassVar[bool] = True
     """Whether several consumers can share a topic."""
-    SIZE_MAX: ClassVar[int] = 1 << 20
-    """Of a body."""
+    WARM_UP_S: ClassVar[float] = 0.0
+    """Of messages in each life before the first that are measured: for what compiles as it runs."""
     SETTINGS: ClassVar[dict[str, str]]
     """What was chosen, to be read by people: server, put, batch, consumer."""
 

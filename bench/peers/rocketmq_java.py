@@ -85,6 +85,7 @@ class JavaConsumer(Consumer):
 
 class RocketMQJava(Peer):
     NAME = "rocketmq-java"
+    WARM_UP_S = rocketmq_server.WARM_UP_S
     SETTINGS: ClassVar = {
         "server": rocketmq_server.SETTINGS,
         "put": "DefaultMQProducer.send with a callback, 1,000 or 64 MiB under way at most",

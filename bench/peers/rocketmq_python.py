@@ -111,6 +111,7 @@ class PythonConsumer(Consumer):
 
 class RocketMQPython(Peer):
     NAME = "rocketmq-python"
+    WARM_UP_S = rocketmq_server.WARM_UP_S
     SETTINGS: ClassVar = {
         "server": rocketmq_server.SETTINGS,
         "put": f"send_async, {_FLYING_MAX} under way at most",

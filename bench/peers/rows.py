@@ -106,6 +106,7 @@ class Life:
     """Messages of a run, by label: each round has as many."""
     _shape: str = ""
     _line: Line | None = None
+    _is_warm: bool = False
 
     def line(self, shape: str, **numbers: int) -> Line:
         """The producers and consumers of this shape; kept while the same one is asked for."""
@@ -127,6 +128,14 @@ class Life:
         most = max(16, scale.sustained_bytes // size)
         return self._timed(line, label, verb, size, scale.sustained_s, most, {})
 
+    def _warm_up(self, line: Line, count: int) -> None:
+        """Once in a life: more and more messages, for as long as the peer wants."""
+        begin = time.perf_counter()
+        while not self._is_warm and time.perf_counter() - begin < self.session.peer.WARM_UP_S:
+            flow = self.session.flow(line, "put", LATENCY_BODY, count)
+            count = min(count * 2, flow.count + int(flow.rate))
+        self._is_warm = True
+
     def _timed(
         self,
         line: Line,
@@ -138,6 +147,7 @@ class Life:
         order: dict[str, Any],
     ) -> Flow:
         least = 4 * len(line.producers)
+        self._warm_up(line, least)
         count = self.counts.get(label)
         if count is not None:
             self.session.flow(line, verb, size, max(least, count // 20), **order)
