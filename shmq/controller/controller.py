@@ -370,6 +370,9 @@ class Controller:
         for broker_id in gone:
             self._heartbeats.pop((broker_name, broker_id), None)
         ids = () if gone == known else tuple(sorted(gone))
+        if not ids:  # what comes back under this name is new, and has its grace time
+            self._masterless_ns.pop(broker_name, None)
+            self._told_ns.pop(broker_name, None)
         return Outcome(records=(BrokerDataCleaned(broker_name=broker_name, broker_ids=ids),))
 
     # ---- queries

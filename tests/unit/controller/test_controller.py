@@ -80,6 +80,19 @@ def test_absent_member_is_awaited_for_the_grace_time() -> None:
     assert machine.info.master_broker_id == 1
 
 
+def test_replica_set_that_was_cleaned_and_comes_back_is_new() -> None:
+    """However long nobody was master before: the longest log may come last."""
+    machine = serving(2)
+    machine.end_master(leaves_memory=False)
+    machine.after(30)
+    assert machine.clean().code == ResponseCode.SUCCESS
+    machine.register(1, 2)
+    assert not machine.beat(2, log_end=10).records
+    assert not machine.beat(1, log_end=30).records
+    assert machine.after(5).records
+    assert machine.info.master_broker_id == 1
+
+
 def test_newest_epoch_then_longest_log_then_lowest_priority_is_elected() -> None:
     for beats, wanted in (
         ({1: (5, 900, 1), 2: (6, 10, 9)}, 2),
