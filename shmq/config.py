@@ -14,13 +14,13 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from enum import Enum, StrEnum, unique
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, get_args, get_type_hints
 
 from shmq.errors import ConfigError, ShmqError
 from shmq.status import BrokerRole, FlushDiskType
@@ -36,12 +36,16 @@ __all__ = [
     "LISTEN_PORTS",
     "NamesrvConfig",
     "SERVICES_FOLDER",
+    "Setting",
     "StoreConfig",
     "WaitingPolicy",
+    "change_live",
     "default_namesrv_folder",
     "default_runtime_folder",
     "load",
     "load_broker_tables",
+    "setting_text",
+    "settings",
 ]
 
 ENVIRONMENT_PREFIX = "SHMQ_"
@@ -89,14 +93,18 @@ def _setting(
     most: int | None = None,
     multiple_of: int = 1,
     power_of_two: bool = False,
+    live: bool = False,
 ) -> Any:
-    """A field with what its value must satisfy and RocketMQ's keys for it."""
+    """A field with what its value must satisfy, RocketMQ's keys for it, and whether it may change
+    while its process runs.
+    """
     metadata = {
         "rocketmq": rocketmq,
         "least": least,
         "most": most,
         "multiple_of": multiple_of,
         "power_of_two": power_of_two,
+        "live": live,
     }
     return field(default=default, metadata=metadata)
 
@@ -194,35 +202,39 @@ class StoreConfig:
     RocketMQ's 18. A message waits by the level it was sent with, in that level's queue: new levels
     belong at the end. What waits longer than file_reserved_hours is gone with its log file."""
 
-    file_reserved_hours: int = _setting(72, rocketmq=("fileReservedTime",), least=1, most=876_000)
+    file_reserved_hours: int = _setting(
+        72, rocketmq=("fileReservedTime",), least=1, most=876_000, live=True
+    )
     """Hours a complete CommitLog file is kept. RocketMQ's default."""
-    delete_when: str = _setting("04", rocketmq=("deleteWhen",))
+    delete_when: str = _setting("04", rocketmq=("deleteWhen",), live=True)
     """Hours of the day at which old files go, "00" to "23", joined by ";". RocketMQ's default."""
     clean_resource_interval_ms: int = _setting(
-        10_000, rocketmq=("cleanResourceInterval",), least=10, most=3_600_000
+        10_000, rocketmq=("cleanResourceInterval",), least=10, most=3_600_000, live=True
     )
     """Milliseconds between two looks for files that may go. RocketMQ's default."""
     delete_file_batch_max: int = _setting(
-        10, rocketmq=("deleteFileBatchMax",), least=1, most=1_000_000
+        10, rocketmq=("deleteFileBatchMax",), least=1, most=1_000_000, live=True
     )
     """CommitLog files that one look may remove. RocketMQ's default."""
     delete_commit_log_files_interval_ms: int = _setting(
-        100, rocketmq=("deleteCommitLogFilesInterval",), least=0, most=600_000
+        100, rocketmq=("deleteCommitLogFilesInterval",), least=0, most=600_000, live=True
     )
     """Milliseconds between two of them. RocketMQ's default."""
     disk_max_used_space_ratio: int = _setting(
-        75, rocketmq=("diskMaxUsedSpaceRatio",), least=10, most=95
+        75, rocketmq=("diskMaxUsedSpaceRatio",), least=10, most=95, live=True
     )
     """Percent of the disk used above which old files go at any hour. RocketMQ's default."""
-    clean_file_forcibly_enable: bool = _setting(True, rocketmq=("cleanFileForciblyEnable",))
+    clean_file_forcibly_enable: bool = _setting(
+        True, rocketmq=("cleanFileForciblyEnable",), live=True
+    )
     """Whether messages go before their time where the disk is fuller than the next setting says,
     and their going helps. RocketMQ's default."""
-    disk_space_clean_forcibly_ratio: int = _setting(85, least=10, most=100)
+    disk_space_clean_forcibly_ratio: int = _setting(85, least=10, most=100, live=True)
     """Percent of the disk used above which the oldest files go whatever their age. RocketMQ's."""
-    disk_space_warning_level_ratio: int = _setting(90, least=10, most=100)
+    disk_space_warning_level_ratio: int = _setting(90, least=10, most=100, live=True)
     """Percent of the disk used above which no new file is made: sends wait, then get a status.
     RocketMQ's."""
-    disk_ample_free_bytes: int = _setting(8 * GIB, least=0)
+    disk_ample_free_bytes: int = _setting(8 * GIB, least=0, live=True)
     """Free bytes from which on none of these three ratios counts: a tenth of a large disk is room
     enough. RocketMQ has no such bound; a size above the disk's gives its behaviour."""
 
@@ -300,29 +312,31 @@ class BrokerConfig(StoreConfig):
     """Milliseconds between two registrations where nothing changes. RocketMQ's default, and its
     bounds."""
 
-    auto_create_topic_enable: bool = _setting(True, rocketmq=("autoCreateTopicEnable",))
+    auto_create_topic_enable: bool = _setting(True, rocketmq=("autoCreateTopicEnable",), live=True)
     """Whether a send to an unknown topic creates it after TBW102. RocketMQ's default."""
     default_topic_queue_nums: int = _setting(
         8, rocketmq=("defaultTopicQueueNums",), least=1, most=65_535
     )
     """Queues that such a topic gets at most. RocketMQ's default."""
-    auto_create_subscription_group: bool = _setting(True, rocketmq=("autoCreateSubscriptionGroup",))
+    auto_create_subscription_group: bool = _setting(
+        True, rocketmq=("autoCreateSubscriptionGroup",), live=True
+    )
     """Whether a heartbeat of an unknown consumer group creates it. RocketMQ's default."""
 
-    client_scan_interval_ms: int = _setting(10_000, least=100, most=600_000)
+    client_scan_interval_ms: int = _setting(10_000, least=100, most=600_000, live=True)
     """Milliseconds between two looks for silent clients. RocketMQ's interval."""
     client_expiry_ms: int = _setting(
-        120_000, rocketmq=("channelExpiredTimeout",), least=1_000, most=3_600_000
+        120_000, rocketmq=("channelExpiredTimeout",), least=1_000, most=3_600_000, live=True
     )
     """Milliseconds after which a client without a heartbeat is ended. RocketMQ's time; a dead one
     is noticed at once."""
     flush_consumer_offset_interval_ms: int = _setting(
-        5_000, rocketmq=("flushConsumerOffsetInterval",), least=100, most=600_000
+        5_000, rocketmq=("flushConsumerOffsetInterval",), least=100, most=600_000, live=True
     )
     """Milliseconds between two harvests of what consumers report, each of which is written to
     consumerOffset.json. RocketMQ's default."""
     flush_delay_offset_interval_ms: int = _setting(
-        10_000, rocketmq=("flushDelayOffsetInterval",), least=100, most=600_000
+        10_000, rocketmq=("flushDelayOffsetInterval",), least=100, most=600_000, live=True
     )
     """Milliseconds between two writes of delayOffset.json while delayed messages become due; what
     was delivered since comes twice after a power cut. RocketMQ's default."""
@@ -332,39 +346,41 @@ class BrokerConfig(StoreConfig):
     keep_memory: KeepMemory = _setting(KeepMemory.ATTACHED)
     """Whether shared memory outlives an orderly stop. Attached: only where somebody needs it."""
 
-    all_ack_in_sync_state_set: bool = _setting(True, rocketmq=("allAckInSyncStateSet",))
+    all_ack_in_sync_state_set: bool = _setting(True, rocketmq=("allAckInSyncStateSet",), live=True)
     """SYNC_MASTER: a send waits for every slave of the SyncStateSet. RocketMQ's default is false,
     where with its inSyncReplicas of 1 nothing is waited for."""
-    in_sync_replicas: int = _setting(1, rocketmq=("inSyncReplicas",), least=1, most=17)
+    in_sync_replicas: int = _setting(1, rocketmq=("inSyncReplicas",), least=1, most=17, live=True)
     """Where not for all: how many must have a message, the master included. RocketMQ's default."""
-    min_in_sync_replicas: int = _setting(1, rocketmq=("minInSyncReplicas",), least=1, most=17)
+    min_in_sync_replicas: int = _setting(
+        1, rocketmq=("minInSyncReplicas",), least=1, most=17, live=True
+    )
     """SYNC_MASTER: with fewer in sync, the master included, a send is refused
     (IN_SYNC_REPLICAS_NOT_ENOUGH). RocketMQ's default."""
-    confirm_flushed_enable: bool = _setting(False)
+    confirm_flushed_enable: bool = _setting(False, live=True)
     """SYNC_MASTER: a slave has a message once it is on its disk, not once it is in its log, as in
     RocketMQ. A send waits for the slave's next flush then (flush_interval_ms there).
     """
     ha_max_time_slave_not_catchup_ms: int = _setting(
-        15_000, rocketmq=("haMaxTimeSlaveNotCatchup",), least=100, most=3_600_000
+        15_000, rocketmq=("haMaxTimeSlaveNotCatchup",), least=100, most=3_600_000, live=True
     )
     """Milliseconds after which a slave that has not caught up leaves the SyncStateSet. RocketMQ's
     default; one that died leaves it at once."""
     ha_max_gap_not_in_sync_bytes: int = _setting(
-        256 * MIB, rocketmq=("haMaxGapNotInSync",), least=4096
+        256 * MIB, rocketmq=("haMaxGapNotInSync",), least=4096, live=True
     )
     """Bytes that a slave in sync may be behind. RocketMQ's default."""
-    resend_cut_messages_enable: bool = _setting(True)
+    resend_cut_messages_enable: bool = _setting(True, live=True)
     """Whether messages that only a returning member has are appended again to the master's log,
     with the same UNIQ_KEY. They were acknowledged: RocketMQ gives them up without a word. False:
     they are counted as lost, and kept aside."""
-    slave_sync_interval_ms: int = _setting(3_000, least=100, most=600_000)
+    slave_sync_interval_ms: int = _setting(3_000, least=100, most=600_000, live=True)
     """Milliseconds between two looks of a slave for changed topics, groups and offsets of its
     master. RocketMQ's interval."""
-    slave_read_enable: bool = _setting(False, rocketmq=("slaveReadEnable",))
+    slave_read_enable: bool = _setting(False, rocketmq=("slaveReadEnable",), live=True)
     """Slave: whether consumers may read from it. Master: whether it sends consumers that are far
     behind to a slave. RocketMQ's default."""
     access_message_in_memory_max_ratio: int = _setting(
-        40, rocketmq=("accessMessageInMemoryMaxRatio",), least=0, most=100
+        40, rocketmq=("accessMessageInMemoryMaxRatio",), least=0, most=100, live=True
     )
     """Percent of the host's memory that a consumer of files may be behind before it is sent to a
     slave. RocketMQ's default: what is newer is likely still in the page cache."""
@@ -391,15 +407,15 @@ class BrokerConfig(StoreConfig):
     whoever may open the socket, its owner and its group, may do everything."""
     acl_check_interval_ms: int = _setting(2_000, least=100, most=600_000)
     """Milliseconds between two looks whether the ACL file has changed. SIGHUP asks at once."""
-    session_count_max_per_uid: int | None = _setting(None, least=1, most=65_536)
+    session_count_max_per_uid: int | None = _setting(None, least=1, most=65_536, live=True)
     """Clients of one uid at a time. None: three quarters of session_count. Like the three below it
     may be set otherwise for some in the ACL file, and is not for root and the broker's own uid."""
-    ring_bytes_max_per_uid: int = _setting(GIB, least=MIB, most=1 << 50)
+    ring_bytes_max_per_uid: int = _setting(GIB, least=MIB, most=1 << 50, live=True)
     """Bytes of rings, pages and chunk memory of one uid's clients together. 1 GiB: thirty clients
     that send large bodies, a thousand that do not."""
-    topic_count_max_per_uid: int = _setting(16_384, least=0, most=4_194_304)
+    topic_count_max_per_uid: int = _setting(16_384, least=0, most=4_194_304, live=True)
     """Topics that one uid made and that exist. A quarter of topic_row_count_max."""
-    group_count_max_per_uid: int = _setting(16_384, least=0, most=4_194_304)
+    group_count_max_per_uid: int = _setting(16_384, least=0, most=4_194_304, live=True)
     """Consumer groups that one uid made and that exist; each has a retry topic besides."""
 
 
@@ -649,6 +665,78 @@ def load(
         if file is None:
             raise
         raise ConfigError(f"{file}: {error}") from None
+
+
+class Setting(NamedTuple):
+    """One setting of a configuration, for people."""
+
+    name: str
+    """Its own name."""
+    text: str
+    """Its value."""
+    default_text: str
+    """What it is where nobody says; empty where it must be said."""
+    is_live: bool
+    """Whether it may change while its process runs."""
+
+
+def settings(config: StoreConfig) -> list[Setting]:
+    """All settings of a configuration."""
+    return [
+        Setting(
+            spec.name,
+            setting_text(getattr(config, spec.name)),
+            "" if spec.default is MISSING else setting_text(spec.default),
+            bool(spec.metadata["live"]),
+        )
+        for spec in fields(config)
+    ]
+
+
+def setting_text(value: object) -> str:
+    """A setting's value as a file or --set would have it."""
+    if value is None:
+        return AUTO
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+def change_live(configs: Sequence[StoreConfig], changes: Mapping[str, object]) -> dict[str, Any]:
+    """Give settings other values while their process runs: all of them, or none.
+
+    The one exception to configurations that never change. Whoever holds one of `configs` sees the
+    new value when it reads the setting next; nothing of that outlives the process.
+
+    Args:
+        configs: those that the process made of one configuration.
+        changes: by own names or RocketMQ's.
+
+    Returns:
+        the new values by own names.
+
+    Raises:
+        ConfigError: a key or value cannot be used, or may not change while the process runs.
+    """
+    role = type(configs[0])
+    hints = get_type_hints(role)
+    specs = {spec.name: spec for spec in fields(role)}
+    keys = {key: name for name, spec in specs.items() for key in _keys(spec)}
+    values: dict[str, Any] = {}
+    for key, raw in changes.items():
+        name = _known(keys, key, "change settings")
+        if not specs[name].metadata["live"]:
+            raise ConfigError(
+                f"change settings: {key}: it counts from a start only; set it in the file and"
+                " restart"
+            )
+        values[name] = _converted(raw, hints[name], specs[name], f"change settings: {key}")
+    for config in configs:
+        replace(config, **values)  # holds them against their neighbours
+    for config in configs:
+        for name, value in values.items():
+            object.__setattr__(config, name, value)
+    return values
 
 
 def _read_table(file: Path, table: str | tuple[str, ...] | None) -> Mapping[str, object]:

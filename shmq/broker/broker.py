@@ -47,7 +47,7 @@ from shmq.broker.stats import StatsService
 from shmq.broker.subscription_groups import GroupTable
 from shmq.broker.topics import TopicTable
 from shmq.clock import SYSTEM_CLOCK, Clock
-from shmq.config import KeepMemory
+from shmq.config import KeepMemory, change_live
 from shmq.errors import (
     ClosedError,
     FencedError,
@@ -484,9 +484,9 @@ class Broker:
 
     async def _scan_clients(self) -> None:
         """End clients that are alive and say nothing."""
-        expiry_ms = self.config.client_expiry_ms
         while True:  # until the broker stops
             await asyncio.sleep(self.config.client_scan_interval_ms / 1000)
+            expiry_ms = self.config.client_expiry_ms
             for client in self.registry.silent(expiry_ms):
                 client.connection.close(
                     RequestTimeoutError(
@@ -819,6 +819,19 @@ class Broker:
             "aclProblem": (self.rights.file and self.rights.file.problem) or "",
         }
         return {key: str(value) for key, value in facts.items()}
+
+    def change_config(self, changes: Mapping[str, object]) -> dict[str, object]:
+        """Give settings other values until the broker ends; what they are now.
+
+        Raises:
+            ConfigError: one cannot be used, or counts from a start only: none is changed.
+        """
+        values = change_live((self.config, self.store.config), changes)
+        for name, value in values.items():
+            _log.info("setting changed %s=%s", name, value)
+        if self.ha is not None:
+            self.ha.refresh()
+        return values
 
     def _replica_problem(self) -> str | None:
         if self.ha_client is None:

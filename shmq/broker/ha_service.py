@@ -94,7 +94,7 @@ class HAService:
         self.on_changed: Callable[[frozenset[int]], None] = lambda _ids: None
         """Told of the SyncStateSet's broker_ids, the slaves' alone, when they change."""
         self._counted: frozenset[int] = frozenset()
-        self._refresh()
+        self.refresh()
 
     @property
     def replicas(self) -> list[Replica]:
@@ -147,7 +147,7 @@ class HAService:
             is_async_learner,
         )
         self._store.replica_set.set_in_sync(index, broker_id in self._counted)
-        self._refresh()
+        self.refresh()
         _log.info("slave attached broker_id=%d", broker_id)
         self._arrived.set()
 
@@ -159,7 +159,7 @@ class HAService:
         _log.warning("slave left broker_id=%d standing=%s", replica.broker_id, replica.standing)
         # Before it is released: what is sent meanwhile was not waited for, or waits on, where the
         # Controller counts it.
-        self._refresh()
+        self.refresh()
         self._store.replica_set.remove(replica.index)
         if replica.standing is ReplicaStanding.IN_SYNC:
             self.on_changed(self.sync_state_set)
@@ -178,7 +178,7 @@ class HAService:
         self._counted = broker_ids
         for replica in self._replicas.values():
             self._wait_for(replica)
-        self._refresh()
+        self.refresh()
 
     # ---- looking -----------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class HAService:
         for replica in self._replicas.values():
             self._look_at(replica)
         if self.sync_state_set != before:
-            self._refresh()
+            self.refresh()
             self.on_changed(self.sync_state_set)
 
     def _look_at(self, replica: Replica) -> None:
@@ -233,7 +233,7 @@ class HAService:
         if ReplicaStanding.IN_SYNC in (before, standing):
             _log.info("slave broker_id=%d standing=%s: %s", replica.broker_id, standing, why)
         if before is ReplicaStanding.IN_SYNC:
-            self._refresh()  # before it is released: what is sent meanwhile was not waited for
+            self.refresh()  # before it is released: what is sent meanwhile was not waited for
         self._wait_for(replica)
 
     def _wait_for(self, replica: Replica) -> None:
@@ -242,7 +242,7 @@ class HAService:
         )
         self._store.replica_set.set_in_sync(replica.index, is_waited_for)
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Tell the append thread for whom it waits, and what a send gets where it cannot."""
         config = self._config
         if config.master_role is not BrokerRole.SYNC_MASTER:

@@ -40,21 +40,21 @@ class SlaveReads:
     def __init__(self, store: MessageStore, groups: GroupTable, config: BrokerConfig) -> None:
         self._store = store
         self._groups = groups
-        self._is_enabled = config.slave_read_enable
+        self._config = config
         self.read_count = 0
         """Reads of files, and of copies, that were answered."""
-        ratio = config.access_message_in_memory_max_ratio
-        self._behind_max_bytes = memory_total() * ratio // 100 if self._is_enabled else 0
+        self._memory_bytes = memory_total()
 
     def suggest(self, group: str, physical_offset: int) -> int:
         """The broker_id to read from next, for a group that has read up to a physical_offset; -1:
         it has read all there is.
         """
         self.read_count += 1
-        if not self._is_enabled:
+        if not self._config.slave_read_enable:
             return _MASTER
         config = self._groups.configs.get(group, _NO_GROUP)
         behind_bytes = self._store.positions.committed_position - physical_offset
-        if physical_offset >= 0 and behind_bytes > self._behind_max_bytes:
+        ratio = self._config.access_message_in_memory_max_ratio
+        if physical_offset >= 0 and behind_bytes > self._memory_bytes * ratio // 100:
             return config.which_broker_when_consume_slowly
         return config.broker_id

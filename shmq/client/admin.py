@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from shmq.client import ha
+from shmq.client import broker_settings, ha
 from shmq.client.arguments import check_count
 from shmq.client.closable import Closable
 from shmq.client.message_finder import MESSAGE_COUNT_DEFAULT, MessageFinder
@@ -49,6 +49,7 @@ from shmq.topic import QUEUE_NUMS_MAX, Permission, TopicConfig, check_topic
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from shmq.client.broker_settings import BrokerSetting
     from shmq.client.ha import HaMember
     from shmq.client.instance import Client
     from shmq.client.producer import Producer
@@ -353,6 +354,46 @@ class Admin(Closable):
         answer = self._ask(broker_name, RequestCode.GET_BROKER_RUNTIME_INFO)
         table: dict[str, str] = orjson.loads(answer.body)["table"]
         return table
+
+    def broker_config(self, broker_name: str, broker_id: int | None = None) -> list[BrokerSetting]:
+        """The settings of a broker: of its file and command line, and what was changed since
+        (RocketMQ's getBrokerConfig).
+
+        Args:
+            broker_name: which.
+            broker_id: which member; None: the master.
+
+        Raises:
+            ServiceNotAvailableError: it is not there.
+        """
+        return broker_settings.get(self._call, self._member(broker_name, broker_id))
+
+    def change_broker_config(
+        self, broker_name: str, changes: Mapping[str, str], broker_id: int | None = None
+    ) -> dict[str, str]:
+        """Give settings of a running broker other values, all or none, until it ends. RocketMQ's
+        updateBrokerConfig writes them into its file, too.
+
+        Args:
+            broker_name: which.
+            changes: by own names or RocketMQ's, as a file would have them.
+            broker_id: which member; None: the master.
+
+        Returns:
+            what they are now, by own names.
+
+        Raises:
+            ConfigError: a key or value cannot be used, or counts from a start only.
+            ServiceNotAvailableError: it is not there.
+        """
+        return broker_settings.change(self._call, self._member(broker_name, broker_id), changes)
+
+    def _member(self, broker_name: str, broker_id: int | None) -> str:
+        """The socket of a member, or of the first that there is."""
+        self._check()
+        if broker_id is None:
+            return self._first(broker_name)
+        return broker_socket_name(broker_name, broker_id)
 
     def delete_expired_commit_log(self, broker_name: str) -> None:
         """Have a broker remove the log files that have expired now, not at its deleteWhen; returns

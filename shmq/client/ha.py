@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 __all__ = [
+    "Call",
     "HaMember",
     "controller_of",
     "elect",
@@ -86,14 +87,14 @@ class HaMember(NamedTuple):
         return self.role != BrokerRole.SLAVE and self.phase == Phase.RUNNING
 
 
-class _Call(Protocol):
+class Call(Protocol):
     """Asks whoever listens at a socket."""
 
     def __call__(self, socket_name: str, command: Command) -> Command:
         """The answer, which is SUCCESS; else it raises."""
 
 
-def members(call: _Call, socket_names: Iterable[str], broker_name: str | None) -> list[HaMember]:
+def members(call: Call, socket_names: Iterable[str], broker_name: str | None) -> list[HaMember]:
     """The members that answer, of one broker_name or of all; those of a name by their ids."""
     found = []
     for socket_name in socket_names:
@@ -152,14 +153,14 @@ def progress(look: Callable[[], list[HaMember]]) -> list[HaMember]:
     return found
 
 
-def epochs_of(call: _Call, socket_name: str) -> list[tuple[int, int]]:
+def epochs_of(call: Call, socket_name: str) -> list[tuple[int, int]]:
     """(master_epoch, start_position) of the masterships under which a member's log was written."""
     answer = call(socket_name, Command(RequestCode.GET_BROKER_EPOCH_CACHE)).json()
     entries: list[dict[str, int]] = answer["epochList"]  # type: ignore[assignment]
     return [(entry["epoch"], entry["startOffset"]) for entry in entries]
 
 
-def controller_of(call: _Call, socket_names: Iterable[str]) -> str:
+def controller_of(call: Call, socket_names: Iterable[str]) -> str:
     """The socket of the active Controller.
 
     Raises:
@@ -180,7 +181,7 @@ def controller_of(call: _Call, socket_names: Iterable[str]) -> str:
 
 
 def sync_states(
-    call: _Call, controller: str, broker_name: str | None
+    call: Call, controller: str, broker_name: str | None
 ) -> list[requests.SyncStateData]:
     """What a Controller says of one replica set, or of all."""
     names = [] if broker_name is None else [broker_name]
@@ -188,7 +189,7 @@ def sync_states(
 
 
 def elect(
-    call: _Call, controller: str, known: list[HaMember], broker_name: str, to_id: int | None
+    call: Call, controller: str, known: list[HaMember], broker_name: str, to_id: int | None
 ) -> HaMember:
     """Have a Controller elect; who is master then. Blocks until it serves.
 
@@ -220,7 +221,7 @@ def elect(
 
 
 def switch(
-    call: _Call, known: list[HaMember], broker_name: str, to_id: int | None, *, is_unclean: bool
+    call: Call, known: list[HaMember], broker_name: str, to_id: int | None, *, is_unclean: bool
 ) -> HaMember:
     """Have another member become master, in order; who it is. Blocks until it serves.
 
@@ -259,7 +260,7 @@ def switch(
     )
 
 
-def _tell(call: _Call, socket_name: str, told: Command) -> None:
+def _tell(call: Call, socket_name: str, told: Command) -> None:
     """Tell a member; one that goes from standby to slave has no socket for a moment."""
     end_ns = SYSTEM_CLOCK.monotonic_ns() + _TELL_TIMEOUT_NS
     while True:  # ends with its time
@@ -272,7 +273,7 @@ def _tell(call: _Call, socket_name: str, told: Command) -> None:
         time.sleep(_LOOK_S)
 
 
-def _await_switch(call: _Call, master: HaMember | None, target: HaMember) -> HaMember:
+def _await_switch(call: Call, master: HaMember | None, target: HaMember) -> HaMember:
     """What the target is once it is master or will not be: it has its time from when the master
     has handed over.
     """
@@ -284,7 +285,7 @@ def _await_switch(call: _Call, master: HaMember | None, target: HaMember) -> HaM
     return _await_master(call, target, _TAKE_OVER_TIMEOUT_NS)
 
 
-def _await_master(call: _Call, member: HaMember, timeout_ns: int) -> HaMember:
+def _await_master(call: Call, member: HaMember, timeout_ns: int) -> HaMember:
     """What a member is once it is master, or says why it is not, or its time is over."""
     end_ns = SYSTEM_CLOCK.monotonic_ns() + timeout_ns
     while True:  # bounded by the time
@@ -295,7 +296,7 @@ def _await_master(call: _Call, member: HaMember, timeout_ns: int) -> HaMember:
         time.sleep(_LOOK_S)
 
 
-def _look(call: _Call, member: HaMember) -> HaMember:
+def _look(call: Call, member: HaMember) -> HaMember:
     """A member as it is now; one that does not answer is in no role."""
     found = members(call, [member.socket_name], member.broker_name)
     return found[0] if found else member._replace(phase=Phase.STARTING)

@@ -206,7 +206,6 @@ class Retention:
         self._min_position = min_position
         self._on_expired = on_expired
         self._look = look
-        self._hours = {int(hour) for hour in config.delete_when.split(";")}
         self._age_clock = AgeClock(
             clock,
             last_store_ms=last_store_ms,
@@ -286,11 +285,12 @@ class Retention:
         files = self._expiry.files(now_ms)
         is_asked, self._is_asked = self._is_asked, False
         usage = self._usage() or DiskUsage(0, self._config.disk_ample_free_bytes)
+        hour = f"{time.localtime(now_ms // 1000).tm_hour:02}"
         plan = plan_round(
             files,
             min_position=self._min_position(),
             now_ms=now_ms,
-            is_time=is_asked or time.localtime(now_ms // 1000).tm_hour in self._hours,
+            is_time=is_asked or hour in self._config.delete_when.split(";"),
             disk=usage,
             config=self._config,
         )

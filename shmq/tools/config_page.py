@@ -27,6 +27,7 @@ Made by `python -m shmq.tools.config_page` from `shmq/config.py`.
 A setting has its own name and, where RocketMQ has it, RocketMQ's; files and `--set KEY=VALUE` take
 either. What a command line says counts before the file, the file before the default. A key that
 nobody knows, a value out of its range and a key given under both names are refused in one line.
+*Live* settings may change while a broker runs: `shmq broker config set`.
 A size takes B, KiB, MiB or GiB. Where the default is `auto`, nobody asks for a value, and what is
 chosen shrinks to what the machine has; a value that is given is kept or refused.
 
@@ -62,9 +63,8 @@ def config_page() -> str:
             if spec.name in docs:
                 rocketmq = ", ".join(spec.metadata.get("rocketmq", ()))
                 what = " ".join(docs[spec.name].split()).replace("|", "\\|")
-                parts.append(
-                    f"| {spec.name} | {rocketmq} | {_default(spec)} | {what}{_range(spec)} |"
-                )
+                what += _range(spec) + _live(spec)
+                parts.append(f"| {spec.name} | {rocketmq} | {_default(spec)} | {what} |")
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"
 
@@ -108,6 +108,10 @@ def _range(spec: Field[Any]) -> str:
     more = f", a multiple of {multiple}" if multiple != 1 else ""
     more += ", a power of two" if spec.metadata.get("power_of_two") else ""
     return f" ({bounds}{more})"
+
+
+def _live(spec: Field[Any]) -> str:
+    return " *Live.*" if spec.metadata.get("live") else ""
 
 
 if __name__ == "__main__":

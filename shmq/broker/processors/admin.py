@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from shmq.broker.processors.fields import json_response, ranged
 from shmq.broker.rights import Action
 from shmq.broker.topics import PERM_MAX, changed_attributes
+from shmq.config import setting_text, settings
 from shmq.errors import ConfigError, ServiceNotAvailableError, TopicNotExistError
+from shmq.json_fields import Fields
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command, response_to
 from shmq.remoting.server import Connection, Handler, Processor
@@ -57,6 +59,8 @@ class AdminProcessor:
             code.GET_SUBSCRIPTIONGROUP_CONFIG: self._group,
             code.GET_BROKER_RUNTIME_INFO: self._runtime_info,
             code.GET_BROKER_STATUS: self._status,
+            code.GET_BROKER_CONFIG: self._get_config,
+            code.UPDATE_BROKER_CONFIG: self._update_config,
             code.DELETE_EXPIRED_COMMITLOG: self._delete_expired,
             code.GET_ALL_DELAY_OFFSET: self._delay_offsets,
         }
@@ -209,6 +213,26 @@ class AdminProcessor:
     def _runtime_info(self, connection: Connection, command: Command) -> Command:
         self._broker.rights.require(connection.identity, Action.ADMIN, "")
         return json_response(command, {"table": self._broker.runtime_info()})
+
+    def _get_config(self, connection: Connection, command: Command) -> Command:
+        self._broker.rights.require(connection.identity, Action.ADMIN, "")
+        known = settings(self._broker.config)
+        return json_response(
+            command,
+            {
+                "config": {each.name: each.text for each in known},
+                "defaults": {each.name: each.default_text for each in known},
+                "live": [each.name for each in known if each.is_live],
+            },
+        )
+
+    def _update_config(self, connection: Connection, command: Command) -> Command:
+        self._broker.rights.require(connection.identity, Action.ADMIN, "")
+        changes = Fields(command.json(), what=command.name).texts("config")
+        values = self._broker.change_config(changes)
+        return json_response(
+            command, {"config": {name: setting_text(value) for name, value in values.items()}}
+        )
 
     def _delete_expired(self, connection: Connection, _command: Command) -> None:
         self._broker.rights.require(connection.identity, Action.ADMIN, "")

@@ -84,6 +84,67 @@ def _add_write(namesrv: str | None, name: str) -> None:
     click.echo(f"{name}: routes of {count} topics lead producers there again")
 
 
+@broker.group("config")
+def _config() -> None:
+    """Settings of a running broker."""
+
+
+@_config.command("get")
+@click.argument("name", metavar="BROKER")
+@click.argument("keys", metavar="[KEY]...", nargs=-1)
+@click.option("--id", "broker_id", type=int, metavar="ID", help="This member; else the master.")
+@click.option("--changed", is_flag=True, help="Only those that are not the default.")
+@json_option
+@cluster_option
+def _get(
+    namesrv: str | None,
+    is_json: bool,
+    changed: bool,
+    broker_id: int | None,
+    keys: tuple[str, ...],
+    name: str,
+) -> None:
+    """Show settings: all, or those with a KEY in their names."""
+    with Admin(namesrv) as admin:
+        found = admin.broker_config(name, broker_id)
+    found = [
+        each
+        for each in found
+        if (not keys or any(key in each.name for key in keys))
+        and not (changed and each.value == each.default)
+    ]
+    if is_json:
+        echo_json({"settings": [named(each) for each in found]})
+        return
+    echo_table(
+        ("SETTING", "VALUE", "DEFAULT", "LIVE"),
+        ((each.name, each.value, each.default, "yes" if each.is_live else "") for each in found),
+    )
+
+
+@_config.command("set")
+@click.argument("name", metavar="BROKER")
+@click.argument("changes", metavar="KEY=VALUE...", nargs=-1, required=True)
+@click.option("--id", "broker_id", type=int, metavar="ID", help="This member; else the master.")
+@cluster_option
+def _set(namesrv: str | None, broker_id: int | None, changes: tuple[str, ...], name: str) -> None:
+    """Change live settings of a running broker: all that are named, or none.
+
+    They last until it ends: what is to last longer belongs into its file, too. Names are ours or
+    RocketMQ's; shmq broker config get shows which are live.
+    """
+    wanted = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise click.UsageError(f"{change}: wanted KEY=VALUE")
+        wanted[key] = value
+    with Admin(namesrv) as admin:
+        now = admin.change_broker_config(name, wanted, broker_id)
+    for key, value in now.items():
+        click.echo(f"{name}: {key} = {value}, until it ends")
+
+
 @broker.command("show")
 @click.argument("name", metavar="BROKER")
 @json_option
