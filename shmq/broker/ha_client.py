@@ -106,12 +106,12 @@ class MasterFinder:
                     take.number("minPosition"),
                     take.number("recordCrcPosition"),
                 )
-            except ShmqError as error:
+            except (ShmqError, OSError) as error:  # OSError: no descriptor left, say
                 self.say(error)
             await asyncio.sleep(back_off_s)
             back_off_s = min(2 * back_off_s, _BACK_OFF_MAX_S)
 
-    def say(self, error: ShmqError) -> None:
+    def say(self, error: ShmqError | OSError) -> None:
         """Note why there is none; each reason is logged once, and as a warning once there has been
         none for longer than a takeover or a start takes.
         """
@@ -192,7 +192,7 @@ class HAClient:
         while True:  # until the broker stops
             try:
                 await self._follow()
-            except ShmqError as error:
+            except (ShmqError, OSError) as error:
                 self._finder.say(error)
             if self.synced.is_set():
                 back_off_s = _BACK_OFF_S

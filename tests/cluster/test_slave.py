@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,18 @@ def test_slave_started_before_its_master_waits_for_it(pair: Pair) -> None:
     wait_for(lambda: pair.slave.said().get("replicaProblem"), "the problem")
     pair.master.restart()
     wait_for(lambda: pair.slave.said().get("replicaProblem", "?") is None, "the master")
+    pair.await_in_sync()
+
+
+def test_slave_that_had_no_descriptor_left_follows_again(pair: Pair) -> None:
+    """What the kernel refuses passes, and ends no slave's search for its master."""
+    pid = pair.slave.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (8, hard))
+    pair.master.kill()
+    wait_for(lambda: "Too many open files" in pair.slave.log, "the refusal")
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    pair.master.restart()
     pair.await_in_sync()
 
 
