@@ -124,8 +124,7 @@ def _live(
                 for name, row in wanted.items():
                     asked = name
                     foreign = Foreign()
-                    values = list(row(life))
-                    for value in values:
+                    for value in row(life):  # what came before a failure is kept
                         outcome.add(kind.NAME, value, foreign.share())
         except PeerError as error:
             # What is left of a flow that failed would be in the next row.
