@@ -14,7 +14,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from enum import Enum, StrEnum, unique
 from ipaddress import AddressValueError, IPv4Address
@@ -44,6 +44,7 @@ __all__ = [
     "default_runtime_folder",
     "load",
     "load_broker_tables",
+    "parsed_settings",
     "setting_text",
     "settings",
 ]
@@ -550,6 +551,21 @@ class ClusterConfig:
 LISTEN_PORTS = range(10_911, 65_000, 10)
 """Nothing of shmq listens there: the address is in every message id, and is where a real RocketMQ
 broker that takes a store over will listen. One for each broker, with room for those beside it."""
+
+
+def parsed_settings(options: Iterable[str]) -> dict[str, Any]:
+    """What a daemon's `--set KEY=VALUE` options say.
+
+    Raises:
+        ConfigError: one is not of that form.
+    """
+    found = {}
+    for text in options:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text}: wanted KEY=VALUE")
+        found[key] = value
+    return found
 
 
 def load_broker_tables(file: Path) -> dict[str, Mapping[str, object]]:

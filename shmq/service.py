@@ -19,12 +19,13 @@ from enum import StrEnum, unique
 from typing import Protocol
 
 from shmq.clock import SYSTEM_CLOCK, Clock
-from shmq.errors import ShmqError
+from shmq.errors import ConfigError, ShmqError
 
 __all__ = [
     "DRAIN_TIMEOUT_S",
     "Phase",
     "Service",
+    "exit_code",
     "notify",
     "run",
     "watchdog_interval_s",
@@ -62,6 +63,21 @@ class Service(Protocol):
 
     def stop(self) -> None:
         """Release everything; also called when `start` raised, and must cope with that."""
+
+
+def exit_code(work: Callable[[], None], log: logging.Logger) -> int:
+    """Do a daemon's work; what its process ends with.
+
+    Returns:
+        0: it ended in order; 1: it could not start or failed; 2: its options make no sense. One
+        line in the log says why.
+    """
+    try:
+        work()
+    except ShmqError as error:
+        log.log(logging.ERROR, "%s; %s", error, error.hint)
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
 
 
 def run(

@@ -14,8 +14,8 @@ from typing import Any
 
 from shmq import logs, service
 from shmq.broker.roles import Member
-from shmq.config import BrokerConfig, load, load_broker_tables
-from shmq.errors import ConfigError, ShmqError
+from shmq.config import BrokerConfig, load, load_broker_tables, parsed_settings
+from shmq.errors import ConfigError
 from shmq.service import DRAIN_TIMEOUT_S
 
 __all__ = ["main"]
@@ -27,23 +27,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a broker until it is told to stop; returns the exit code."""
     options = _parser().parse_args(arguments)
     logs.configure(getattr(logging, options.log_level))
-    try:
-        config = _config(options)
-        member = Member(config, is_waiting=options.wait)
-        service.run(
-            member,
-            name=f"broker {config.broker_name}:{config.broker_id}",
-            drain_timeout_s=options.drain_timeout,
-            on_reload=None if config.acl_file is None else member.reload,
-            describe=member.describe,
-        )
-    except ConfigError as error:
-        _log.error("%s; %s", error, error.hint)
-        return 2
-    except ShmqError as error:
-        _log.error("%s; %s", error, error.hint)
-        return 1
-    return 0
+    return service.exit_code(lambda: _run(options), _log)
+
+
+def _run(options: argparse.Namespace) -> None:
+    config = _config(options)
+    member = Member(config, is_waiting=options.wait)
+    service.run(
+        member,
+        name=f"broker {config.broker_name}:{config.broker_id}",
+        drain_timeout_s=options.drain_timeout,
+        on_reload=None if config.acl_file is None else member.reload,
+        describe=member.describe,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,11 +90,7 @@ def _config(options: argparse.Namespace) -> BrokerConfig:
         "cluster_name": options.cluster,
         "runtime_path": options.runtime,
     }
-    for text in options.set:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {text}: wanted KEY=VALUE")
-        settings[key] = value
+    settings |= parsed_settings(options.set)
     table = None
     if options.broker is not None:
         table = ("broker", options.broker)

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shmq import logs, service
-from shmq.config import ControllerConfig, load
+from shmq.config import ControllerConfig, load, parsed_settings
 from shmq.controller.manager import ControllerManager
-from shmq.errors import ConfigError, ShmqError
 
 __all__ = ["main"]
 
@@ -25,36 +24,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a Controller until a signal stops it; the exit code."""
     options = _parser().parse_args(arguments)
     logs.configure()
-    try:
-        settings = {}
-        for text in options.set:
-            key, equals, value = text.partition("=")
-            if not equals:
-                raise ConfigError(f"--set {text}: wanted KEY=VALUE")
-            settings[key] = value
-        config = load(
-            ControllerConfig,
-            file=None if options.config is None else options.config.resolve(),
-            table="controller",
-            controller_store_path=None if options.store is None else options.store.absolute(),
-            runtime_path=None if options.runtime is None else options.runtime.absolute(),
-            controller_name=options.name,
-            **settings,
-        )
-        manager = ControllerManager(config)
-        service.run(
-            manager,
-            name=f"controller {config.controller_name}",
-            on_reload=None if config.acl_file is None else manager.reload,
-            describe=manager.describe,
-        )
-    except ConfigError as error:
-        _log.error("%s; %s", error, error.hint)
-        return 2
-    except ShmqError as error:
-        _log.error("%s; %s", error, error.hint)
-        return 1
-    return 0
+    return service.exit_code(lambda: _run(options), _log)
+
+
+def _run(options: argparse.Namespace) -> None:
+    config = load(
+        ControllerConfig,
+        file=None if options.config is None else options.config.resolve(),
+        table="controller",
+        controller_store_path=None if options.store is None else options.store.absolute(),
+        runtime_path=None if options.runtime is None else options.runtime.absolute(),
+        controller_name=options.name,
+        **parsed_settings(options.set),
+    )
+    manager = ControllerManager(config)
+    service.run(
+        manager,
+        name=f"controller {config.controller_name}",
+        on_reload=None if config.acl_file is None else manager.reload,
+        describe=manager.describe,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

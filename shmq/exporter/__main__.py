@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shmq import logs, service
 from shmq.config import default_namesrv_folder
-from shmq.errors import ConfigError, ShmqError
+from shmq.errors import ConfigError
 from shmq.exporter.collector import SERIES_MAX, Collector
 from shmq.exporter.server import MetricsServer, passed_socket
 
@@ -31,19 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve metrics until told to stop; returns the exit code."""
     options = _parser().parse_args(arguments)
     logs.configure(getattr(logging, options.log_level))
-    try:
-        host, port = _place(options.listen)
-        runtime = options.runtime or default_namesrv_folder()
-        collector = Collector(runtime, has_queues=options.queues, series_max=options.series_max)
-        server = MetricsServer(collector, sock=passed_socket(), host=host, port=port)
-        service.run(server, name="exporter", drain_timeout_s=_DRAIN_TIMEOUT_S)
-    except ConfigError as error:
-        _log.error("%s; %s", error, error.hint)
-        return 2
-    except ShmqError as error:
-        _log.error("%s; %s", error, error.hint)
-        return 1
-    return 0
+    return service.exit_code(lambda: _run(options), _log)
+
+
+def _run(options: argparse.Namespace) -> None:
+    host, port = _place(options.listen)
+    runtime = options.runtime or default_namesrv_folder()
+    collector = Collector(runtime, has_queues=options.queues, series_max=options.series_max)
+    server = MetricsServer(collector, sock=passed_socket(), host=host, port=port)
+    service.run(server, name="exporter", drain_timeout_s=_DRAIN_TIMEOUT_S)
 
 
 def _parser() -> argparse.ArgumentParser:
