@@ -61,6 +61,8 @@ class Candidate:
     """When it said that, attended time."""
     has_failed: bool = False
     """It was told, and did not become master; it says why."""
+    is_async_learner: bool = False
+    """It copies, and is never told; a person may have made it master all the same."""
 
 
 class Election:
@@ -93,6 +95,8 @@ class Election:
         if any(member.is_master for member in living):
             self._is_free, self._is_first, self._since_ns, self._told_id = False, False, None, None
             return None
+        members = [member for member in members if not member.is_async_learner]
+        living = [member for member in living if not member.is_async_learner]
         if self._since_ns is None:
             self._since_ns = now_ns
         told_lives = any(

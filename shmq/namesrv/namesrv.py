@@ -41,7 +41,8 @@ __all__ = ["Cluster", "NameServer", "load_cluster"]
 
 _log = logging.getLogger("shmq.namesrv")
 
-_MODE = "enable_controller_mode"
+_MODE = ("enable_controller_mode", "enableControllerMode")
+_LEARNER = ("async_learner", "asyncLearner")
 _FLAGS: Mapping[object, bool] = {True: True, "true": True}
 
 _LOOP_TIMEOUT_S = 30.0
@@ -76,12 +77,14 @@ def load_cluster(
         command: what starts a broker, before its arguments; None: this Python, -m shmq.broker.
 
     Raises:
-        ConfigError: it cannot be used; two tables name the same broker or listen_port.
+        ConfigError: it cannot be used; two tables name the same broker or listen_port, or only
+            some members of a broker_name have a Controller.
     """
     start = tuple(command or (sys.executable, "-P", "-m", "shmq.broker"))
     brokers: dict[str, SupervisedBroker] = {}
     tables = load_broker_tables(file)
     ports: dict[object, str] = {}
+    arbiters: dict[str, bool] = {}
     for name, table in tables.items():
         port = _listen_port(table)
         if port is not None and ports.setdefault(port, name) != name:
@@ -107,7 +110,12 @@ def load_cluster(
         arguments = ["--config", str(file), "--broker", name, "--runtime", str(runtime_path)]
         if _listen_port(table) is None:
             arguments += ["--set", f"listen_port={next(free_ports)}"]
-        is_led = _FLAGS.get(table.get(_MODE, table.get("enableControllerMode", False)), False)
+        is_led = _flag(table, _MODE)
+        if arbiters.setdefault(broker_name, is_led) != is_led:
+            raise ConfigError(
+                f"{file}: [broker.{name}]: enable_controller_mode: other members of {broker_name}"
+                " say otherwise; one arbiter elects all of them: give each the same"
+            )
         is_member = members[broker_name] > 1 and not is_led  # of a Controller's, it waits anyway
         if is_member:
             arguments += ["--wait"]
@@ -116,6 +124,7 @@ def load_cluster(
             broker_name=broker_name if is_member else "",
             socket_name=socket_name,
             broker_id=broker_id,
+            is_async_learner=_flag(table, _LEARNER),
             command=(*start, *arguments),
             arguments=tuple(arguments),
         )
@@ -126,6 +135,11 @@ def load_cluster(
         brokers=tuple(brokers.values()),
         spare_command=spare if command is None else (),
     )
+
+
+def _flag(table: Mapping[str, object], keys: tuple[str, str]) -> bool:
+    """Of a setting that is false by default, by either of its names."""
+    return _FLAGS.get(table.get(keys[0], table.get(keys[1])), False)
 
 
 def _broker_name(name: str, table: Mapping[str, object]) -> object:

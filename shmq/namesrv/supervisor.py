@@ -83,6 +83,8 @@ class SupervisedBroker:
     """What starts it; not a shell's."""
     broker_name: str = ""
     """What the members of its replica set share; empty: it has none."""
+    is_async_learner: bool = False
+    """It copies, and is never elected."""
     arguments: tuple[str, ...] = ()
     """Those of them that a spare process is given (spare.py)."""
 
@@ -595,6 +597,7 @@ def _candidate(ward: _Ward) -> Candidate:
         log_end=_number(said.get("committedPosition")),
         answered_ns=ward.answered_ns,
         has_failed=bool(said.get("promotionProblem")),
+        is_async_learner=ward.broker.is_async_learner,
     )
 
 

@@ -25,6 +25,18 @@ def test_first_master_is_the_lowest_id_of_those_whose_files_say_most() -> None:
         assert Election().decide([ZERO, other], now_ns=0, has_memory=False) == chosen
 
 
+def test_learner_is_never_told_and_is_master_where_a_person_has_it_so() -> None:
+    learner = replace(ONE, log_end=900, is_async_learner=True)
+    assert Election().decide([ZERO, learner], now_ns=0, has_memory=False) == ZERO
+    election = Election()
+    election.master_ended()
+    assert election.decide([DEAD, learner], now_ns=60 * S, has_memory=True) is None
+    took = replace(learner, is_master=True)
+    assert election.decide([ZERO, took], now_ns=61 * S, has_memory=True) is None
+    assert election.decide([ZERO, learner], now_ns=90 * S, has_memory=True) is None
+    assert election.decide([ZERO, learner], now_ns=93 * S, has_memory=True) == ZERO
+
+
 def test_member_that_starts_is_waited_for_and_not_for_ever() -> None:
     election = Election()
     assert election.decide([STARTING, ONE], now_ns=0, has_memory=False) is None

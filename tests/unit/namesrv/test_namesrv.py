@@ -481,6 +481,7 @@ def test_cluster_file_names_brokers_and_how_they_are_treated(tmp_path: Path) -> 
         [broker.a-slave]
         brokerName = "a"
         broker_id = 1
+        asyncLearner = true
         """,
     )
     assert found.config.crash_count_max == 7
@@ -494,6 +495,7 @@ def test_cluster_file_names_brokers_and_how_they_are_treated(tmp_path: Path) -> 
         *("--broker", "a-slave", "--runtime", "/run/x", "--set", "listen_port=10921", "--wait"),
     )
     assert [b.broker_name for b in found.brokers] == ["a", "a"]
+    assert [b.is_async_learner for b in found.brokers] == [False, True]
 
 
 def test_brokers_that_name_no_port_get_one_each_that_no_other_names(tmp_path: Path) -> None:
@@ -520,6 +522,10 @@ def test_brokers_that_name_no_port_get_one_each_that_no_other_names(tmp_path: Pa
             r"\[broker.b\]: listen_port: 10921 is that of \[broker.a\] already",
         ),
         ("[broker.a]\nbroker_id = 'x'", "wanted text, number"),
+        (
+            "[broker.a]\nenableControllerMode = true\n[broker.b]\nbroker_name='a'\nbroker_id = 1",
+            r"\[broker.b\]: enable_controller_mode: other members of a say otherwise",
+        ),
         ("[broker.a]\n[cluster]\ncrash_count = 1", "did you mean crash_count_max"),
         ("[broker.a]\n[cluster]\ncrash_count_max = 0", "wanted 1 to 100"),
         ("nonsense", "not TOML"),
