@@ -349,17 +349,21 @@ class ControllerLink:
             client = self._client
             if client is not None:
                 try:
-                    await self._ask(client, info, [own_id])
-                    continue
-                except ShmqError as error:
-                    _log.warning("mastership not begun yet: %s", error)
+                    error = await self._ask(client, info, [own_id])
+                    if error is None:
+                        continue
+                except ShmqError as ended:
+                    error = ended
+                _log.warning("mastership not begun yet: %s", error)
             await asyncio.sleep(_BEGIN_RETRY_S)
 
-    async def _ask(self, client: AsyncClient, info: ReplicaInfo, wanted: Iterable[int]) -> None:
-        """Have the set altered; what is answered is learnt.
+    async def _ask(
+        self, client: AsyncClient, info: ReplicaInfo, wanted: Iterable[int]
+    ) -> ShmqError | None:
+        """Have the set altered; what is answered is learnt. Why it was refused, or None.
 
         Raises:
-            ShmqError: it was not, or it is not known.
+            ShmqError: it is not known whether it was.
         """
         command = requests.alter_sync_state_set(
             broker_name=self._config.broker_name,
@@ -370,9 +374,7 @@ class ControllerLink:
         )
         answer = await self._invoke(client, command)
         self._learn(answer)
-        error = error_of(answer)
-        if error is not None:
-            raise error
+        return error_of(answer)
 
     def _set_count(self, count: Callable[[frozenset[int]], Awaitable[None]] | None) -> None:
         self._count = count
@@ -392,14 +394,19 @@ class ControllerLink:
             return
         wanted = self._in_sync | {own_id}
         if wanted != info.sync_state_set:
+            before = self._asked
             self._asked |= wanted
             await count((info.sync_state_set | self._asked) - {own_id})
             try:
-                await self._ask(client, info, wanted)
-            except ShmqError as error:
-                _log.warning("SyncStateSet not altered wanted=%s: %s", sorted(wanted), error)
+                error = await self._ask(client, info, wanted)
+            except ShmqError as unknown:
+                _log.warning("SyncStateSet not altered wanted=%s: %s", sorted(wanted), unknown)
                 if client.is_closed:
                     raise
+                return  # with the next beat
+            if error is not None:
+                self._asked &= before  # that set was refused, and never becomes the set
+                _log.warning("SyncStateSet not altered wanted=%s: %s", sorted(wanted), error)
                 return  # with the next beat
             info = self._info or info
         await count((info.sync_state_set | self._asked) - {own_id})

@@ -21,6 +21,7 @@ from shmq.status import Elected, SendStatus
 from tests.cluster.controller_process import NAME, LedSet
 from tests.cluster.namesrv_process import NamesrvProcess
 from tests.cluster.sender import Sender
+from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import WAIT_S, wait_for
 from tests.support.repository import ROOT
 from tests.support.scale import scaled
@@ -199,6 +200,33 @@ def test_slave_is_waited_for_until_the_controller_has_it_that_it_left(
                 "the release",
             )
             assert alone is SendStatus.SLAVE_NOT_AVAILABLE
+
+
+def test_slave_that_the_controller_does_not_know_is_waited_for_no_longer_than_it_is_there(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    with (
+        LedSet(tmp_path, cluster_name, brokerRole="SYNC_MASTER", slaveTimeout="500") as led,
+        led.connect() as client,
+    ):
+        led.await_in_sync(0, 1)
+        client.create_topic("t", queues=1)
+        (tmp_path / "stranger").mkdir()
+        with BrokerProcess(
+            tmp_path / "stranger",
+            cluster_name,
+            name=NAME,
+            broker_id=2,
+            runtime=led.runtime,
+            wait=False,
+            brokerRole="SLAVE",
+        ) as stranger:
+            wait_for(lambda: "[2] are no members" in led.members[0].log, "the refusal")
+            stranger.kill()
+            wait_for(
+                lambda: client.producer().send("t", b"x").send_status is SendStatus.SEND_OK,
+                "a send that waits for members alone",
+            )
 
 
 def test_learner_copies_and_is_never_elected_nor_in_sync(tmp_path: Path, cluster_name: str) -> None:
