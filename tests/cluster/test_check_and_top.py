@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.cluster
 SHMQ = [sys.executable, "-m", "shmq.tools.cli"]
 TIMEOUT_S = 60
 REDRAW = b"\x0c"
+LOOKS = 120
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -219,15 +221,21 @@ def busy(own_cluster: Cluster) -> Iterator[Cluster]:
         client.producer().send("many", b"first")
         with consumer.receive(1, timeout=TIMEOUT_S)[0].process():
             pass
-        with subprocess.Popen(
-            [*SHMQ, "pub", "many", "-c", "100000000", "hello", "-n", str(own_cluster.runtime)],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as sender:
-            client.producer().send("few", b"one")
+        client.producer().send("few", b"one")
+        is_over = threading.Event()
+        sender = threading.Thread(target=_send_until, args=(client, is_over))
+        sender.start()
+        try:
             yield own_cluster
-            sender.kill()
+        finally:
+            is_over.set()
+            sender.join()
+
+
+def _send_until(client: shmq.Client, is_over: threading.Event) -> None:
+    producer = client.producer()
+    while not is_over.wait(0.005):
+        producer.send("many", b"hello")
 
 
 def test_top_shows_rates_lag_and_brokers(busy: Cluster) -> None:
@@ -277,20 +285,22 @@ class Terminal:
             start_new_session=True,
         )
         os.close(other)
+        self._seen = b""
 
     def type(self, keys: bytes) -> None:
         os.write(self._fd, keys)
 
     def await_text(self, text: bytes) -> None:
-        """Read what it draws, again and again in full, until `text` is in it."""
-        seen = b""
-        for _ in range(TIMEOUT_S // 4):
-            while select.select([self._fd], [], [], 0.5)[0]:
-                seen += os.read(self._fd, 65536)
-                if text in seen:
-                    return
-            self.type(REDRAW)
-        raise AssertionError(f"{text!r} does not come: {seen[-2000:]!r}")
+        """Read what it draws, now and then all of it anew, until `text` is in it."""
+        for look in range(LOOKS):
+            if text in self._seen:
+                self._seen = self._seen.partition(text)[2]
+                return
+            if look % 10 == 9:
+                self.type(REDRAW)
+            if select.select([self._fd], [], [], 0.5)[0]:
+                self._seen += os.read(self._fd, 65536)
+        raise AssertionError(f"{text!r} does not come: {self._seen[-2000:]!r}")
 
     def __enter__(self) -> Terminal:
         return self

@@ -248,4 +248,4 @@ def _ask(window: curses.window, question: str) -> str:
         typed = window.getstr(height - 1, min(len(question), width - 1), 64)
     finally:
         curses.noecho()
-    return typed.decode("utf-8", "replace").strip()
+    return "".join(char for char in typed.decode("utf-8", "replace") if char.isprintable()).strip()
