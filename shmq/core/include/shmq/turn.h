@@ -480,6 +480,9 @@ static inline int shmq_ring_settle(struct shmq_append *append, struct shmq_ring 
             }
             entry->final_status =
                 (uint8_t)(unflushed ? -SHMQ_FLUSH_DISK_TIMEOUT : -SHMQ_FLUSH_SLAVE_TIMEOUT);
+        } else if ((entry->need & SHMQ_NEED_REPLICA) != 0 && append->replica_status != 0) {
+            /* Whom it waited for has left, perhaps: that it is confirmed does not say any more that a slave has it. */
+            entry->final_status = (uint8_t)-SHMQ_SLAVE_NOT_AVAILABLE;
         }
         ++done;
     }
