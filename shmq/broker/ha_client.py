@@ -76,6 +76,11 @@ class MasterFinder:
 
     def __init__(self, config: BrokerConfig, folder: RuntimeFolder) -> None:
         self._broker_name = config.broker_name
+        self.membership: Final[Mapping[str, Scalar]] = {
+            "clusterName": config.cluster_name,
+            "brokerName": config.broker_name,
+        }
+        """What the member says to a master of whose slave it is."""
         self._folder = folder
         self.own_name = broker_socket_name(config.broker_name, config.broker_id)
         """The member's own socket."""
@@ -94,9 +99,7 @@ class MasterFinder:
             try:
                 client = await self.connect()
                 try:
-                    answer = await client.call(
-                        Command(RequestCode.GET_REPLICA_BEGIN), timeout_s=_TIMEOUT_S
-                    )
+                    answer = await self.ask_begin(client)
                 finally:
                     client.close()
                 take = answer.fields()
@@ -110,6 +113,15 @@ class MasterFinder:
                 self.say(error)
             await asyncio.sleep(back_off_s)
             back_off_s = min(2 * back_off_s, _BACK_OFF_MAX_S)
+
+    async def ask_begin(self, client: AsyncClient) -> Command:
+        """The answer to GET_REPLICA_BEGIN.
+
+        Raises:
+            ShmqError: it does not answer, or it is no master of our replica set.
+        """
+        command = Command(RequestCode.GET_REPLICA_BEGIN, self.membership)
+        return await client.call(command, timeout_s=_TIMEOUT_S)
 
     def say(self, error: ShmqError | OSError) -> None:
         """Note why there is none; each reason is logged once, and as a warning once there has been
@@ -209,7 +221,7 @@ class HAClient:
         client.when_closed(news.set)
         client.when_notified(news.set)
         try:
-            begin = await client.call(Command(RequestCode.GET_REPLICA_BEGIN), timeout_s=_TIMEOUT_S)
+            begin = await self._finder.ask_begin(client)
             theirs = facts_of(begin)
             await self._meet(client, theirs)
             # Before the first frame that was written under a new one is copied.
@@ -220,6 +232,7 @@ class HAClient:
                     Command(
                         RequestCode.ATTACH_REPLICA,
                         {
+                            **self._finder.membership,
                             "clientId": f"slave@{self._finder.own_name}",
                             "brokerId": self._broker.config.broker_id,
                             "asyncLearner": self._broker.config.async_learner,

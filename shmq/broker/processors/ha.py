@@ -82,8 +82,21 @@ class HAProcessor:
             )
         return broker.ha
 
+    def _require_member(self, connection: Connection, command: Command) -> HAService:
+        """Of our replica set: another's log is not to be cut for ours, nor counted as a copy."""
+        ha = self._require_slave(connection)
+        config, take = self._broker.config, command.fields()
+        said = (take.text("clusterName"), take.text("brokerName"))
+        if said != (config.cluster_name, config.broker_name):
+            raise ConfigError(
+                f"{command.name}: a slave of {said[1]} of cluster {said[0]} asks"
+                f" {config.broker_name}:{config.broker_id} of cluster {config.cluster_name}; give"
+                " it its master's brokerName and brokerClusterName, or a runtime folder of its own"
+            )
+        return ha
+
     def _begin(self, connection: Connection, command: Command) -> Command:
-        self._require_slave(connection)
+        self._require_member(connection, command)
         begin = self._broker.store.log_begin
         fields: dict[str, Scalar] = {
             "fileSizeBytes": begin.file_size_bytes,
@@ -128,7 +141,7 @@ class HAProcessor:
         )
 
     def _attach(self, connection: Connection, command: Command) -> Command:
-        ha = self._require_slave(connection)
+        ha = self._require_member(connection, command)
         broker = self._broker
         take = command.fields()
         client_id = client_id_of(take, "clientId")
