@@ -58,7 +58,7 @@ from shmq.errors import (
     StoreError,
 )
 from shmq.remoting.codes import RequestCode
-from shmq.remoting.loop_thread import LoopThread
+from shmq.remoting.loop_thread import LoopThread, in_background
 from shmq.remoting.namesrv_requests import BrokerAddress
 from shmq.remoting.runtime_folder import Listener, RuntimeFolder, broker_socket_name
 from shmq.remoting.server import Connection, Server
@@ -379,8 +379,15 @@ class Broker:
             self._loop.run(self._enforcement.reload(), timeout_s=_LOOP_TIMEOUT_S)
 
     def is_healthy(self) -> bool:
-        """Whether the event loop and the append thread have answered since last asked."""
-        return self._loop.beat(self._await_append_thread)
+        """Whether the event loop and the append thread have answered since last asked, and every
+        task that works in the background still does.
+        """
+        return self._loop.beat(self._await_append_thread) and self._failure is None
+
+    @property
+    def _failure(self) -> str | None:
+        """Which task is gone, here or on the line to the Controller."""
+        return self._loop.problem or (None if self._link is None else self._link.failure)
 
     def _await_append_thread(self) -> None:
         """In the loop: return once the append thread stands between two turns."""
@@ -398,7 +405,7 @@ class Broker:
             f"{role}, epoch {self.store.master_epoch}, {len(self.sessions)} clients,"
             f" {behind} bytes not yet on disk"
         )
-        problem = self.problem or self._retention_problem() or self._replica_problem()
+        problem = self._own_problem() or self._replica_problem()
         return said if problem is None else f"{said}; {problem}"
 
     def drain(self, timeout_s: float) -> None:
@@ -478,7 +485,7 @@ class Broker:
     # ---- what goes on meanwhile --------------------------------------------------------------
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.ensure_future(work)
+        task = in_background(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -734,7 +741,7 @@ class Broker:
     def has_problem(self) -> bool:
         """Whether there is something that a person should see to."""
         cut_problem = self.cuts.problem if self._is_store_open else None
-        return (self.problem or self._retention_problem() or cut_problem) is not None
+        return (self._own_problem() or cut_problem) is not None
 
     def status(self) -> dict[str, Scalar]:
         """Whether it lives and how far it is; answered in every phase."""
@@ -742,8 +749,9 @@ class Broker:
             "phase": self.phase,
             "pid": self._own.pid,
             "startTime": self._own.start_time,
-            "isHealthy": True,  # the loop answers; an append thread that hangs would hold it here
-            "problem": self.problem or self._retention_problem(),
+            # The loop answers; an append thread that hangs would hold it here.
+            "isHealthy": self._failure is None,
+            "problem": self._own_problem(),
             "controllerProblem": None if self._link is None else self._link.problem,
             "replicaProblem": self._replica_problem(),
             **(self.cuts.status() if self._is_store_open else {}),
@@ -812,7 +820,7 @@ class Broker:
             "expiredUnreadGroups": ",".join(
                 f"{group}={count}" for group, count in sorted(self.expired_unread.counts.items())
             ),
-            "problem": self.problem or self._retention_problem() or self.cuts.problem or "",
+            "problem": self._own_problem() or self.cuts.problem or "",
             **self.cuts.counts(),
             "aclFile": "" if self.rights.file is None else self.rights.file.path,
             "aclReloadsTotal": 0 if self.rights.file is None else self.rights.file.reload_count,
@@ -838,8 +846,9 @@ class Broker:
             return None
         return self.ha_client.problem or (self.store.replica.problem if self._is_loaded else None)
 
-    def _retention_problem(self) -> str | None:
-        return self.store.retention.problem if self._is_loaded else None
+    def _own_problem(self) -> str | None:
+        retention_problem = self.store.retention.problem if self._is_loaded else None
+        return self._failure or self.problem or retention_problem
 
     # ---- notices -----------------------------------------------------------------------------
 

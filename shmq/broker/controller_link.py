@@ -33,7 +33,7 @@ from shmq.remoting.aio_client import AsyncClient
 from shmq.remoting.codes import RequestCode, ResponseCode
 from shmq.remoting.command import error_of
 from shmq.remoting.controller_requests import ReplicaInfo
-from shmq.remoting.loop_thread import LoopThread
+from shmq.remoting.loop_thread import LoopThread, in_background
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 
 if TYPE_CHECKING:
@@ -112,6 +112,11 @@ class ControllerLink:
 
     # ---- for the member ----------------------------------------------------------------------
 
+    @property
+    def failure(self) -> str | None:
+        """Why nothing goes through this line any more until the process is restarted."""
+        return self._loop_thread.problem
+
     def start(self) -> None:
         """Look for the Controller from now on.
 
@@ -172,7 +177,7 @@ class ControllerLink:
     # ---- the line ----------------------------------------------------------------------------
 
     async def _start(self, folder: RuntimeFolder) -> None:
-        self._task = asyncio.create_task(self._run(folder))
+        self._task = in_background(self._run(folder))
 
     async def _run(self, folder: RuntimeFolder) -> None:
         back_off_s = _BACK_OFF_S

@@ -20,6 +20,7 @@ from shmq.remoting import namesrv_requests as requests
 from shmq.remoting.aio_client import AsyncClient
 from shmq.remoting.codes import ResponseCode
 from shmq.remoting.command import error_of
+from shmq.remoting.loop_thread import in_background
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,7 +77,7 @@ class Registration:
 
     def start(self) -> None:
         """Begin to look for NameServers."""
-        self._task = asyncio.create_task(self._look())
+        self._task = in_background(self._look())
 
     def changed(self, topics: Iterable[str]) -> None:
         """These topics were made, changed or deleted: tell everybody."""
@@ -106,7 +107,12 @@ class Registration:
 
     async def _look(self) -> None:
         while True:  # until stop(): NameServers may come at any time
-            for name in self._folder.socket_names("namesrv"):
+            try:
+                names = self._folder.socket_names("namesrv")
+            except OSError as error:  # no descriptor left, a folder that went away
+                _log.warning("cannot look for NameServers: %s", error)
+                names = []
+            for name in names:
                 link = self._links.get(name)
                 if link is None or link.is_over:
                     self._links[name] = _Link(self._folder, name, self._address, self._topics)
@@ -179,7 +185,7 @@ class _Link:
                 )
                 back_off_s = _BACK_OFF_S
                 await self._serve(self._client, interval_s)
-            except ShmqError as error:
+            except (ShmqError, OSError) as error:  # OSError: no descriptor left
                 if self.version is not None:
                     _log.warning("registration lost namesrv=%s: %s", self._name, error)
             finally:

@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from shmq.errors import ShmqError
-
 __all__ = ["Files", "Saver"]
 
 _C = TypeVar("_C")
@@ -62,7 +60,7 @@ class Saver(Generic[_C]):
             future, self._waiting = self._waiting, None
             try:
                 await asyncio.to_thread(self._files.store, self._snapshot())
-            except ShmqError as error:
+            except Exception as error:  # noqa: BLE001 - whoever waits has it, whatever it is
                 future.set_exception(error)
             except BaseException:
                 self._task = None

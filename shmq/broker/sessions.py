@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shmq.errors import ClosedError, QuotaError
+from shmq.remoting.loop_thread import in_background
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -245,7 +246,7 @@ class SessionTable:
             del self._by_slot[session.session]
         self._on_ending(session)
         session.is_over = True
-        task = asyncio.create_task(self._drain(session))
+        task = in_background(self._drain(session))
         self._draining[session] = task
         task.add_done_callback(lambda _task: self._draining.pop(session, None))
         return task

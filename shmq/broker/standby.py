@@ -20,7 +20,7 @@ from shmq.broker.rights import Rights
 from shmq.errors import ServiceNotAvailableError
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command, Scalar, response_to
-from shmq.remoting.loop_thread import LoopThread
+from shmq.remoting.loop_thread import LoopThread, in_background
 from shmq.remoting.runtime_folder import Listener, RuntimeFolder, broker_socket_name
 from shmq.remoting.server import Connection, Processor, Server
 from shmq.service import Phase
@@ -102,12 +102,17 @@ class Standby:
         self._loop.run(self._listen(listener), timeout_s=_LOOP_TIMEOUT_S)
 
     def is_healthy(self) -> bool:
-        """Whether the event loop has answered since last asked."""
-        return self._loop.beat()
+        """Whether the event loop has answered since last asked, and every task still works."""
+        return self._loop.beat() and self._failure is None
+
+    @property
+    def _failure(self) -> str | None:
+        """Which task is gone, here or on the line to the Controller."""
+        return self._loop.problem or (None if self._link is None else self._link.failure)
 
     def describe(self) -> str:
         """What it waits for, in one line for systemctl."""
-        problem = self.promotion_problem
+        problem = self._failure or self.promotion_problem
         return "standby" if problem is None else f"standby; {problem}"
 
     def stop(self) -> None:
@@ -134,7 +139,7 @@ class Standby:
             },
         }
         self._server = Server(listener, table, role="broker")
-        self._looking = asyncio.create_task(self._look())
+        self._looking = in_background(self._look())
 
     async def _look(self) -> None:
         assert self._folder is not None
@@ -172,8 +177,8 @@ class Standby:
             "role": BrokerRole.SLAVE,
             "pid": self._own.pid,
             "startTime": self._own.start_time,
-            "isHealthy": True,
-            "problem": self.promotion_problem,
+            "isHealthy": self._failure is None,
+            "problem": self._failure or self.promotion_problem,
             "promotionProblem": self.promotion_problem,
             "controllerProblem": None if self._link is None else self._link.problem,
             "replicaProblem": None if self._finder is None else self._finder.problem,

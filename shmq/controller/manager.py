@@ -35,7 +35,7 @@ from shmq.errors import ConfigError, ShmqError, StoreCorruptError, StoreLockedEr
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
 from shmq.remoting.identity import has_ended
-from shmq.remoting.loop_thread import LoopThread
+from shmq.remoting.loop_thread import LoopThread, in_background
 from shmq.remoting.runtime_folder import RuntimeFolder, controller_socket_name
 from shmq.remoting.server import Connection, Server
 from shmq.shm.incarnation import Incarnation
@@ -98,7 +98,7 @@ class ControllerManager:
         self._journal: Journal | None = None
         self._table: ReplicasInfoTable
         self._members: dict[tuple[str, int], _Member] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._attending: asyncio.Task[None] | None = None
 
     @property
     def name(self) -> str:
@@ -125,7 +125,7 @@ class ControllerManager:
         self._loop_thread.run(self._start(self._folder), timeout_s=_LOOP_TIMEOUT_S)
 
     def is_healthy(self) -> bool:
-        """Whether the event loop has turned since last asked."""
+        """Whether the event loop has turned since last asked, and every task still works."""
         return self._loop_thread.beat()
 
     def describe(self) -> str:
@@ -162,12 +162,12 @@ class ControllerManager:
             "listening name=%s folder=%s is_active=%s",
             self.name, folder.path, self.machine is not None,
         )  # fmt: skip
-        self._tick()
+        self._attending = in_background(self._attend())
 
     async def _drain(self) -> None:
         self._resign()
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._attending is not None:
+            self._attending.cancel()
         if self._server is not None:
             self._server.stop_accepting()
 
@@ -213,14 +213,15 @@ class ControllerManager:
         if journal is not None:
             journal.close()
 
-    def _tick(self) -> None:
-        wait_s = _TICK_S
-        self._bury()
-        if self.machine is not None:
-            self.obey(self.machine.tick(now_ns=self.now_ns()))
-        if self.machine is None:
-            wait_s = self._try_lead()
-        self._timer = asyncio.get_running_loop().call_later(wait_s, self._tick)
+    async def _attend(self) -> None:
+        while True:  # until it drains
+            wait_s = _TICK_S
+            self._bury()
+            if self.machine is not None:
+                self.obey(self.machine.tick(now_ns=self.now_ns()))
+            if self.machine is None:
+                wait_s = self._try_lead()
+            await asyncio.sleep(wait_s)
 
     def _try_lead(self) -> float:
         """Become active if that can be; seconds until it is tried again."""

@@ -27,7 +27,7 @@ from shmq.namesrv.log_tail import LogTails
 from shmq.namesrv.processor import NamesrvProcessor
 from shmq.namesrv.route_info import RouteInfo
 from shmq.namesrv.supervisor import LOCK_NAME, SupervisedBroker, Supervisor
-from shmq.remoting.loop_thread import LoopThread
+from shmq.remoting.loop_thread import LoopThread, in_background
 from shmq.remoting.namesrv_requests import BrokerAddress
 from shmq.remoting.runtime_folder import (
     RuntimeFolder,
@@ -182,7 +182,7 @@ class NameServer:
         self._supervisor: Supervisor | None = None
         self._fencing: Fencing | None = None
         self._supervisor_lock_fd = -1
-        self._scan_timer: asyncio.TimerHandle | None = None
+        self._scanning: asyncio.Task[None] | None = None
         self._acl_file: AclFile | None = None
         self._acl_watch: asyncio.Task[None] | None = None
 
@@ -210,7 +210,7 @@ class NameServer:
             self._loop_thread.run(self._reload_acl(self._acl_file), timeout_s=_LOOP_TIMEOUT_S)
 
     def is_healthy(self) -> bool:
-        """Whether the event loop has turned since last asked."""
+        """Whether the event loop has turned since last asked, and every task still works."""
         is_healthy = self._loop_thread.beat()
         if self._controller is not None:
             is_healthy = self._controller.is_healthy() and is_healthy
@@ -263,7 +263,7 @@ class NameServer:
             acl_file=self._acl_file,
         )
         if self._acl_file is not None:
-            self._acl_watch = asyncio.ensure_future(self._watch_acl(self._acl_file))
+            self._acl_watch = in_background(self._watch_acl(self._acl_file))
         listener = folder.listen(namesrv_socket_name(config.namesrv_name))
         self._server = Server(
             listener,
@@ -275,7 +275,7 @@ class NameServer:
             ),
             clock=self._clock,
         )
-        self._scan()
+        self._scanning = in_background(self._scan())
         if config.fence_brokers:
             self._fencing = Fencing(
                 folder,
@@ -332,11 +332,11 @@ class NameServer:
             return  # the supervisor watches it
         self._fencing.watch(connection, address.socket_name)
 
-    def _scan(self) -> None:
-        for removed in self._routes.scan(now_ns=self._clock.monotonic_ns()):
-            _log.warning("expired broker=%s silent_ms=%d", removed.key, removed.silence_ms)
-        interval_s = self._config.scan_broker_interval_ms / 1e3
-        self._scan_timer = asyncio.get_running_loop().call_later(interval_s, self._scan)
+    async def _scan(self) -> None:
+        while True:  # until the NameServer stops
+            for removed in self._routes.scan(now_ns=self._clock.monotonic_ns()):
+                _log.warning("expired broker=%s silent_ms=%d", removed.key, removed.silence_ms)
+            await asyncio.sleep(self._config.scan_broker_interval_ms / 1e3)
 
     async def _drain(self) -> None:
         if self._supervisor is not None:
@@ -345,8 +345,8 @@ class NameServer:
             self._server.stop_accepting()
 
     async def _stop(self) -> None:
-        if self._scan_timer is not None:
-            self._scan_timer.cancel()
+        if self._scanning is not None:
+            self._scanning.cancel()
         if self._acl_watch is not None:
             self._acl_watch.cancel()
         if self._supervisor is not None:

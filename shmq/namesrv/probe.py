@@ -15,6 +15,7 @@ from shmq.errors import ClosedError, ShmqError
 from shmq.remoting.aio_client import AsyncClient
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
+from shmq.remoting.loop_thread import in_background
 from shmq.remoting.runtime_folder import RuntimeFolder
 from shmq.shm.incarnation import Incarnation
 
@@ -68,7 +69,7 @@ class Probe:
 
     def start(self) -> None:
         """Begin to ask."""
-        self._task = asyncio.ensure_future(self._ask_for_ever())
+        self._task = in_background(self._ask_for_ever())
 
     def stop(self) -> None:
         """Ask no more. Twice does nothing."""

@@ -46,6 +46,7 @@ from shmq.remoting.aio_client import AsyncClient
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
 from shmq.remoting.identity import has_ended
+from shmq.remoting.loop_thread import in_background
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.shm.fds import is_open_in
 from shmq.shm.incarnation import Incarnation, boot_id
@@ -258,7 +259,7 @@ class Supervisor:
             )
             if chosen is not None:
                 ward = next(ward for ward in wards if ward.broker.broker_id == chosen.broker_id)
-                task = self._loop.create_task(self._tell_master(ward))
+                task = in_background(self._tell_master(ward))
                 self._telling.add(task)
                 task.add_done_callback(self._telling.discard)
 

@@ -82,6 +82,23 @@ def test_change_is_kept_when_the_disk_refuses_and_goes_with_the_next_write(tmp_p
     assert files.written == [["a", "b"]]
 
 
+def test_who_waits_has_an_error_that_nobody_expects_too(tmp_path: Path) -> None:
+    files = SlowFiles(tmp_path)
+
+    async def scenario() -> None:
+        groups = Groups(files)
+        files.error = TypeError("cannot be written")
+        files.may_write.release()
+        with pytest.raises(TypeError, match="cannot be written"):
+            await groups.add("a")
+        files.error = None
+        files.may_write.release()
+        await groups.add("b")
+
+    asyncio.run(scenario())
+    assert files.written == [["a", "b"]]
+
+
 def test_who_gives_up_waiting_does_not_stop_the_write(tmp_path: Path) -> None:
     files = SlowFiles(tmp_path)
 
