@@ -759,6 +759,7 @@ class Broker:
             "storePath": str(self.config.store_path),
             "brokerName": self.config.broker_name,
             "brokerId": self.config.broker_id,
+            "asyncLearner": self.config.async_learner,
             "role": BrokerRole.SLAVE if self.is_slave else self.config.master_role,
         }
         if self.phase is not Phase.STARTING:

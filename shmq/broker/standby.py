@@ -174,6 +174,7 @@ class Standby:
             "storePath": str(store_path),
             "brokerName": self._config.broker_name,
             "brokerId": self._config.broker_id,
+            "asyncLearner": self._config.async_learner,
             "role": BrokerRole.SLAVE,
             "pid": self._own.pid,
             "startTime": self._own.start_time,

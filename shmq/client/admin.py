@@ -249,12 +249,13 @@ class Admin(Closable):
 
         Args:
             broker_name: of the replica set.
-            broker_id: which member; None: the one of those that wait with the lowest id.
+            broker_id: which member; None: the one of those that wait with the lowest id that is no
+                learner.
             is_unclean: also a member whose log the last master's memory does not continue: what
                 only that memory has is given up.
 
         Raises:
-            ConfigError: there is no such member that waits.
+            ConfigError: there is no such member that waits and answers.
             ServiceNotAvailableError: it did not become master; the old one was told to go on.
         """
         known = self.ha_members(broker_name)
@@ -266,9 +267,8 @@ class Admin(Closable):
                 f"switch over {broker_name}: its Controller decides what may be given up:"
                 " enableElectUncleanMaster"
             )
-        others = [each.broker_id for each in known if not each.is_master]
-        if broker_id is None and others:
-            broker_id = others[0]
+        if broker_id is None:
+            broker_id = ha.chosen(known, broker_name, None).broker_id
         return ha.elect(self._call, controller, known, broker_name, broker_id)
 
     def _controller_of(self, broker_name: str) -> str | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Call",
     "HaMember",
+    "chosen",
     "controller_of",
     "elect",
     "epochs_of",
@@ -80,6 +81,8 @@ class HaMember(NamedTuple):
     """Seconds until it has caught up at the present rate; None where it does not come closer."""
     promotion_problem: str = ""
     """Why it did not become master when it was told last."""
+    is_async_learner: bool = False
+    """It copies, and becomes master only where a person names it."""
 
     @property
     def is_master(self) -> bool:
@@ -118,6 +121,7 @@ def members(call: Call, socket_names: Iterable[str], broker_name: str | None) ->
                 take.number("cutLostTotal", 0),
                 take.optional_text("cutProblem") or take.optional_text("replicaProblem") or "",
                 promotion_problem=take.optional_text("promotionProblem") or "",
+                is_async_learner=take.flag("asyncLearner", False),
             )
             found.append(member)
     found.sort(key=lambda member: (member.broker_name, member.broker_id))
@@ -197,7 +201,12 @@ def elect(
         ShmqError: the Controller refuses.
         ServiceNotAvailableError: the elected one did not become master.
     """
-    answer = call(controller, requests.elect_master(broker_name, to_id))
+    try:
+        answer = call(controller, requests.elect_master(broker_name, to_id))
+    except ShmqError as error:
+        if type(error) is ShmqError:  # a refusal; others know better what to do next
+            error.hint = "shmq ha sync-state says who is master, who lives and who is in sync"
+        raise
     elected_id = answer.fields().number("masterBrokerId")
     sockets = [member.socket_name for member in known if member.broker_id == elected_id]
     epoch = answer.fields().number("masterEpoch")
@@ -220,23 +229,44 @@ def elect(
     )
 
 
+def chosen(known: list[HaMember], broker_name: str, to_id: int | None) -> HaMember:
+    """Whom to switch over to: the member named; else the lowest id that waits and is no learner.
+
+    Raises:
+        ConfigError: there is none that answers, or it is master already.
+    """
+    others = [member for member in known if not member.is_master]
+    for member in others:
+        if member.broker_id == to_id or (to_id is None and not member.is_async_learner):
+            return member
+    whom = "another member" if to_id is None else f"broker_id {to_id}"
+    what = f"switch over {broker_name} to {whom}"
+    ids = ", ".join(
+        f"{member.broker_id}{' (a learner)' if member.is_async_learner else ''}"
+        for member in others
+    )
+    waiting = f"members that wait: {ids or 'none'}; see shmq ha status"
+    if to_id is None:
+        raise ConfigError(f"{what}: {waiting}", hint="start one, or name a learner with --to")
+    if any(member.broker_id == to_id for member in known):
+        raise ConfigError(f"{what}: it is master already", hint="name another member")
+    raise ConfigError(
+        f"{what}: it does not answer; {waiting}", hint="start it, or name one that waits"
+    )
+
+
 def switch(
     call: Call, known: list[HaMember], broker_name: str, to_id: int | None, *, is_unclean: bool
 ) -> HaMember:
     """Have another member become master, in order; who it is. Blocks until it serves.
 
     Raises:
-        ConfigError: there is no such member, or it is master already.
+        ConfigError: as `chosen`.
         ServiceNotAvailableError: it did not become master; the old one was told to go on.
     """
     what = f"switch over {broker_name}"
     master = next((member for member in known if member.is_master), None)
-    others = [member for member in known if not member.is_master]
-    target = next((member for member in others if to_id in (None, member.broker_id)), None)
-    if target is None:
-        ids = ", ".join(str(member.broker_id) for member in others) or "none"
-        to = "another member" if to_id is None else f"broker_id {to_id}"
-        raise ConfigError(f"{what} to {to}: members that wait: {ids}; see shmq ha status")
+    target = chosen(known, broker_name, to_id)
     told = Command(
         RequestCode.NOTIFY_BROKER_ROLE_CHANGED,
         {"masterBrokerId": target.broker_id, "isUnclean": is_unclean},

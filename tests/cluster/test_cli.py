@@ -220,6 +220,11 @@ def test_members_and_epochs_are_shown_and_a_broker_on_its_own_has_nobody_to_swit
     assert "STARTS AT" in shell.out("broker", "epoch", "broker-a", "--id", "0")
     said = shell.fails("ha", "switch", "broker-a", code=1)
     assert "members that wait: none; see shmq ha status" in said
+    said = shell.fails("ha", "switch", "broker-a", "--to", "1", code=1)
+    assert "broker_id 1: it does not answer; members that wait: none" in said
+    assert "start it, or name one that waits" in said
+    said = shell.fails("ha", "status", "broker-z", code=1)
+    assert "broker-z: no member of such a replica set answers" in said
 
 
 def test_shared_memory_in_use_is_listed_and_kept(shell: Shell) -> None:

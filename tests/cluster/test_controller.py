@@ -340,6 +340,17 @@ def test_verbs_show_who_is_in_sync_elect_and_clean(tmp_path: Path, cluster_name:
         refused = _shell(led, "ha", "elect", NAME, "--to", "2")
         assert refused.returncode == 1
         assert "2 is not there, a learner, or not in sync" in refused.stderr
+        refused = _shell(led, "ha", "elect", NAME, "--to", "1")
+        assert (refused.returncode, "1 is master" in refused.stderr) == (1, True)
+        assert "shmq ha sync-state says who is master" in refused.stderr
+        assert "see the log" not in refused.stderr
+        led.members[0].stop()
+        wait_for(lambda: len(led.statuses()) == 2, "the end of 0")
+        refused = _shell(led, "ha", "switch", NAME)
+        assert refused.returncode == 1
+        assert "members that wait: 2 (a learner); see shmq ha status" in refused.stderr
+        led.start_member(0)
+        led.await_in_sync(0, 1)
         refused = _shell(led, "ha", "clean", NAME, "--id", "2", "--yes")
         assert "[2] live; stop them first" in refused.stderr
         led.members[2].stop()

@@ -151,8 +151,10 @@ def test_switch_over_and_back_under_load_fails_no_send(pair: Pair) -> None:
             assert [one.is_master for one in admin.ha_members(NAME)].count(True) == 1
         sender.stop()
         assert [epoch for epoch, _ in admin.epochs(NAME, 1)] == [1, 2, 3, 4]
-        with pytest.raises(ConfigError, match="to broker_id 7: members that wait: 0; see shmq ha"):
+        with pytest.raises(ConfigError, match="7: it does not answer; members that wait: 0; see "):
             admin.switch_master(NAME, 7)
+        with pytest.raises(ConfigError, match="to broker_id 1: it is master already"):
+            admin.switch_master(NAME, 1)
         items = pair.members().values()
         assert [item["restartCount"] for item in items] == [0, 0]
 

@@ -40,6 +40,8 @@ def _status(namesrv: str | None, is_json: bool, name: str | None) -> None:
     """
     with Admin(namesrv) as admin:
         members = admin.ha_progress(name)
+    if name is not None and not members:
+        raise click.ClickException(f"{name}: no member of such a replica set answers")
     if is_json:
         echo_json({"members": [named(member) for member in members]})
         return
@@ -186,7 +188,13 @@ def _clean(
 
 @ha.command("switch")
 @click.argument("name", metavar="BROKER")
-@click.option("--to", "to_id", type=int, metavar="ID", help="This member; else the lowest id.")
+@click.option(
+    "--to",
+    "to_id",
+    type=int,
+    metavar="ID",
+    help="This member; else the lowest id that is no learner.",
+)
 @click.option(
     "--unclean", is_flag=True, help="Also one that lacks messages, which are then given up."
 )
