@@ -43,6 +43,7 @@ __all__ = [
     "default_namesrv_folder",
     "default_runtime_folder",
     "load",
+    "load_broker_setting",
     "load_broker_tables",
     "parsed_settings",
     "setting_text",
@@ -595,6 +596,26 @@ def load_broker_tables(file: Path) -> dict[str, Mapping[str, object]]:
             wanted = "a name of 1 to 64 of A-Z a-z 0-9 _ -"
             raise ConfigError(f"{file}: [broker.{name}]: wanted {wanted}")
     return brokers
+
+
+def load_broker_setting(
+    name: str, *, file: Path, broker: str, environ: Mapping[str, str] = os.environ
+) -> object:
+    """One setting of a [broker.NAME], as `load` finds it for that broker: the rest is unread.
+
+    Raises:
+        ConfigError: the file or the value cannot be used.
+    """
+    spec = next(spec for spec in fields(BrokerConfig) if spec.name == name)
+    hint = get_type_hints(BrokerConfig)[name]
+    variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
+    if variable in environ:
+        return _converted(environ[variable], hint, spec, variable)
+    table = _read_table(file, ("broker", broker))
+    for key in _keys(spec):
+        if key in table:
+            return _converted(table[key], hint, spec, f"{file}: [broker.{broker}]: {key}")
+    return spec.default
 
 
 def default_runtime_folder(environ: Mapping[str, str] = os.environ) -> Path:

@@ -19,7 +19,14 @@ from pathlib import Path
 
 from shmq.acl import AclFile
 from shmq.clock import SYSTEM_CLOCK, Clock
-from shmq.config import LISTEN_PORTS, ClusterConfig, NamesrvConfig, load, load_broker_tables
+from shmq.config import (
+    LISTEN_PORTS,
+    ClusterConfig,
+    NamesrvConfig,
+    load,
+    load_broker_setting,
+    load_broker_tables,
+)
 from shmq.errors import ConfigError
 from shmq.namesrv.fencing import Fencing
 from shmq.namesrv.kv_config import KvConfig
@@ -40,10 +47,6 @@ from shmq.service import Service
 __all__ = ["Cluster", "NameServer", "load_cluster"]
 
 _log = logging.getLogger("shmq.namesrv")
-
-_MODE = ("enable_controller_mode", "enableControllerMode")
-_LEARNER = ("async_learner", "asyncLearner")
-_FLAGS: Mapping[object, bool] = {True: True, "true": True}
 
 _LOOP_TIMEOUT_S = 30.0
 """For what takes the loop milliseconds: longer, and something is very wrong."""
@@ -110,7 +113,7 @@ def load_cluster(
         arguments = ["--config", str(file), "--broker", name, "--runtime", str(runtime_path)]
         if _listen_port(table) is None:
             arguments += ["--set", f"listen_port={next(free_ports)}"]
-        is_led = _flag(table, _MODE)
+        is_led = bool(load_broker_setting("enable_controller_mode", file=file, broker=name))
         if arbiters.setdefault(broker_name, is_led) != is_led:
             raise ConfigError(
                 f"{file}: [broker.{name}]: enable_controller_mode: other members of {broker_name}"
@@ -124,7 +127,7 @@ def load_cluster(
             broker_name=broker_name if is_member else "",
             socket_name=socket_name,
             broker_id=broker_id,
-            is_async_learner=_flag(table, _LEARNER),
+            is_async_learner=bool(load_broker_setting("async_learner", file=file, broker=name)),
             command=(*start, *arguments),
             arguments=tuple(arguments),
         )
@@ -135,11 +138,6 @@ def load_cluster(
         brokers=tuple(brokers.values()),
         spare_command=spare if command is None else (),
     )
-
-
-def _flag(table: Mapping[str, object], keys: tuple[str, str]) -> bool:
-    """Of a setting that is false by default, by either of its names."""
-    return _FLAGS.get(table.get(keys[0], table.get(keys[1])), False)
 
 
 def _broker_name(name: str, table: Mapping[str, object]) -> object:

@@ -526,6 +526,7 @@ def test_brokers_that_name_no_port_get_one_each_that_no_other_names(tmp_path: Pa
             "[broker.a]\nenableControllerMode = true\n[broker.b]\nbroker_name='a'\nbroker_id = 1",
             r"\[broker.b\]: enable_controller_mode: other members of a say otherwise",
         ),
+        ("[broker.a]\nasyncLearner = 7", r"\[broker.a\]: asyncLearner = 7, wanted"),
         ("[broker.a]\n[cluster]\ncrash_count = 1", "did you mean crash_count_max"),
         ("[broker.a]\n[cluster]\ncrash_count_max = 0", "wanted 1 to 100"),
         ("nonsense", "not TOML"),
@@ -534,6 +535,19 @@ def test_brokers_that_name_no_port_get_one_each_that_no_other_names(tmp_path: Pa
 def test_cluster_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         cluster(tmp_path, text)
+
+
+def test_who_elects_a_member_and_whether_it_may_be_is_read_from_the_environment_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "[broker.a]\nasyncLearner = true\n[broker.b]\nbroker_name = 'a'\nbroker_id = 1"
+    for value, is_set in (("true", True), ("false", False)):
+        monkeypatch.setenv("SHMQ_ASYNC_LEARNER", value)
+        monkeypatch.setenv("SHMQ_ENABLE_CONTROLLER_MODE", value)
+        found = cluster(tmp_path, text).brokers
+        assert [each.is_async_learner for each in found] == [is_set, is_set]
+        assert [each.broker_name for each in found] == (["", ""] if is_set else ["a", "a"])
+        assert ["--wait" in each.command for each in found] == [not is_set, not is_set]
 
 
 def test_settings_of_a_nameserver_are_held_against_each_other() -> None:
