@@ -26,6 +26,7 @@ from shmq.errors import ConfigError, OffsetIllegalError, ShmqError
 from shmq.remoting.aio_client import AsyncClient
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command, Scalar
+from shmq.remoting.loop_thread import in_background
 from shmq.remoting.runtime_folder import broker_socket_name
 from shmq.service import Phase
 from shmq.status import BrokerRole
@@ -166,7 +167,7 @@ class MasterFinder:
                     Command(RequestCode.GET_BROKER_STATUS), timeout_s=_TIMEOUT_S
                 )
                 said = status.ext_fields
-                if said.get("role") != BrokerRole.SLAVE and said["phase"] == Phase.RUNNING:
+                if said.get("role") != BrokerRole.SLAVE and said.get("phase") == Phase.RUNNING:
                     self.master_id = status.fields().number("brokerId")
                     return client
             except ShmqError as error:
@@ -258,7 +259,7 @@ class HAClient:
             self._finder.problem = None
             _log.info("following master=%s", client.name)
             self._broker.follows(self._finder.own_name, self._finder.master_id)
-            settling = asyncio.create_task(self._broker.cuts.settle(_resend_by(client)))
+            settling = in_background(self._broker.cuts.settle(_resend_by(client)))
             while not client.is_closed:
                 news.clear()
                 took_s = await self._copy(client)

@@ -301,7 +301,7 @@ class CutSettler:
                 self._list = await asyncio.to_thread(self._list.save, changed)
             except ClosedError:
                 return  # the connection has ended, or the broker stops: somebody begins anew
-            except ShmqError as error:
+            except (ShmqError, OSError) as error:  # OSError: the file of the cut cannot be read
                 _log.warning("messages that were cut wait to be appended again: %s", error)
                 await asyncio.sleep(_RETRY_S)
                 continue
