@@ -125,6 +125,7 @@ class Broker:
         link: to the Controller that says who is master; None: there is none.
         on_told: called in the loop's thread when it is told to change its role.
         begin: where the log of a slave begins that has none.
+        is_adopted: nothing says that a slave's log was ever a copy of its master's.
         stopped: what the slave's store was that this process had until now.
         fd_store: what systemd keeps for this process.
         on_cut: called in the loop's thread where a slave's log must be cut: once it is closed.
@@ -141,6 +142,7 @@ class Broker:
         must_adopt: bool = False,
         link: ControllerLink | None = None,
         begin: LogBegin | None = None,
+        is_adopted: bool = False,
         on_cut: Callable[[CutPlan], None] = lambda _plan: None,
         stopped: StoppedLog | None = None,
         fd_store: FdStore | None = None,
@@ -154,6 +156,7 @@ class Broker:
         self._must_adopt = must_adopt
         self._link = link
         self._begin = begin
+        self.is_adopted = is_adopted
         self._stopped = stopped
         self._fd_store = fd_store
         self.on_told = on_told

@@ -26,7 +26,6 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from shmq.broker.identity import BrokerIdentity
 from shmq.errors import ClosedError, FencedError, ServiceNotAvailableError, ShmqError
 from shmq.remoting import controller_requests as requests
 from shmq.remoting.aio_client import AsyncClient
@@ -39,6 +38,7 @@ from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from shmq.broker.identity import BrokerIdentity
     from shmq.config import BrokerConfig
     from shmq.remoting.command import Command
 
@@ -117,14 +117,13 @@ class ControllerLink:
         """Why nothing goes through this line any more until the process is restarted."""
         return self._loop_thread.problem
 
-    def start(self) -> None:
-        """Look for the Controller from now on.
+    def start(self, identity: BrokerIdentity) -> None:
+        """Look for the Controller from now on, as whom the store says that we are.
 
         Raises:
-            ConfigError, StoreCorruptError: the store is another member's, or does not say whose.
-            DiskFullError, StoreError, OwnerError: store or runtime folder cannot be used.
+            OwnerError: the runtime folder cannot be used.
         """
-        self._identity = BrokerIdentity.of(self._config)
+        self._identity = identity
         self._folder = RuntimeFolder.make(self._config.runtime_folder())
         self._loop_thread.start()
         self._loop_thread.run(self._start(self._folder), timeout_s=_LOOP_TIMEOUT_S)

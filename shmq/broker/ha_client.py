@@ -299,6 +299,14 @@ class HAClient:
         )
         if plan is None:
             return
+        is_known = common is not None and end > begin
+        if self._broker.is_adopted and ours.end_position > ours.min_position and not is_known:
+            raise ConfigError(
+                f"copy the master's log over {self._broker.config.store_path}: this log, from"
+                f" {ours.min_position} to {ours.end_position}, has nothing of the master's, and"
+                " nothing says that it ever was a copy of it; give this broker its own store, or"
+                " an empty folder to copy anew"
+            )
         self._finder.problem = (
             f"copy the master's log behind {ours.end_position}: the two are the same up to "
             f"{common}, the master keeps it from {theirs.min_position} on: this log is cut at "

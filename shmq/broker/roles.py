@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.broker.broker import Broker
 from shmq.broker.controller_link import ControllerLink, LogState
+from shmq.broker.identity import BrokerIdentity
 from shmq.broker.standby import Standby
 from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.errors import FencedError, ShmqError
@@ -100,6 +101,8 @@ class Member:
         self._current: Broker | Standby | None = None
         self._mastership: Mastership | None = None
         self._folder: Path
+        self._is_adopted = False
+        """Nothing says that the store's log was this replica set's (BrokerIdentity)."""
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
         self._stopped: StoppedLog | None = None
         """Of the slave that this was, until it is released."""
@@ -116,6 +119,8 @@ class Member:
     def start(self) -> None:
         """Serve, as master if nobody else is and nobody is to say; errors as Broker.start."""
         config = self.config
+        identity = BrokerIdentity.of(config)
+        self._is_adopted = identity.is_adopted
         with RuntimeFolder.make(config.runtime_folder()) as folder:
             self._folder = folder.private(broker_socket_name(config.broker_name, 0))
         with self._changing:
@@ -129,7 +134,7 @@ class Member:
                 self._begin_first(self._mastership)
         self._thread.start()
         if self._link is not None:
-            self._link.start()
+            self._link.start(identity)
 
     def is_healthy(self) -> bool:
         """Whether the event loop has answered since last asked; while a role changes, it will."""
@@ -309,6 +314,7 @@ class Member:
             link=self._link,
             on_told=self.tell,
             begin=begin,
+            is_adopted=self._is_adopted,
             fd_store=self._fd_store,
             on_cut=lambda plan: self._changes.put(_Change(False, None, cut=plan)),
         )
