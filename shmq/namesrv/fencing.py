@@ -17,6 +17,7 @@ from shmq.clock import AttendedTime, Clock
 from shmq.errors import ShmqError
 from shmq.namesrv.broker_watch import SilenceWatch
 from shmq.namesrv.probe import Probe
+from shmq.remoting.loop_thread import in_background
 from shmq.remoting.runtime_folder import RuntimeFolder
 from shmq.remoting.server import Connection
 
@@ -24,7 +25,7 @@ __all__ = ["Fencing"]
 
 _log = logging.getLogger("shmq.namesrv")
 
-_TICK_INTERVAL_S: Final = 0.25
+_LOOK_INTERVAL_S: Final = 0.25
 _PAUSE_MS_MAX: Final = 1_000
 
 
@@ -59,8 +60,7 @@ class Fencing:
         self._clock = clock
         self._time = AttendedTime(pause_ms_max=_PAUSE_MS_MAX)
         self._watched: dict[Connection, _Watched] = {}
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     def watch(self, connection: Connection, socket_name: str) -> None:
         """A broker has registered through `connection`; watched until that ends."""
@@ -82,13 +82,13 @@ class Fencing:
         self._watched[connection] = _Watched(socket_name, probe, silence)
         probe.start()
         connection.on_close(self._ended)
-        if self._timer is None:
-            self._tick()
+        if self._looking is None or self._looking.done():
+            self._looking = in_background(self._look())
 
     def close(self) -> None:
         """Watch no more. Twice does nothing."""
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         for watched in self._watched.values():
             watched.probe.stop()
         self._watched.clear()
@@ -101,12 +101,13 @@ class Fencing:
         if watched is not None:
             watched.probe.stop()
 
-    def _tick(self) -> None:
-        now_ns = self._now_ns()
-        for connection, watched in tuple(self._watched.items()):
-            if watched.silence.is_hung(now_ns):
-                self._fence(connection, watched)
-        self._timer = self._loop.call_later(_TICK_INTERVAL_S, self._tick) if self._watched else None
+    async def _look(self) -> None:
+        while self._watched:
+            now_ns = self._now_ns()
+            for connection, watched in tuple(self._watched.items()):
+                if watched.silence.is_hung(now_ns):
+                    self._fence(connection, watched)
+            await asyncio.sleep(_LOOK_INTERVAL_S)
 
     def _fence(self, connection: Connection, watched: _Watched) -> None:
         self._watched.pop(connection).probe.stop()
