@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import shmq
+from shmq.broker.identity import BrokerIdentity
+from shmq.config import BrokerConfig
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
 from shmq.store.consume_queue_files import QueueKey
@@ -48,6 +50,12 @@ def test_slave_begins_anew_at_the_first_file_that_the_master_keeps(
     """Its old log goes where the epochs prove that it was the master's; else it is kept aside."""
     master_path, slave_path = tmp_path / f"store-{NAME}", tmp_path / f"slave/store-{NAME}"
     first_kept = old_store(master_path, also={"gone": 7})
+    # It was this replica set's from its first start on: else nothing of it may go (identity.py).
+    BrokerIdentity.of(
+        BrokerConfig(
+            store_path=slave_path, cluster_name=cluster_name, broker_name=NAME, broker_id=1
+        )
+    )
     (slave_path / "commitlog").mkdir(parents=True)
     for number in range(3):
         name = f"{number * FILE_SIZE:020d}"
