@@ -288,7 +288,7 @@ class Broker:
         self.topics = TopicTable(self.store, files, self.config, self.clock, is_copy=is_copy)
         unknown_ends = self.offsets.load(reports)
         self.groups.load()
-        self.slave_reads = SlaveReads(self.store, self.groups, self.config)
+        self.slave_reads = SlaveReads(self.store, self.groups, self.config, is_slave=self.is_slave)
         self.topics.load(unknown_ends)
         self.owners = OwnerTable(self.store.config.store_path)
         groups = self.groups.configs

@@ -35,12 +35,16 @@ class SlaveReads:
         store: open.
         groups: loaded.
         config: of the broker.
+        is_slave: whether it is one.
     """
 
-    def __init__(self, store: MessageStore, groups: GroupTable, config: BrokerConfig) -> None:
+    def __init__(
+        self, store: MessageStore, groups: GroupTable, config: BrokerConfig, *, is_slave: bool
+    ) -> None:
         self._store = store
         self._groups = groups
         self._config = config
+        self._is_slave = is_slave
         self.read_count = 0
         """Reads of files, and of copies, that were answered."""
         self._memory_bytes = memory_total()
@@ -52,9 +56,13 @@ class SlaveReads:
         self.read_count += 1
         if not self._config.slave_read_enable:
             return _MASTER
-        config = self._groups.configs.get(group, _NO_GROUP)
+        known = self._groups.configs.get(group)
+        config = known or _NO_GROUP
         behind_bytes = self._store.positions.committed_position - physical_offset
         ratio = self._config.access_message_in_memory_max_ratio
         if physical_offset >= 0 and behind_bytes > self._memory_bytes * ratio // 100:
+            if known is None and group and self._is_slave:
+                # The master sent it here, by what it knows of the group and we have not copied yet.
+                return self._config.broker_id
             return config.which_broker_when_consume_slowly
         return config.broker_id
