@@ -345,17 +345,46 @@ class _Walk:
 
         The frame's own length is believed first, if a frame, or at least the header of one, or the
         end of what is trusted lies there: a body that holds a copy of a frame must not be taken for
-        the log, and of two damaged neighbours each keeps its name.
+        the log, and of two damaged neighbours each keeps its name. It is there twice, as a whole
+        and by its parts: where the two differ the nearer end counts, so that a length that is
+        damaged itself does not take the frames behind it along.
         """
         bound = min(self._trusted_end, self._end)
         if self._window_position < place:
             self._load(place, WINDOW_BYTES)
         size = self._claimed_size(place)
         if size is not None:
-            behind = place + size
-            if behind == bound or (behind < bound and self._holds(behind)):
-                return behind
+            for each in sorted({size, min(size, self._size_of_parts(place) or size)}):
+                behind = place + each
+                if behind == bound or (behind < bound and self._holds(behind)):
+                    return behind
         return self._resync(place + 1, bound)
+
+    def _size_of_parts(self, place: int) -> int | None:
+        """Return what the lengths of body, topic and properties add up to, if they are there: of a
+        record of version 1 with IPv4 hosts.
+        """
+        at = place - self._window_position
+        if len(self._window) - at < _HEADER.size:
+            return None
+        fields = _HEADER.unpack_from(self._window, at)
+        magic, sys_flag, body_size = fields[1], fields[7], fields[-1]
+        topic_place = place + _FIXED_SIZE - 3 + body_size
+        if magic != _MAGICS[0] or sys_flag & 0x30 or topic_place >= self._end:
+            return None
+        properties_place = topic_place + 1 + self._number(topic_place, 1)
+        if properties_place > self._end - 2:
+            return None
+        return int(properties_place + 2 + self._number(properties_place, 2) - place)
+
+    def _number(self, place: int, size: int) -> int:
+        """Return the big-endian number at `place`, wherever the window is."""
+        try:
+            return int.from_bytes(os.pread(self._fd, size, place - self._begin), "big")
+        except OSError as error:
+            raise StoreError(
+                f"read the log at {place}: {error.strerror}; the disk may be failing"
+            ) from error
 
     def _holds(self, place: int) -> bool:
         """Say whether a frame or a BLANK frame, or the header of a frame, stands at `place`."""
