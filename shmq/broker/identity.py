@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from shmq.errors import ConfigError, StoreCorruptError
-from shmq.json_fields import Fields
 from shmq.store import checked_json
 from shmq.store.durable_file import make_folder
 from shmq.store.log_files import find_file_size
@@ -65,18 +64,14 @@ class BrokerIdentity:
         """
         path = config.store_path / "shmq" / _FILE_NAME
         try:
-            data = checked_json.load(path)
+            take = checked_json.load_fields(path, _FORMAT_VERSION)
         except StoreCorruptError as error:
             if config.enable_controller_mode:
                 raise
             _log.warning("whose the store is must be written anew: %s", error)
-            data = None
-        if data is None:
+            take = None
+        if take is None:
             return cls._write(config, path)
-        take = Fields(data, what=f"read {path}")
-        version = take.number("format_version")
-        if version != _FORMAT_VERSION:
-            raise ConfigError(f"read {path}: format {version}, wanted {_FORMAT_VERSION}")
         seen = (take.text("cluster_name"), take.text("broker_name"), take.number("broker_id"))
         wanted = (config.cluster_name, config.broker_name, config.broker_id)
         if seen == wanted:

@@ -15,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from shmq.broker.saver import Saver
-from shmq.errors import ConfigError, StoreCorruptError
+from shmq.errors import ConfigError, StoreCorruptError, StoreVersionError
 from shmq.json_fields import Fields
 from shmq.store import checked_json
 from shmq.store.predecessor import OWNERS_FILE
@@ -54,19 +54,16 @@ class OwnerTable:
             StoreError: it cannot be read.
         """
         try:
-            data = checked_json.load(self._path)
-            if data is None:
+            fields = checked_json.load_fields(self._path, FORMAT_VERSION)
+            if fields is None:
                 return
-            fields = Fields(data, what=str(self._path))
-            if fields.number("format_version") != FORMAT_VERSION:
-                raise ConfigError(f"{self._path}: format_version: wanted {FORMAT_VERSION}")
             for kind in KINDS:
                 for item in fields.items(f"{kind}s"):
                     owner = Fields(item, what=f"{self._path}: {kind}s")
                     name, uid = owner.text("name"), owner.number("uid")
                     if exists[kind](name):
                         self._owners[kind][name] = uid
-        except (ConfigError, StoreCorruptError) as error:
+        except (ConfigError, StoreCorruptError, StoreVersionError) as error:
             _log.error("who made which topic is not known any more, quotas begin anew: %s", error)
             self._owners = {kind: {} for kind in KINDS}
 

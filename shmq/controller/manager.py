@@ -31,7 +31,7 @@ from shmq.controller.controller import Controller, Outcome
 from shmq.controller.host import KernelHost
 from shmq.controller.journal import Journal
 from shmq.controller.processor import ControllerProcessor, shown
-from shmq.errors import ConfigError, ShmqError, StoreCorruptError, StoreLockedError
+from shmq.errors import ConfigError, ShmqError, StoreLockedError
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
 from shmq.remoting.identity import has_ended
@@ -248,7 +248,7 @@ class ControllerManager:
         try:
             journal.append(outcome.records, self._table)
             machine.apply(outcome.records)
-        except (StoreCorruptError, ShmqError) as error:
+        except ShmqError as error:
             self.problem = str(error)
             _log.error("not active any more: %s; %s", error, error.hint)
             self._resign()

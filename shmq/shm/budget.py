@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from shmq.core import core
 from shmq.errors import ConfigError, LimitError, ShmError, ShmFullError
-from shmq.shm.memory import kind_of_mount, memory_left
+from shmq.shm.memory import memory_left, mount_of
 from shmq.shm.segment import SHM_FOLDER
 
 if TYPE_CHECKING:
@@ -111,9 +111,9 @@ class Machine:
         """
         try:
             mount = os.statvfs(SHM_FOLDER)
+            kind = mount_of(SHM_FOLDER).kind
             maps = int(Path("/proc/sys/vm/max_map_count").read_text("ascii"))
             swaps = Path("/proc/swaps").read_text("utf-8", "replace").splitlines()[1:]
-            mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace")
         except (OSError, ValueError) as error:
             raise ShmError(
                 f"read the machine's limits: {error}; mount /proc and {SHM_FOLDER}"
@@ -124,9 +124,8 @@ class Machine:
                 "swap is on: shared memory may be swapped out and then costs a disk access a page;"
                 " swapoff -a, or MemorySwapMax=0 in the unit"
             )
-        kind = kind_of_mount(mounts, SHM_FOLDER)
         if kind != "tmpfs":
-            warnings.append(f"{SHM_FOLDER} is {kind or 'no mount of its own'}, not tmpfs")
+            warnings.append(f"{SHM_FOLDER} is on {kind}, not tmpfs")
         memory_bytes, memory_source = memory_left()
         hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         return cls(

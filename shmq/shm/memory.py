@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Mount",
-    "kind_of_mount",
     "memory_left",
     "memory_total",
     "mount_of",
@@ -90,12 +89,6 @@ def memory_total(proc: Path = Path("/proc")) -> int:
     totals = [_meminfo(proc, "MemTotal")]
     totals += [folder.limit_bytes for folder in _cgroup_limits(proc)]
     return min(totals)
-
-
-def kind_of_mount(mounts: str, point: str) -> str | None:
-    """Return the file system mounted last at `point` in the text of mountinfo, or None."""
-    kinds = [mount.kind for mount in _mounts(mounts) if mount.point == point]
-    return kinds[-1] if kinds else None
 
 
 class Mount(NamedTuple):

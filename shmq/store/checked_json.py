@@ -4,7 +4,7 @@ What lives here: the codec of `shmq/*.json`, the same as the manifest's: JSON in
 one line `crc32 0a1b2c3d` with the CRC-32 of every byte before it. Replaced as a whole, durably.
 
 Which process: the store's owner writes, tools read. What may fail: StoreCorruptError naming file,
-line and reason; DiskFullError, StoreError.
+line and reason; StoreVersionError; DiskFullError, StoreError.
 """
 
 import re
@@ -13,10 +13,11 @@ from pathlib import Path
 
 import orjson
 
-from shmq.errors import StoreCorruptError
+from shmq.errors import ConfigError, StoreCorruptError, StoreVersionError
+from shmq.json_fields import Fields
 from shmq.store.durable_file import read_file, replace_file
 
-__all__ = ["decode", "encode", "load", "plain_text", "save"]
+__all__ = ["decode", "encode", "load", "load_fields", "plain_text", "save"]
 
 _SIZE_MAX = 256 << 20
 _CRC_LINE = re.compile(rb"crc32 ([0-9a-f]{8})\n")
@@ -70,6 +71,28 @@ def load(path: Path) -> dict[str, object] | None:
     """
     data = read_file(path, size_max=_SIZE_MAX)
     return None if data is None else decode(data, path)
+
+
+def load_fields(path: Path, format_version: int) -> Fields | None:
+    """Return the object in a file of the format that this shmq knows, to be read field by field, or
+    None if there is no file.
+
+    Raises:
+        StoreVersionError: a newer shmq wrote it.
+        StoreCorruptError: as `decode`, or it does not say its format.
+        StoreError: it cannot be read.
+    """
+    data = load(path)
+    if data is None:
+        return None
+    take = Fields(data, what=str(path))
+    try:
+        version = take.number("format_version")
+    except ConfigError as error:
+        raise StoreCorruptError(f"read {error}") from error
+    if version != format_version:
+        raise StoreVersionError(f"read {path}: format {version}, this shmq knows {format_version}")
+    return take
 
 
 def save(path: Path, data: dict[str, object]) -> None:

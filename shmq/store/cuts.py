@@ -159,21 +159,17 @@ class CutList:
 
         Raises:
             StoreCorruptError: the file does not hold.
+            StoreVersionError: a newer shmq wrote it.
             StoreError: it cannot be read.
         """
         path = store_path / "shmq" / FILE_NAME
-        data = checked_json.load(path)
-        if data is None:
+        take = checked_json.load_fields(path, FORMAT_VERSION)
+        if take is None:
             return cls(store_path)
         try:
-            take = Fields(data, what=str(path))
-            version = take.number("format_version")
-            cuts = tuple(_cut(item, path) for item in take.items("cuts"))
+            return cls(store_path, tuple(_cut(item, path) for item in take.items("cuts")))
         except ConfigError as error:
             raise StoreCorruptError(str(error)) from error
-        if version != FORMAT_VERSION:
-            raise StoreCorruptError(f"read {path}: format {version}, wanted {FORMAT_VERSION}")
-        return cls(store_path, cuts)
 
     @property
     def unsettled(self) -> Cut | None:

@@ -60,26 +60,24 @@ class EpochFile:
 
         Raises:
             StoreCorruptError: the file does not hold.
+            StoreVersionError: a newer shmq wrote it.
             StoreError: it cannot be read.
         """
         path = store_path / "shmq" / FILE_NAME
-        data = checked_json.load(path)
-        if data is None:
+        fields = checked_json.load_fields(path, FORMAT_VERSION)
+        if fields is None:
             return cls(path)
         try:
-            fields = Fields(data, what=str(path))
-            version = fields.number("format_version")
             epochs = tuple(
                 Epoch(item.number("master_epoch"), item.number("start_position"))
                 for item in (Fields(entry, what=str(path)) for entry in fields.items("epochs"))
             )
         except ConfigError as error:
             raise StoreCorruptError(str(error)) from error
-        if version != FORMAT_VERSION or not _grows(epochs):
+        if not _grows(epochs):
             raise StoreCorruptError(
-                f"read {path}: format {version}, {len(epochs)} epochs; wanted format"
-                f" {FORMAT_VERSION} and epochs that grow; restore it, or move it away: this store"
-                " is then copied anew from its master"
+                f"read {path}: {len(epochs)} epochs that do not grow; restore it, or move it away:"
+                " this store is then copied anew from its master"
             )
         return cls(path, epochs)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from shmq.errors import ConfigError, StoreCorruptError, StoreVersionError
+from shmq.errors import ConfigError, StoreCorruptError
 from shmq.json_fields import Fields
 from shmq.store import checked_json
 
@@ -88,16 +88,10 @@ class Quarantine:
             StoreVersionError: a newer shmq wrote it.
             StoreError: it cannot be read.
         """
-        data = checked_json.load(path)
-        if data is None:
+        take = checked_json.load_fields(path, FORMAT_VERSION)
+        if take is None:
             return cls()
         try:
-            take = Fields(data, what=str(path))
-            version = take.number("format_version")
-            if version != FORMAT_VERSION:
-                raise StoreVersionError(
-                    f"read {path}: format {version}, this shmq knows {FORMAT_VERSION}"
-                )
             holes = tuple(_hole(item, path) for item in take.items("holes"))
             tails = tuple(_tail(item, path) for item in take.items("saved_tails"))
             return cls(holes=holes, saved_tails=tails, other=take.rest())

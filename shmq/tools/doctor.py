@@ -41,7 +41,7 @@ _MIB = 1 << 20
 _SHM_BYTES_WANTED = 256 * _MIB
 _FREE_PERCENT_WANTED = 10
 _DISK_USED_PERCENT_MAX = 85
-"""A broker begins to remove expired files early there (disk_max_used_space_ratio + 10)."""
+"""From there a broker removes messages before their time (disk_space_clean_forcibly_ratio)."""
 _INODES_WANTED = 1000
 _FIRST_ORDINARY_UID = 1000
 """logind takes system users out of RemoveIPC; SYS_UID_MAX of login.defs is below that."""

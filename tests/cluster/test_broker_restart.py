@@ -344,10 +344,15 @@ def test_second_broker_on_the_same_store_or_name_is_refused(broker, tmp_path):
     same_name = BrokerProcess(tmp_path, broker.cluster_name, wait=False)
     assert same_name.process.wait(30) == 1
     assert "another process has it" in broker.log
+    store = str(broker.store_path)
     other = BrokerProcess(tmp_path, broker.cluster_name, name="broker-b", wait=False,
-                          store_path=str(broker.store_path))  # fmt: skip
-    assert other.process.wait(30) == 1
-    assert "open" in other.log
+                          store_path=store)  # fmt: skip
+    assert other.process.wait(30) == 2
+    assert "this store is broker-a:0" in other.log
+    slave = BrokerProcess(tmp_path, broker.cluster_name, wait=False, broker_id="1",
+                          store_path=store)  # fmt: skip
+    assert slave.process.wait(30) == 1
+    assert "open" in slave.log
     assert broker.status()["phase"] == "RUNNING"
 
 

@@ -18,6 +18,7 @@ from shmq.tools.cli.output import (
     echo_table,
     json_option,
     parse_time_ms,
+    printable,
     time_text,
 )
 from shmq.tools.cli.sub import Format, message_json
@@ -266,7 +267,7 @@ def _show(message: StoredMessage) -> None:
     facts["body"] = f"{len(message.body)} bytes: {_body_text(message.body, 1024)}"
     for name, value in facts.items():
         if value not in (None, ""):
-            click.echo(f"{name + ':':<17}{_safe(str(value))}")
+            click.echo(f"{name + ':':<17}{printable(str(value))}")
 
 
 def _body_text(body: bytes, size: int) -> str:
@@ -277,8 +278,3 @@ def _body_text(body: bytes, size: int) -> str:
         text = body[: size // 2].hex()
         return f"0x{text}{'...' if len(body) > size // 2 else ''}"
     return text[:size] + ("..." if len(text) > size else "")
-
-
-def _safe(text: str) -> str:
-    """What comes from others must not steer the terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)

@@ -26,6 +26,7 @@ __all__ = [
     "json_option",
     "named",
     "parse_time_ms",
+    "printable",
     "time_text",
 ]
 
@@ -93,8 +94,12 @@ def echo_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 def _cell(value: object) -> str:
     if value is None or value == "":
         return "-"
-    # What comes from others must not steer the terminal.
-    return "".join(char if char.isprintable() else "?" for char in str(value))
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """A text without what would steer the terminal: it comes from others."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def confirm(what: str, is_sure: bool) -> None:

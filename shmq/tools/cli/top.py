@@ -11,7 +11,14 @@ import click
 
 from shmq.config import default_namesrv_folder
 from shmq.monitor.monitor import Monitor
-from shmq.tools.cli.output import bytes_text, cluster_option, echo_json, echo_table, json_option
+from shmq.tools.cli.output import (
+    bytes_text,
+    cluster_option,
+    echo_json,
+    echo_table,
+    json_option,
+    printable,
+)
 from shmq.tools.reading import Reading
 from shmq.tools.top import TABLES, rows_of
 
@@ -220,7 +227,7 @@ def _lines(
     """A table as (text, attributes)."""
     columns = TABLES[name].columns
     heads = [column.head + ("*" if column.key == sorted_by else "") for column in columns]
-    cells = [[_printable(_text(row[column.key], column)) for column in columns] for row in rows]
+    cells = [[printable(_text(row[column.key], column)) for column in columns] for row in rows]
     widths = [max(map(len, texts)) for texts in zip(heads, *cells, strict=True)]
     return [(_line(heads, widths), head_look)] + [(_line(texts, widths), 0) for texts in cells]
 
@@ -228,10 +235,6 @@ def _lines(
 def _line(texts: list[str], widths: list[int]) -> str:
     first, *rest = zip(texts, widths, strict=True)
     return "  ".join([first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)])
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _ask(window: curses.window, question: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shmq.errors import ShmError, ShmFullError
-from shmq.shm.memory import kind_of_mount, memory_left, require_memory
+from shmq.shm.memory import memory_left, mount_of, require_memory
 from tests.support.require import require_or_skip, require_root
 from tests.unit.shm import children
 
@@ -157,10 +157,17 @@ def test_what_does_not_fit_is_refused_with_limit_and_remedy(tmp_path: Path) -> N
         require_memory("create x", wanted_bytes=92 * MIB + 1, proc=fake.proc)
 
 
-def test_last_mount_at_a_point_counts() -> None:
-    mounts = "1 0 0:1 / /x rw - ext4 a rw\n2 1 0:2 / /x rw master:1 - tmpfs b rw\n"
-    assert kind_of_mount(mounts, "/x") == "tmpfs"
-    assert kind_of_mount(mounts, "/y") is None
+def test_path_is_on_the_nearest_mount_and_of_two_on_the_last(tmp_path: Path) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "self" / "mountinfo").write_text(
+        f"1 0 0:1 / / rw - ext4 a rw\n2 1 0:2 / {tmp_path}/inside rw - xfs b rw\n"
+        f"3 1 0:3 / {tmp_path}/inside ro master:1 - tmpfs c rw,size=1m\n"
+    )
+    inside = mount_of(tmp_path / "inside", proc=tmp_path)
+    assert (inside.kind, inside.point) == ("tmpfs", f"{tmp_path}/inside")
+    assert {"ro", "size=1m"} <= inside.options
+    assert mount_of(tmp_path, proc=tmp_path).kind == "ext4"
 
 
 @pytest.fixture
