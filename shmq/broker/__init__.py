@@ -4,8 +4,8 @@ Purpose: grants sessions and queues, keeps topics, groups, members, claims and c
     tells NameServers; the messages themselves pass by it, in shared memory (store).
 Process: the broker (`python -m shmq.broker`, bin/shmq-broker), one per (broker_name, broker_id),
     which is master, or waits until it is told to be (roles.py).
-Writes: through the store its memory and its files; `config/topics.json`, `subscriptionGroup.json`
-    and `consumerOffset.json`; `shmq/owners.json`; its control socket.
+Writes: through the store its memory and its files (`shmq/epochs.json`, `cuts.json`); the tables of
+    `config/`; `shmq/owners.json` and `shmq/broker_identity.json`; its control socket.
 Reads: requests, which are hostile until they are checked; claims in clients' consumer pages, which
     are hostile too.
 May import: store, remoting, shm, the words, core, orjson, the standard library.

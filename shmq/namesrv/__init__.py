@@ -8,7 +8,8 @@ Writes: its socket and lock in the runtime folder; as supervisor `supervisor.loc
     `supervisor.d/` (who runs, and what brokers print); the file of the key-value configuration.
 Reads: what brokers register; the cluster file.
 May import: remoting, store (files replaced as a whole), shm (incarnations, the record of
-    mastership), the words, orjson, the standard library.
+    mastership), the words, orjson, the standard library; `__main__` also the Controller, which may
+    live in its process.
 Never: talks to another NameServer, opens a store, touches shared memory, takes a broker with it
     when it dies.
 """

@@ -7,8 +7,9 @@ Writes: `commitlog/`, `config/`, `abort`, `lock`, `broker.conf` as RocketMQ does
     else under `shmq/` with a checksum. One writer at a time: whoever holds the lock file.
 Reads: the same files, those of a store that a real RocketMQ left, and the manifest of the shm room.
 May import: shm, the words, the core, orjson, the standard library.
-Never: deletes what is damaged (it is set aside), shortens the log, recycles a file, imports numpy,
-    keeps a RocketMQ `checkpoint`, `consumequeue/` or `index/` beside a log that it has written.
+Never: deletes what is damaged (it is set aside), cuts a log whose end it has not kept (cuts.py),
+    recycles a file, imports numpy, keeps a RocketMQ `checkpoint`, `consumequeue/` or `index/`
+    beside a log that it has written.
 """
 
 __all__: list[str] = []
