@@ -1,9 +1,9 @@
 """How a run of all tests uses two cores: which worker gets which test, and when.
 
-What lives here: `TwoWorkers`, the scheduler of pytest-xdist that tests/conftest.py names, ALONE,
-and `encodable`. It runs in the process that was started; the tests run in its workers. Files are
-handed out whole, so that what a module shares is made once; when both workers have done
-theirs, one of them runs the tests of ALONE with nothing beside it.
+What lives here: `TwoWorkers`, the scheduler of pytest-xdist that tests/conftest.py names,
+`runs_alone`, and `encodable`. It runs in the process that was started; the tests run in its
+workers. Files are handed out whole, so that what a module shares is made once; when both workers
+have done theirs, one of them runs the tests that run alone with nothing beside it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from tests.support.require import in_ci
+
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
@@ -21,6 +23,25 @@ ALONE = {
     "tests/unit/test_support.py::test_object_without": "puts down what others' leaks look like",
 }
 """How the ids of such tests begin, and why nothing may run beside them."""
+BESIDE_IN_CI = (
+    "tests/c/",
+    "tests/interop/",
+    "tests/model/",
+    "tests/simulation/",
+    "tests/style/",
+    "tests/unit/",
+    "tests/cluster/test_fresh_clone.py",
+)
+"""How the ids of tests begin that have a neighbour in CI, too: they compute, compile, install, or
+wait for a JVM. What is told of living clusters, of deaths and of load has the machine to itself.
+"""
+
+
+def runs_alone(test: str) -> bool:
+    """Whether nothing runs beside the test with this id, in a run on two workers."""
+    if test.startswith(tuple(ALONE)):
+        return True
+    return in_ci() and not test.startswith(BESIDE_IN_CI)
 
 
 class TwoWorkers:
@@ -109,7 +130,7 @@ class TwoWorkers:
         self._files += [list(tests) for _, tests in groupby(beside, key=self._file)]
 
     def _is_alone(self, index: int) -> bool:
-        return self._name(index).startswith(tuple(ALONE))
+        return runs_alone(self._name(index))
 
     def _file(self, index: int) -> str:
         return self._name(index).partition("::")[0]

@@ -1,4 +1,4 @@
-"""The scheduler of the tests: each is run once, files stay together, ALONE is alone."""
+"""The scheduler of the tests: each is run once, files stay together, what runs alone is alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from typing import Any
 import pytest
 
 from tests.support.repository import ROOT
-from tests.support.two_workers import ALONE, TwoWorkers, encodable
+from tests.support.two_workers import ALONE, BESIDE_IN_CI, TwoWorkers, encodable, runs_alone
 
 FILES = [f"tests/unit/test_{letter}.py" for letter in "abcdefgh"]
 TESTS = [f"{file}::test_{number}" for file in FILES for number in range(len(file) % 7 + 1)]
 LONELY = [f"{name}::test_more" if "::" not in name else name for name in ALONE]
+JUDGED = [
+    f"tests/{file}.py::test_{number}"
+    for file in ("cluster/test_delay", "crash/test_succession", "systemd/test_services")
+    for number in range(4)
+]
+"""Of files that have the machine to themselves in CI."""
 
 
 class Worker:
@@ -49,8 +55,11 @@ class Worker:
 class Run:
     """A whole run, its events in random order."""
 
-    def __init__(self, tests: list[str], rng: random.Random, deaths: int = 0) -> None:
+    def __init__(
+        self, tests: list[str], rng: random.Random, deaths: int = 0, judged: Sequence[str] = ()
+    ) -> None:
         self.tests = tests
+        self.judged = judged
         self.rng = rng
         self.deaths = deaths
         self.scheduler = TwoWorkers(2)
@@ -62,6 +71,9 @@ class Run:
             self.join()
         for worker in self.workers:
             self.collected(worker)
+
+    def is_alone(self, test: str) -> bool:
+        return test in self.judged or test.startswith(tuple(ALONE))
 
     def join(self) -> Worker:
         worker = Worker(f"gw{len(self.done)}-{len(self.workers)}")
@@ -81,7 +93,7 @@ class Run:
             assert worker.running is not None
             name = self.tests[worker.running]
             beside = [self.tests[w.running] for w in self.workers if w.running is not None]
-            assert len(beside) == 1 or not any(n.startswith(tuple(ALONE)) for n in beside), beside
+            assert len(beside) == 1 or not any(map(self.is_alone, beside)), beside
             if self.deaths and self.rng.random() < 0.1:
                 self.deaths -= 1
                 self.workers.remove(worker)
@@ -121,6 +133,24 @@ def test_each_test_is_run_once_and_those_of_alone_have_nothing_beside_them(
         assert set(shared.values()) <= {1}, "what a module shares was made twice"
 
 
+@pytest.mark.parametrize("deaths", [0, 3])
+def test_in_ci_what_computes_has_a_neighbour_and_nothing_else_has(
+    deaths: int, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    tests = JUDGED[:6] + TESTS + LONELY + JUDGED[6:]
+    for _ in range(50):
+        run = Run(tests, rng, deaths, judged=JUDGED)
+        run.to_the_end()
+        assert sorted([name for name, _ in run.done] + run.died_in) == sorted(tests)
+        if not deaths:
+            assert len({worker for name, worker in run.done if name in JUDGED}) == 1
+            assert len({worker for name, worker in run.done if name in TESTS}) == 2
+    assert all(map(runs_alone, JUDGED + LONELY))
+    monkeypatch.delenv("CI")
+    assert not any(map(runs_alone, JUDGED))
+
+
 def test_what_a_dead_worker_held_is_run_by_others(rng: random.Random) -> None:
     tests = TESTS + LONELY
     for deaths in range(1, 51):
@@ -129,10 +159,12 @@ def test_what_a_dead_worker_held_is_run_by_others(rng: random.Random) -> None:
         assert sorted([name for name, _ in run.done] + run.died_in) == sorted(tests)
 
 
-def test_what_is_said_to_be_alone_exists() -> None:
+def test_what_the_lists_name_exists() -> None:
     for name in ALONE:
         file, _, test = name.partition("::")
         assert f"def {test}" in (ROOT / file).read_text("utf-8")
+    for place in BESIDE_IN_CI:
+        assert (ROOT / place).exists()
 
 
 def test_report_with_a_name_that_is_no_text_can_be_sent() -> None:
