@@ -18,7 +18,7 @@ from programs import descendants
 from worker import work
 
 _READY_TIMEOUT_S = 180.0
-_STALLED_S = 30.0
+_STALLED_S = float(os.environ.get("SHMQ_BENCH_STALLED_S", "30"))
 """A flow in which nothing has come for so long has failed."""
 _SEND_TIMEOUT_S = 600.0
 _END_TIMEOUT_S = 20.0

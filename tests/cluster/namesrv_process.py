@@ -32,7 +32,9 @@ class NamesrvProcess:
         name: str = "ns0",
         module: str = REAL,
         environ: dict[str, str] | None = None,
+        wait: bool = True,
     ) -> None:
+        """Start it, and wait until it serves; without `wait` it is for `wait_ready` to do so."""
         self.runtime = runtime
         self.name = name
         self.lines: list[str] = []
@@ -40,6 +42,10 @@ class NamesrvProcess:
         self.process = subprocess.Popen(
             [*command, *arguments], stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environ
         )
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
         self.wait_for(" ready name=")
 
     def wait_for(self, text: str) -> str:

@@ -93,8 +93,9 @@ def test_message_that_is_lost_fails_the_run(tmp_path: Path):
     done = _bench(
         *("--quick", "--rounds", 1, "--only", "mp.Queue", "--rows", "fanout", "--json"),
         PYTHONPATH=str(tmp_path),
+        SHMQ_BENCH_STALLED_S="3",
     )
     assert done.returncode == 1
     (failed,) = json.loads(done.stdout.splitlines()[-1])["failed"]
     assert (failed["peer"], failed["row"]) == ("mp.Queue", "fanout")
-    assert failed["reason"].startswith("15 of 16 came")
+    assert failed["reason"].startswith("15 of 16 came, and no more for 3 s")

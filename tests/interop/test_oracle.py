@@ -296,6 +296,8 @@ def test_shmq_takes_the_store_of_a_killed_rocketmq(real: Real, stores: Stores) -
 def test_delayed_messages_come_once_and_in_their_time_whoever_has_the_store(real: Real) -> None:
     rocketmq = real.rocketmq
     levels = dict(real.delayed)
+    if not _knows_levels_early(rocketmq):
+        levels = {body: level if level < 2 else 0 for body, level in levels.items()}
     _check_delays(_await_later(rocketmq, len(levels)), levels)
     if _knows_attributes(rocketmq):
         address = f"127.0.0.1:{read_conf(real.folder / 'store-delays')['listenPort']}"
@@ -332,6 +334,13 @@ def test_delayed_messages_come_once_and_in_their_time_whoever_has_the_store(real
 
 
 def _knows_attributes(rocketmq: RocketMQ) -> bool:
+    return not rocketmq.version.startswith("4.")
+
+
+def _knows_levels_early(rocketmq: RocketMQ) -> bool:
+    """4.9 rebuilds its ConsumeQueues before it has read its levels (DefaultMessageStore.load): an
+    entry then says no time, and what waits is delivered as soon as the broker serves.
+    """
     return not rocketmq.version.startswith("4.")
 
 

@@ -64,7 +64,9 @@ class Cluster:
         self.runtime.mkdir(mode=0o750)
         os.chown(self.runtime, -1, group)
         with contextlib.ExitStack() as stack:
-            self.namesrv = stack.enter_context(NamesrvProcess(self.runtime, *namesrv_arguments))
+            self.namesrv = stack.enter_context(
+                NamesrvProcess(self.runtime, *namesrv_arguments, wait=False)  # all start at once
+            )
             self.brokers = [
                 stack.enter_context(
                     BrokerProcess(
@@ -79,6 +81,7 @@ class Cluster:
                 )
                 for letter in "abcd"[:brokers]
             ]
+            self.namesrv.wait_ready()
             for broker in self.brokers:
                 broker.wait_running()
             with self.connect() as client:

@@ -30,10 +30,21 @@ BESIDE_IN_CI = (
     "tests/simulation/",
     "tests/style/",
     "tests/unit/",
+    "tests/cluster/test_bench.py",
+    "tests/cluster/test_bench_peers.py",
+    "tests/cluster/test_examples.py",
     "tests/cluster/test_fresh_clone.py",
+    "tests/crash/test_cut_death.py",
+    "tests/crash/test_power_images.py",
+    "tests/crash/test_producer_death.py",
+    "tests/crash/test_stepping.py",
+    "tests/crash/test_store_death.py",
+    "tests/stress/test_bits.py",
+    "tests/stress/test_hostile_files.py",
 )
-"""How the ids of tests begin that have a neighbour in CI, too: they compute, compile, install, or
-wait for a JVM. What is told of living clusters, of deaths and of load has the machine to itself.
+"""How the ids of tests begin that have a neighbour in CI, too: they compute, compile, install, wait
+for a JVM, look whether a program runs at all, or stop what they kill at an instruction or a byte,
+not at a time. What is told of living clusters and of load has the machine to itself.
 """
 
 
