@@ -30,10 +30,15 @@ BESIDE_IN_CI = (
     "tests/simulation/",
     "tests/style/",
     "tests/unit/",
-    "tests/cluster/test_bench.py",
-    "tests/cluster/test_bench_peers.py",
-    "tests/cluster/test_examples.py",
-    "tests/cluster/test_fresh_clone.py",
+    *(
+        f"tests/cluster/test_{name}.py"
+        for name in (
+            "backup", "bench", "bench_peers", "broker_groups", "broker_messages", "broker_topics",
+            "cli", "client_arguments", "client_bodies", "delay", "doctor", "examples",
+            "fresh_clone", "look_back", "many_topics", "other_uid", "retries", "rights",
+            "topic_group_config",
+        )
+    ),
     "tests/crash/test_cut_death.py",
     "tests/crash/test_power_images.py",
     "tests/crash/test_producer_death.py",
@@ -41,10 +46,11 @@ BESIDE_IN_CI = (
     "tests/crash/test_store_death.py",
     "tests/stress/test_bits.py",
     "tests/stress/test_hostile_files.py",
-)
-"""How the ids of tests begin that have a neighbour in CI, too: they compute, compile, install, wait
-for a JVM, look whether a program runs at all, or stop what they kill at an instruction or a byte,
-not at a time. What is told of living clusters and of load has the machine to itself.
+)  # fmt: skip
+"""How the ids of tests begin that have a neighbour in CI, too, since no clock judges them: they
+compute, compile, install, wait for a JVM, look what a command or a request answers, ask that
+nothing comes too early, or stop what they kill at an instruction or a byte. What has to be quick,
+to be noticed in time or to cost little, and who dies under load, has the machine to itself.
 """
 
 

@@ -18,7 +18,7 @@ TESTS = [f"{file}::test_{number}" for file in FILES for number in range(len(file
 LONELY = [f"{name}::test_more" if "::" not in name else name for name in ALONE]
 JUDGED = [
     f"tests/{file}.py::test_{number}"
-    for file in ("cluster/test_delay", "crash/test_succession", "systemd/test_services")
+    for file in ("cluster/test_failover", "crash/test_succession", "systemd/test_services")
     for number in range(4)
 ]
 """Of files that have the machine to themselves in CI."""
