@@ -2,8 +2,8 @@
 
 What lives here: the facade that a broker owns: open (adopt what a dead predecessor left in memory,
 or recover from files), start, stop. Queues, sessions and positions are reached through it. Wiring
-only: the work is in append.py, flush.py, hot_log.py, sessions.py, queues.py, log_files.py,
-recovery.py, retention.py.
+only: the work is in adoption.py, append.py, flush.py, hot_log.py, sessions.py, queues.py,
+log_files.py, recovery.py, retention.py.
 
 Which process: the broker; a second one for the same folder is refused by the store's lock. May
 fail: StoreError and ShmError with their kin; what was opened is closed again.
@@ -22,15 +22,10 @@ from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.core import core
 from shmq.core.fields import control_place, read_ints, struct_size
 from shmq.errors import (
-    FencedError,
-    LayoutVersionError,
-    LimitError,
-    OwnerError,
     ServiceNotAvailableError,
     ShmError,
     ShmqError,
     StoreCorruptError,
-    StoreError,
     TopicNotExistError,
 )
 from shmq.shm import manifest as manifests
@@ -44,15 +39,14 @@ from shmq.shm.budget import (
 from shmq.shm.fd_store import FdStore
 from shmq.shm.in_use import InUseMark
 from shmq.shm.incarnation import boot_id
-from shmq.shm.mastership import living_master
 from shmq.shm.names import ObjectKind
 from shmq.status import BrokerRole, FlushDiskType
 from shmq.store import boot_files, positions
+from shmq.store.adoption import MARK_TIMEOUT_MS, Adoption, discard
 from shmq.store.append import AppendService
 from shmq.store.consume_queue_files import QueueKey
-from shmq.store.cuts import finish_cuts
 from shmq.store.derive import DeriveService
-from shmq.store.durable_file import disk_error, make_folder, write_fully
+from shmq.store.durable_file import disk_error, make_folder
 from shmq.store.epochs import EpochFile
 from shmq.store.expire import LogExpiry
 from shmq.store.flush import FlushService
@@ -73,9 +67,9 @@ from shmq.store.retention import Retention
 from shmq.store.services import StoreService
 from shmq.store.sessions import Sessions
 from shmq.store.stats import Stats
-from shmq.store.stopped_log import LogPrefix, StoppedLog, leaving_path, remove_leaving
+from shmq.store.stopped_log import LogPrefix, StoppedLog, leaving_path
 from shmq.store.store_lock import StoreLock
-from shmq.store.succession import check_frames, check_prefix
+from shmq.store.succession import check_frames
 from shmq.topic import SCHEDULE_TOPIC
 
 if TYPE_CHECKING:
@@ -85,7 +79,6 @@ if TYPE_CHECKING:
     from shmq.config import StoreConfig
     from shmq.errors import FlushFailedError
     from shmq.shm.budget import HotLogPlan
-    from shmq.shm.manifest import Manifest
     from shmq.shm.mastership import Mastership
     from shmq.store.consume_queue_files import ConsumeQueueFiles
     from shmq.store.expire import ExpiredFile
@@ -95,7 +88,6 @@ __all__ = ["LogPositions", "MessageStore"]
 
 _log = logging.getLogger("shmq.store")
 
-_MARK_TIMEOUT_MS = 1000
 _FILES_AHEAD = 2
 """Files that are kept ready ahead of the one appended to, where nobody asked for hot segments."""
 _REMAP_TIMEOUT_S = 0.1
@@ -170,16 +162,21 @@ class MessageStore:
         """
         self._fd_store = fd_store or FdStore({})
         self.config = config
-        self._stopped = stopped
         self._is_slave = is_slave
         self._begin = begin
         self._clock = clock
         self._on_session_ended = on_session_ended or (lambda _session, _reason: None)
         self._on_expired = on_expired or (lambda _expired: None)
-        self._mastership = mastership
-        self._given_epoch = master_epoch
-        self._is_unclean = is_unclean
-        self._must_adopt = must_adopt
+        self._is_member = mastership is not None
+        self._adoption = Adoption(
+            config,
+            mastership=mastership,
+            given_epoch=master_epoch,
+            is_unclean=is_unclean,
+            must_adopt=must_adopt,
+            is_slave=is_slave,
+            stopped=stopped,
+        )
         self._undo = contextlib.ExitStack()
         self._failure: FlushFailedError | None = None
         self._positions_due_ns = 0
@@ -225,24 +222,15 @@ class MessageStore:
             _make_private(self._runtime_path)
             self._manifest_path = manifests.manifest_path(config.store_path)
             self._positions_path = positions.positions_path(config.store_path)
-            if self._mastership is not None and self._mastership.record is None:
-                self._refuse_second_master()
-            if self._stopped is None:
-                self._remove_leaving()
-            self.predecessor_path = self._find_predecessor()
-            finish_cuts(config.store_path)
-            self.epochs = EpochFile.load(config.store_path)
-            manifest = manifests.load(self._manifest_path)
             made = contextlib.ExitStack()
-            if not self._try_inherit(undo):
-                manifest = manifests.load(self._manifest_path)
-                if self._must_adopt:
-                    self._require_own_memory(manifest)
-                if manifest is None or not self._try_adopt(manifest, undo):
-                    if self._must_adopt:
-                        raise self._not_adopted("it does not hold")
-                    made = self._recover(self._load_positions(), undo)
-            if self._mastership is not None:
+            self.is_adopted = self._adoption.adopt(self._adopt_log, undo)
+            if not self.is_adopted:
+                made = self._recover(undo)
+            self.predecessor_path = self._adoption.predecessor_path
+            self.is_inherited = self._adoption.is_inherited
+            self.master_epoch = self._adoption.master_epoch
+            self.epochs = self._adoption.epochs
+            if self._is_member:
                 self.epochs = self.epochs.begin(
                     self.master_epoch, self.positions.committed_position
                 )
@@ -254,265 +242,6 @@ class MessageStore:
             made.pop_all()
             self._fd_store.drop_others()  # of memory that is gone
             self._undo = undo.pop_all()
-
-    def _load_positions(self) -> positions.Positions | None:
-        """The last positions that hold; without them recovery scans everything."""
-        try:
-            return positions.load(self._positions_path)
-        except StoreCorruptError as error:
-            _log.warning("positions lost: %s", error)
-            return None
-
-    def _refuse_second_master(self) -> None:
-        """Return if no other life is master: its lock and record may have been deleted. Where there
-        is a record, that tells: a master that handed over lives on, and owns what it left.
-
-        Raises:
-            OwnerError: one is.
-        """
-        life = living_master(self._runtime_path)
-        if life is not None:
-            raise OwnerError(
-                f"open {self.config.store_path} as master: process {life.pid} is master and lives,"
-                " though its lock is free: was it deleted?",
-                hint="that process makes its lock again or ends, within a second: try again then",
-            )
-
-    def _remove_leaving(self) -> None:
-        """Remove what a slave left that became master and was killed at once."""
-        try:
-            remove_leaving(leaving_path(self.config.store_path), self._runtime_path)
-        except ShmError as error:
-            _log.warning("memory that nobody needs stays, for shmq shm clean: %s", error)
-
-    def _find_predecessor(self) -> Path | None:
-        record = self._mastership.record if self._mastership is not None else None
-        if record is None or record.manifest_path == self._manifest_path.absolute():
-            return None
-        return record.manifest_path.parent.parent
-
-    def _try_inherit(self, undo: contextlib.ExitStack) -> bool:
-        """Adopt the memory of the member that was master last, if that was another one; False:
-        there is none.
-
-        Raises:
-            FencedError: it is not for our files: that member can go on with it, we cannot.
-        """
-        record = self._mastership.record if self._mastership is not None else None
-        if record is None or self.predecessor_path is None or not record.is_of_this_boot:
-            return False
-        name = f"broker {record.broker_name}:{record.broker_id}"
-        try:
-            manifest = manifests.load(record.manifest_path)
-        except ShmError as error:  # its disk is lost: the memory may well be there
-            self._give_up_memory(f"which memory {name} left cannot be known: {error}")
-            return False
-        if manifest is None or manifest.boot_id != boot_id():
-            return False
-        if not manifests.is_in_memory(manifest):
-            _log.error(
-                "the memory of %s is gone: what only it had is lost, our own log goes on", name
-            )
-            return False
-        own = manifests.load(self._manifest_path)
-        if own is not None and own.generation != manifest.generation:
-            self._settle(own)
-        if not self._try_adopt(manifest, undo, is_inherited=True):
-            self._give_up_memory(
-                f"the memory of {name} is no continuation of our log (see the line before)"
-            )
-            return False
-        self.is_inherited = True
-        try:  # the log is theirs, and so is its history
-            theirs = EpochFile.load(self.predecessor_path)
-            self.epochs = self.epochs.replace(theirs.epochs)
-        except StoreError as error:
-            _log.warning("epochs of the last master are not known, ours go on: %s", error)
-        # Ours alone from here on; where it cannot be removed, its store finds that it counts for
-        # nothing: files_owner says so.
-        with contextlib.suppress(OSError):
-            record.manifest_path.unlink(missing_ok=True)
-        _log.warning(
-            "went on with the memory of broker %s:%d path=%s master_epoch=%d",
-            record.broker_name,
-            record.broker_id,
-            record.manifest_path,
-            self.master_epoch,
-        )
-        return True
-
-    def _require_own_memory(self, own: Manifest | None) -> None:
-        """Return if the memory that our list names is what the last master left, and is there.
-
-        Raises:
-            FencedError: it is not.
-        """
-        record = self._mastership.record if self._mastership is not None else None
-        if record is None or own is None or not record.has_memory:
-            raise self._not_adopted("it is gone")
-        if record.manifest_path != self._manifest_path.absolute():
-            raise self._not_adopted(f"it is that of broker_id {record.broker_id}, and not there")
-
-    def _not_adopted(self, why: str) -> FencedError:
-        return FencedError(
-            f"become master with {self.config.store_path} and the memory of the last master: {why}",
-            hint="the Controller elects another member, or this one for its own log",
-        )
-
-    def _give_up_memory(self, reason: str) -> None:
-        """Return if a person has said that what only the dead master's memory has is given up.
-
-        Raises:
-            FencedError: nobody has.
-        """
-        if not self._is_unclean:
-            raise FencedError(
-                f"become master with {self.config.store_path}: {reason}",
-                hint="have that member become master, or give up what only its memory has:"
-                " shmq ha switch --unclean",
-            )
-        _log.error("what only the memory of the dead master has is given up: %s", reason)
-
-    def _settle(self, own: Manifest) -> None:
-        """Write what our own memory holds to our files, and remove it: a slave's, that died."""
-        if own.boot_id != boot_id():
-            return
-        with (
-            contextlib.ExitStack() as held,
-            InUseMark.take(self._runtime_path, own.store, timeout_ms=_MARK_TIMEOUT_MS) as mark,
-        ):
-            try:
-                memory = StoreMemory.attach(own, self._manifest_path, mark, self.config)
-            except ShmError as error:
-                _log.warning("own memory cannot be used, its files alone count: %s", error)
-                return
-            held.callback(memory.close)
-            if memory.files_owner == self.config.broker_id:
-                begin, end = self._salvage(memory)
-                _log.info("own memory goes to our files begin=%d end=%d", begin, end)
-        self._discard(own)
-
-    def _try_adopt(
-        self, manifest: Manifest, undo: contextlib.ExitStack, *, is_inherited: bool = False
-    ) -> bool:
-        """Adopt the predecessor's memory if it is all there; False: recover from files.
-
-        Args:
-            manifest: what lists it; `is_inherited`: another member's list.
-            undo: what releases it.
-            is_inherited: see `_try_inherit`.
-
-        Raises:
-            LayoutVersionError, LimitError, OwnerError: it is there, and not for this process as it
-                is; it stays.
-        """
-        if manifest.boot_id != boot_id():
-            _log.info("memory of another boot: recovering from files")
-            self._discard(manifest)
-            return False
-        if boot_files.derived_by_rocketmq(self.config.store_path):
-            _log.error("a real broker has written to this store since: its memory is out of date")
-            self._discard(manifest)
-            return False
-        with contextlib.ExitStack() as mine:
-            mark = mine.enter_context(
-                InUseMark.take(self._runtime_path, manifest.store, timeout_ms=_MARK_TIMEOUT_MS)
-            )
-            try:
-                memory = StoreMemory.attach(manifest, self._manifest_path, mark, self.config)
-            except (LayoutVersionError, LimitError, OwnerError):
-                raise  # it may be whole, and hold what no file has: somebody else can adopt it
-            except ShmError as error:
-                _log.warning("memory cannot be adopted, recovering from files: %s", error)
-                mine.close()
-                if not is_inherited:
-                    self._discard(manifest)
-                return False
-            mine.callback(memory.close)
-            prefix = None
-            is_ours = not is_inherited and memory.files_owner == self.config.broker_id
-            if not is_ours:
-                prefix = self._prefix_of(memory)
-                if prefix is None:
-                    if not is_inherited:
-                        self._manifest_path.unlink()  # the list alone: the memory is another's
-                    return False
-            epoch = self._next_epoch(memory.master_epoch, is_ours=is_ours)
-            if is_inherited:
-                manifests.save(manifest, self._manifest_path)
-            self._declare(epoch)
-            memory.take(master_epoch=epoch)
-            try:
-                self._adopt_log(memory, mine, prefix)
-            except StoreCorruptError as error:
-                _log.error("memory is damaged, its log goes to the files as it is: %s", error)
-                begin, end = self._salvage(memory)
-                _log.error("salvaged begin=%d end=%d", begin, end)
-                mine.close()
-                self._discard(manifest)
-                return False
-            self._mark = mark
-            self.is_adopted = True
-            undo.push(mine.pop_all())
-            return True
-
-    def _prefix_of(self, memory: StoreMemory) -> LogPrefix | None:
-        """Our files, where the log goes on in memory that another member flushed last; None: it
-        does not, or this store is not to be master.
-        """
-        if self._mastership is None:
-            _log.info("memory of another member's: it is left to that one")
-            return None
-        size = memory.manifest.file_size_bytes
-        files = LogFiles(self.config.store_path, size)
-        if self._stopped is not None and self._stopped.holds(self._positions_path):
-            prefix = self._stopped.prefix
-        else:
-            files.make_folders()
-            recovered = recover_files(
-                self.config.store_path, size, delay_levels_ms=self.config.delay_levels_ms
-            )
-            recovered.consume_queues.close()
-            prefix = LogPrefix(
-                recovered.end_position, recovered.min_position, recovered.cold_queues
-            )
-        try:
-            check_prefix(memory, files, end_position=prefix.end_position)
-        except (ShmError, StoreCorruptError) as error:
-            _log.error("memory of the dead master is left alone: %s", error)
-            return None
-        return prefix
-
-    def _next_epoch(self, memory_epoch: int, *, is_ours: bool) -> int:
-        """Of this mastership: the last one goes on where we were master and have that memory."""
-        if self._mastership is None:
-            return 0 if self._is_slave else memory_epoch  # 0: the memory of no master
-        if self._given_epoch is not None:
-            return self._given_epoch
-        record = self._mastership.record
-        last = max(record.master_epoch if record else 0, self.epochs.last_epoch, memory_epoch)
-        return max(last if is_ours else last + 1, 1)
-
-    def _declare(self, master_epoch: int) -> None:
-        """The memory that our list names is ours."""
-        self.master_epoch = master_epoch
-        if self._mastership is not None:
-            self._mastership.declare(
-                broker_name=self.config.broker_name,
-                broker_id=self.config.broker_id,
-                master_epoch=master_epoch,
-                manifest_path=self._manifest_path,
-            )
-
-    def _discard(self, manifest: Manifest) -> None:
-        """Remove the objects of a store generation that will not be used again."""
-        if manifest.boot_id != boot_id():
-            return
-        with InUseMark.take(
-            self._runtime_path, manifest.store, timeout_ms=_MARK_TIMEOUT_MS
-        ) as mark:
-            StoreMemory(manifest, self._manifest_path, mark).drop()
-            mark.remove()
 
     def _adopt_log(
         self, memory: StoreMemory, undo: contextlib.ExitStack, prefix: LogPrefix | None
@@ -547,9 +276,8 @@ class MessageStore:
         check_frames(memory, now.flushed_position, now.committed_position)
         complete_end = now.flushed_position - now.flushed_position % self.file_size_bytes
         self._hot_log.set_complete(complete_end)
-        trust = log_trust(
-            self._files, self._files.files(), self._load_positions(), is_foreign=False
-        )
+        known = positions.load_or_none(self._positions_path)
+        trust = log_trust(self._files, self._files.files(), known, is_foreign=False)
         derived = open_consume_queues(
             self._files,
             end_position=complete_end,
@@ -602,49 +330,14 @@ class MessageStore:
                 "damage position=%d size=%d reason=%s", hole.position, hole.size, hole.reason
             )
 
-    def _salvage(self, memory: StoreMemory) -> tuple[int, int]:
-        """Write what memory holds of the log to its files, as it is: recovery then finds the good
-        frames, and enters the others in the quarantine list. From where to where it was.
-        """
-        size = memory.manifest.file_size_bytes
-        files = LogFiles(self.config.store_path, size)
-        flushed, committed = (
-            memory.control.load64(control_place(struct, name))
-            for struct, name in (
-                ("flush_positions", "flushed_position"),
-                ("append_positions", "committed_position"),
-            )
-        )
-        for file_position, hot in memory.hot_files():
-            first, last = max(flushed, file_position), min(committed, file_position + size)
-            if first >= last:
-                continue
-            fd = files.open(file_position, readonly=False)
-            try:
-                with memoryview(hot.mapping) as view:
-                    place = first - file_position
-                    write_fully(fd, view[place : last - file_position], place)
-                os.fdatasync(fd)
-            except OSError as error:
-                raise disk_error(f"write the CommitLog file at {file_position}", error) from error
-            finally:
-                os.close(fd)
-        known = self._load_positions()
-        if known is not None:
-            salvaged = replace(known, flushed_position=max(flushed, committed))
-            positions.save(self._positions_path, salvaged, durable=True)
-        return flushed, committed
-
-    def _recover(
-        self, known: positions.Positions | None, undo: contextlib.ExitStack
-    ) -> contextlib.ExitStack:
+    def _recover(self, undo: contextlib.ExitStack) -> contextlib.ExitStack:
         """Scan the files, make new memory, and put what is behind the last complete file into it.
 
         Returns:
             What removes that memory again, in `undo` until the caller empties it.
         """
         config = self.config
-        plan = self._plan(known)
+        plan = self._plan()
         self.file_size_bytes = plan.file_size_bytes
         files = LogFiles(config.store_path, plan.file_size_bytes)
         files.make_folders()
@@ -659,9 +352,8 @@ class MessageStore:
         self.recovered = recovered
         manifest = StoreMemory.new_manifest(config, plan.file_size_bytes, os.geteuid())
         mark = undo.enter_context(
-            InUseMark.take(self._runtime_path, manifest.store, timeout_ms=_MARK_TIMEOUT_MS)
+            InUseMark.take(self._runtime_path, manifest.store, timeout_ms=MARK_TIMEOUT_MS)
         )
-        self._mark = mark
         memory = StoreMemory.create(
             manifest,
             self._manifest_path,
@@ -688,9 +380,8 @@ class MessageStore:
             )
             self.queues.set_min(handle.row, low)
         self._load_last_file(memory, recovered)
-        epoch = self._next_epoch(0, is_ours=False)
-        memory.declare_whole(master_epoch=epoch)
-        self._declare(epoch)
+        memory.declare_whole(master_epoch=self._adoption.next_epoch(0, is_ours=False))
+        self._adoption.declare()
         _log.info(
             "recovered path=%s min_position=%d end_position=%d holes=%d queues=%d",
             config.store_path,
@@ -701,8 +392,9 @@ class MessageStore:
         )
         return drop
 
-    def _plan(self, known: positions.Positions | None) -> HotLogPlan:
+    def _plan(self) -> HotLogPlan:
         config = self.config
+        known = positions.load_or_none(self._positions_path)
         file_size = config.commit_log_file_size_bytes
         existing = known.file_size_bytes if known else find_file_size(config.store_path)
         if existing is None and self._begin is not None:
@@ -1009,7 +701,7 @@ class MessageStore:
                 with contextlib.suppress(OSError):  # its list is gone: it is removed as ever
                     stopped = self._hand_on()
         if is_flushed and not keep_memory and stopped is None:
-            self._drop_memory()
+            discard(self._memory.manifest, self._manifest_path, self._runtime_path)
         if self._failure is not None:
             raise self._failure
         return stopped
@@ -1024,12 +716,6 @@ class MessageStore:
             leaving_path=path,
             runtime_path=self._runtime_path,
         )
-
-    def _drop_memory(self) -> None:
-        store = self._memory.store
-        with InUseMark.take(self._runtime_path, store, timeout_ms=_MARK_TIMEOUT_MS) as mark:
-            StoreMemory(self._memory.manifest, self._manifest_path, mark).drop()
-            mark.remove()
 
     def __enter__(self) -> MessageStore:
         self.open()
@@ -1219,7 +905,7 @@ class MessageStore:
             file_size_bytes=self.file_size_bytes,
             is_clean=is_clean,
         )
-        last = getattr(self, "_saved", None) or self._load_positions()
+        last = getattr(self, "_saved", None) or positions.load_or_none(self._positions_path)
         if last is not None:
             known = replace(
                 known, sequence=last.sequence, record_crc_position=last.record_crc_position

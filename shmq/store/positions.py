@@ -27,6 +27,7 @@ Which process: the broker, under its lock, one thread at a time; recovery and to
 fail: StoreCorruptError if neither slot counts; StoreVersionError; DiskFullError, StoreError.
 """
 
+import logging
 import os
 import struct
 import zlib
@@ -45,10 +46,13 @@ __all__ = [
     "decode",
     "inspect_slots",
     "load",
+    "load_or_none",
     "newest",
     "positions_path",
     "save",
 ]
+
+_log = logging.getLogger("shmq.store")
 
 POSITIONS_FILE = "positions"
 FORMAT_VERSION = 1
@@ -111,6 +115,19 @@ def load(path: Path) -> Positions | None:
     """
     reports = inspect_slots(path)
     return None if reports is None else newest(reports, path)
+
+
+def load_or_none(path: Path) -> Positions | None:
+    """Return the newest positions that hold, or None: whoever has none scans the whole log.
+
+    Raises:
+        StoreVersionError, StoreError: as `load`.
+    """
+    try:
+        return load(path)
+    except StoreCorruptError as error:
+        _log.warning("positions lost, the whole log is scanned: %s", error)
+        return None
 
 
 def newest(reports: tuple[SlotReport, SlotReport], path: Path) -> Positions:

@@ -161,7 +161,7 @@ class _Recovery:
 
     def run(self) -> RecoveredLog:
         is_ours = positions.positions_path(self._store_path).exists()
-        known = self._load_positions()
+        known = positions.load_or_none(positions.positions_path(self._store_path))
         is_foreign = not is_ours or bool(derived_by_rocketmq(self._store_path))
         self._store_timestamp = known.store_timestamp if known else 0
         if is_foreign:
@@ -222,14 +222,6 @@ class _Recovery:
             repeated_count=self._repeated_count,
             consume_queues=queues,
         )
-
-    def _load_positions(self) -> positions.Positions | None:
-        path = positions.positions_path(self._store_path)
-        try:
-            return positions.load(path)
-        except StoreCorruptError as error:
-            _log.warning("positions lost, scanning all files: %s", error)
-            return None
 
     def _load_quarantine(self) -> Quarantine:
         """A list that does not hold is kept under another name: the scan finds its holes again."""

@@ -10,7 +10,7 @@ own (decision 0019). What must hold, or the memory is left alone:
     - our last bytes are the memory's, where both have them
     - each frame from there to committed_position holds
 
-Whose the memory is, at each step (the steps are MessageStore.open's; each was killed in a test):
+Whose the memory is, at each step (the steps are adoption.py's; each was killed in a test):
 
     mastership.json names     files_owner    a death here: the next holder of mastership ...
     the dead master's list    the dead one   dead master's: adopts; others: begin here

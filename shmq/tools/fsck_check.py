@@ -119,10 +119,7 @@ class _Checker:
     def _file_size(self) -> int:
         if not (self._store_path / "commitlog").is_dir():
             raise StoreError(f"check {self._store_path}: no commitlog/ there: not a store")
-        try:
-            known = positions.load(positions.positions_path(self._store_path))
-        except StoreCorruptError:
-            known = None
+        known = positions.load_or_none(positions.positions_path(self._store_path))
         return known.file_size_bytes if known else find_file_size(self._store_path) or 0
 
     def run(self) -> Check:

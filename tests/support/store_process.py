@@ -115,7 +115,13 @@ def serve(sock: socket.socket) -> None:
                 send_packet(sock, {"ok": None}, {})
 
 
-_STEPPED = ("store/message_store.py", "shm/mastership.py", "shm/manifest.py", "store/epochs.py")
+_STEPPED = (
+    "store/message_store.py",
+    "store/adoption.py",
+    "shm/mastership.py",
+    "shm/manifest.py",
+    "store/epochs.py",
+)
 """Where the lines are that say whose a store and its memory are."""
 
 
