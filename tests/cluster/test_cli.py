@@ -17,44 +17,10 @@ import pytest
 import shmq
 from tests.support.cluster import wait_for
 from tests.support.repository import ROOT
+from tests.support.shell import SHMQ, Shell
 from tests.support.store_process import wait_until
 
 pytestmark = pytest.mark.cluster
-SHMQ = [sys.executable, "-m", "shmq.tools.cli"]
-
-
-class Shell:
-    """Runs `shmq` for one cluster."""
-
-    def __init__(self, runtime: Path) -> None:
-        self.runtime = runtime
-        self.environ = {**os.environ, "SHMQ_NAMESRV": str(runtime)}
-
-    def run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [*SHMQ, *arguments],
-            env=self.environ,
-            input=stdin,
-            capture_output=True,
-            cwd=ROOT,
-            timeout=60,
-            check=False,
-        )
-
-    def out(self, *arguments: str, stdin: bytes = b"") -> str:
-        """What it prints; it must succeed."""
-        done = self.run(*arguments, stdin=stdin)
-        assert done.returncode == 0, done.stderr.decode()
-        return done.stdout.decode()
-
-    def json(self, *arguments: str) -> Any:
-        return orjson.loads(self.out(*arguments, "--json"))
-
-    def fails(self, *arguments: str, code: int, stdin: bytes = b"") -> str:
-        """What it says; it must end with that exit code."""
-        done = self.run(*arguments, stdin=stdin)
-        assert done.returncode == code, done.stdout.decode() + done.stderr.decode()
-        return done.stderr.decode()
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ import pytest
 
 import shmq
 from shmq.errors import ServiceNotAvailableError
-from tests.cluster.test_slave import Pair, start
 from tests.support.cluster import wait_for
+from tests.support.slave import Pair, start
 
 pytestmark = pytest.mark.cluster
 

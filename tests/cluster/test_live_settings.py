@@ -8,9 +8,9 @@ import pytest
 
 import shmq
 from shmq.errors import ConfigError, SystemBusyError, TopicNotExistError
-from tests.cluster.test_cli import Shell
 from tests.support.cluster import Cluster, wait_for
 from tests.support.mounts import small_file_system
+from tests.support.shell import Shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

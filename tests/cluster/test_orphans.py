@@ -5,9 +5,11 @@ manager kept, as systemd's protocol has it.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,28 +37,50 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2 + count:]])
 
 
 class KeptBroker(BrokerProcess):
-    """A broker whose service manager keeps what it is told to keep."""
+    """A broker whose service manager keeps what it is told to keep.
+
+    It reads as it is told: its socket holds a dozen messages, and what comes on top is lost.
+    """
 
     def __init__(self, folder: Path, cluster_name: str, **settings: str) -> None:
         self.kept: defaultdict[str, list[int]] = defaultdict(list)
+        self._lock = threading.Lock()
+        self._is_over = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(folder / "notify"))
         self.socket.setblocking(False)
+        self._reader.start()
         environment = {"NOTIFY_SOCKET": str(folder / "notify")}
         super().__init__(folder, cluster_name, environment=environment, **settings)
 
+    def _read(self) -> None:
+        while not self._is_over:
+            select.select([self.socket], [], [])
+            self.take_messages()
+
     def take_messages(self) -> None:
-        while True:
-            try:
-                message, fds, _, _ = socket.recv_fds(self.socket, 4096, 4)
-            except BlockingIOError:
-                return
-            states = dict(line.split("=", 1) for line in message.decode().splitlines())
-            if "FDSTORE" in states:
-                self.kept[states["FDNAME"]] += fds
-            if "FDSTOREREMOVE" in states:
-                for fd in self.kept.pop(states["FDNAME"], []):
-                    os.close(fd)
+        """All that has come so far."""
+        with self._lock:
+            while True:
+                try:
+                    message, fds, _, _ = socket.recv_fds(self.socket, 4096, 4)
+                except BlockingIOError:
+                    return
+                if not message:  # it is shut down
+                    return
+                states = dict(line.split("=", 1) for line in message.decode().splitlines())
+                if "FDSTORE" in states:
+                    self.kept[states["FDNAME"]] += fds
+                if "FDSTOREREMOVE" in states:
+                    for fd in self.kept.pop(states["FDNAME"], []):
+                        os.close(fd)
+
+    def end_reading(self) -> None:
+        self._is_over = True
+        self.socket.shutdown(socket.SHUT_RD)
+        self._reader.join()
+        self.socket.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.take_messages()
@@ -85,8 +109,8 @@ def broker(tmp_path: Path, cluster_name: str) -> Iterator[KeptBroker]:
     with KeptBroker(tmp_path, cluster_name) as started:
         yield started
     started.take_messages()
+    started.end_reading()
     assert not started.kept  # an orderly end leaves nothing with the manager
-    started.socket.close()
 
 
 def die_together(broker: KeptBroker, count: int, *, last_perm: int = 6) -> None:

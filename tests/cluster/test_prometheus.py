@@ -17,11 +17,11 @@ import pytest
 
 import shmq
 from shmq.metrics import METRICS, MetricKind
-from tests.cluster.test_slave import Pair
 from tests.support.broker_process import ROOT, BrokerClient, BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.exporter import Exporter
 from tests.support.prometheus import MONITORING, Prometheus, hastened, tools
+from tests.support.slave import Pair
 
 pytestmark = [pytest.mark.ci, pytest.mark.cluster]
 

@@ -12,11 +12,11 @@ import pytest
 
 import shmq
 from shmq.store.cuts import CutList
-from tests.cluster.test_slave import Pair, check_equal_logs
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.exporter import Exporter, value
 from tests.support.scale import scaled
+from tests.support.slave import Pair, check_equal_logs
 
 if TYPE_CHECKING:
     import random

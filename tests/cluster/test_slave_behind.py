@@ -16,9 +16,9 @@ from shmq.store.consume_queue_files import QueueKey
 from shmq.store.cuts import CutList
 from shmq.store.epochs import Epoch, EpochFile
 from shmq.store.recovery import recover_files
-from tests.cluster.test_retention import ALWAYS, FILE_SIZE, SETTINGS, old_store
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
+from tests.support.old_store import ALWAYS, FILE_SIZE, SETTINGS, old_store
 
 if TYPE_CHECKING:
     from pathlib import Path

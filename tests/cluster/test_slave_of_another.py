@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster.test_slave import log_of
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
+from tests.support.slave import log_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,11 +20,11 @@ from shmq.remoting.codes import RequestCode, ResponseCode
 from shmq.remoting.command import Command
 from shmq.result import MessageQueue
 from shmq.subscription import MessageModel, SubscriptionGroupConfig
-from tests.cluster.test_cli import Shell
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.other_uid import Person
 from tests.support.require import require_root
+from tests.support.shell import Shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,10 +19,11 @@ import pytest
 import shmq
 from shmq.errors import ServiceNotAvailableError, ShmqError
 from shmq.shm.reaper import reap
-from tests.cluster.test_failover import NAME, Pair, Sender
+from tests.cluster.sender import Sender
 from tests.support.cluster import wait_for
 from tests.support.mounts import small_file_system
 from tests.support.scale import scaled
+from tests.support.supervised import NAME, Pair
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(scaled(180, 7200))]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.crash.stepping import SEEK_TRIES, Points, Stepper, address_of
-from tests.crash.test_producer_death import SCENES, Victims
+from tests.crash.victims import SCENES, Victims
 from tests.support.zygote import ForkedStore
 
 if TYPE_CHECKING:

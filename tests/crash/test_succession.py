@@ -22,7 +22,7 @@ from shmq.shm.names import ObjectKind, parse
 from shmq.shm.reaper import Finding, Verdict, reap
 from shmq.store.epochs import EpochFile
 from tests.crash.crowd import read_log
-from tests.crash.test_store_killed_under_load import Load, check_log
+from tests.crash.load import Load, check_log
 from tests.support.scale import scaled
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.golden_frames import GOLDEN, golden, golden_frame
 from tests.support.rocketmq_decoder import (
     Blank,
     Frame,
@@ -21,29 +22,7 @@ from tests.support.rocketmq_decoder import (
     java_hash,
 )
 
-GOLDEN = sorted(Path(__file__).parent.joinpath("golden").glob("*.hex"))
 FILE_SIZE = 1024
-
-
-def golden(path: Path) -> tuple[dict[str, str], bytes]:
-    """What a golden file wants found, and its bytes; its own places are checked on the way."""
-    wanted: dict[str, str] = {}
-    data = b""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#= "):
-            name, value = line[3:].split(" ", 1)
-            wanted[name] = value
-        elif line.startswith("@"):
-            place, _, field = line[1:].partition("#")[0].partition(" ")
-            assert int(place) == len(data), f"{path.name}: @{place} stands at {len(data)}"
-            data += bytes.fromhex(field)
-        else:
-            assert line.startswith("#"), f"{path.name}: {line!r}"
-    return wanted, data
-
-
-def golden_frame(name: str) -> bytes:
-    return golden(Path(__file__).parent / "golden" / f"{name}.hex")[1]
 
 
 def sealed() -> list[Path]:

@@ -13,8 +13,8 @@ import pytest
 
 from shmq import errors
 from shmq.core import core
+from tests.support.golden_frames import GOLDEN, golden
 from tests.unit.core.log_in_memory import BORN_TIMESTAMP, FILE_SIZE, STORE_TIMESTAMP, LogInMemory
-from tests.unit.test_golden_frames import GOLDEN, golden
 
 READABLE = [path for path in GOLDEN if golden(path)[0].get("status") == "OK"]
 
