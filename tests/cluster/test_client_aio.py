@@ -26,43 +26,10 @@ from tests.support.standing_still import stop_process
 pytestmark = pytest.mark.cluster
 
 PATIENCE_S = 30.0
+HOT_BYTES = 3 * 8 << 20
+"""What the memory of a broker of the tests holds (SMALL)."""
 
 Work = Callable[[shmq.aio.Client], Coroutine[Any, Any, Any]]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run_both(request: pytest.FixtureRequest, cluster: Cluster):
-    """As `run`, in each kind of loop in the default run, too."""
-    return _runner(cluster, request.param)
-
-
-@pytest.fixture(params=["asyncio", "uvloop"][: scaled(1, 2)])
-def run(request: pytest.FixtureRequest, cluster: Cluster):
-    """Runs a coroutine function with a client of the cluster, in a loop of its own."""
-    return _runner(cluster, request.param)
-
-
-@pytest.fixture
-def run_once(cluster: Cluster):
-    """The same, in asyncio's loop only."""
-    return _runner(cluster, "asyncio")
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run_own_both(request: pytest.FixtureRequest, own_cluster: Cluster):
-    """As `run_both`, with a client of a cluster that the test may kill."""
-    return _runner(own_cluster, request.param)
-
-
-@pytest.fixture(params=["asyncio", "uvloop"][: scaled(1, 2)])
-def run_own(request: pytest.FixtureRequest, own_cluster: Cluster):
-    """As `run`, with a client of a cluster that the test may stop."""
-    return _runner(own_cluster, request.param)
-
-
-@pytest.fixture
-def run_own_once(own_cluster: Cluster):
-    return _runner(own_cluster, "asyncio")
 
 
 def _runner(cluster: Cluster, kind: str) -> Callable[[Work], Any]:
@@ -76,6 +43,27 @@ def _runner(cluster: Cluster, kind: str) -> Callable[[Work], Any]:
             return runner.run(main(work))
 
     return run
+
+
+def _runs(cluster: str, kinds: list[str]) -> Any:
+    """A fixture that runs a coroutine function with a client of a cluster, in a loop of its own:
+    once in each of these kinds of loop.
+    """
+
+    @pytest.fixture(params=kinds)
+    def made(request: pytest.FixtureRequest) -> Callable[[Work], Any]:
+        return _runner(request.getfixturevalue(cluster), request.param)
+
+    return made
+
+
+BOTH = ["asyncio", "uvloop"]
+FEW = BOTH[: scaled(1, 2)]
+"""uvloop in full runs only."""
+run_both = _runs("cluster", BOTH)
+run = _runs("cluster", FEW)
+run_once = _runs("cluster", BOTH[:1])
+run_own_both = _runs("own_cluster", BOTH)  # which the test may kill
 
 
 async def until(is_there: Callable[[], Any]) -> None:
@@ -124,21 +112,21 @@ def test_thousand_sends_at_once_keep_the_order_of_each_key(run, topic):
     run(work)
 
 
-def test_sends_that_wait_for_room_are_not_overtaken(run_own, own_cluster):
+def test_sends_that_wait_for_room_are_not_overtaken(run, cluster, topic):
     """Some find the ring full; others come while those are waiting, when there is room again."""
 
     async def work(client: shmq.aio.Client) -> None:
-        await client.create_topic("t", queues=2)
+        await client.create_topic(topic, queues=2)
         producer = client.producer()
         for key in "ab":
-            await producer.send("t", b"x", key=key)
-        broker = psutil.Process(own_cluster.brokers[0].process.pid)
+            await producer.send(topic, b"x", key=key)
+        broker = psutil.Process(cluster.brokers[0].process.pid)
         stop_process(broker.pid)
         sends: dict[str, list[asyncio.Task[shmq.SendResult]]] = {"a": [], "b": []}
         try:
             for number in range(600):
                 key = "ab"[number % 2]
-                send = producer.send("t", bytes(4000), key=key, timeout=PATIENCE_S)
+                send = producer.send(topic, bytes(4000), key=key, timeout=PATIENCE_S)
                 sends[key].append(asyncio.create_task(send))
             await asyncio.sleep(0.01)
             assert not any(send.done() for send in sends["a"] + sends["b"])
@@ -146,37 +134,50 @@ def test_sends_that_wait_for_room_are_not_overtaken(run_own, own_cluster):
             broker.resume()
         for number in range(2000):
             key = "ab"[number % 2]
-            send = producer.send("t", bytes(4000), key=key, timeout=PATIENCE_S)
+            send = producer.send(topic, bytes(4000), key=key, timeout=PATIENCE_S)
             sends[key].append(asyncio.create_task(send))
             await asyncio.sleep(0)
         for tasks in sends.values():
             offsets = [(await send).queue_offset for send in tasks]
             assert offsets == sorted(set(offsets))
 
-    run_own(work)
+    run(work)
+
+
+async def _cancel_over_and_over(
+    wait: Callable[[], Coroutine[Any, Any, list[Message]]],
+    send: Callable[[bytes], Coroutine[Any, Any, Any]],
+    count: int,
+) -> None:
+    """Whatever moment a waiting call is cancelled at, what comes meanwhile comes with the next."""
+    got: list[int] = []
+    for number in range(count):
+        waiting = asyncio.create_task(wait())
+        for _ in range(number % 4):
+            await asyncio.sleep(0)
+        sending = asyncio.create_task(send(b"%d" % number))
+        for _ in range(number % 7):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            got += [int(bytes(message)) for message in await waiting]
+        await sending
+    while len(got) < count:
+        messages = await wait()
+        assert messages
+        got += [int(bytes(message)) for message in messages]
+    assert sorted(got) == list(range(count))
 
 
 def test_cancelled_receive_loses_nothing(run, topic, group):
     async def work(client: shmq.aio.Client) -> None:
         producer = client.producer()
-        got: list[int] = []
         async with client.consumer(topic, group) as consumer:
-            for number in range(300):
-                waiting = asyncio.create_task(consumer.receive(timeout=PATIENCE_S))
-                for _ in range(number % 4):
-                    await asyncio.sleep(0)
-                sending = asyncio.create_task(producer.send(topic, b"%d" % number))
-                for _ in range(number % 7):
-                    await asyncio.sleep(0)
-                waiting.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    got += [int(bytes(message)) for message in await waiting]
-                await sending
-            while len(got) < 300:
-                messages = await consumer.receive(timeout=PATIENCE_S)
-                assert messages
-                got += [int(bytes(message)) for message in messages]
-        assert sorted(got) == list(range(300))
+            await _cancel_over_and_over(
+                lambda: consumer.receive(timeout=PATIENCE_S),
+                lambda body: producer.send(topic, body),
+                300,
+            )
 
     run(work)
 
@@ -352,26 +353,12 @@ def test_message_of_any_topic_gets_up_a_task_that_polls(run_both, topic, other_t
 def test_cancelled_poll_loses_nothing(run, topic, group):
     async def work(client: shmq.aio.Client) -> None:
         producer = client.producer()
-        got: list[int] = []
         async with client.lite_pull_consumer(group, auto_commit_interval=0.001) as consumer:
             await client.create_topic(topic, queues=2)
             await consumer.assign(await consumer.fetch_queues(topic))
-            for number in range(200):
-                waiting = asyncio.create_task(consumer.poll(PATIENCE_S))
-                for _ in range(number % 4):
-                    await asyncio.sleep(0)
-                sending = asyncio.create_task(producer.send(topic, b"%d" % number))
-                for _ in range(number % 7):
-                    await asyncio.sleep(0)
-                waiting.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    got += [int(bytes(message)) for message in await waiting]
-                await sending
-            while len(got) < 200:
-                messages = await consumer.poll(PATIENCE_S)
-                assert messages
-                got += [int(bytes(message)) for message in messages]
-        assert sorted(got) == list(range(200))
+            await _cancel_over_and_over(
+                lambda: consumer.poll(PATIENCE_S), lambda body: producer.send(topic, body), 200
+            )
 
     run(work)
 
@@ -503,10 +490,10 @@ def test_killed_broker_is_waited_for_by_tasks_too(run_own_both, own_cluster):
     run_own_both(work)
 
 
-def test_stopped_broker_makes_a_send_time_out_and_the_loop_goes_on(run_own_once, own_cluster):
+def test_stopped_broker_makes_a_send_time_out_and_the_loop_goes_on(run_once, cluster, topic):
     async def work(client: shmq.aio.Client) -> None:
         producer = client.producer()
-        await producer.send("t", b"x")
+        await producer.send(topic, b"x")
         ticks = 0
 
         async def tick() -> None:
@@ -517,53 +504,53 @@ def test_stopped_broker_makes_a_send_time_out_and_the_loop_goes_on(run_own_once,
 
         async def fill(producer: shmq.aio.Producer) -> None:
             while True:  # until the ring is full
-                await producer.send_oneway("t", bytes(10_000), key="k", timeout=0.1)
+                await producer.send_oneway(topic, bytes(10_000), key="k", timeout=0.1)
 
         ticking = asyncio.create_task(tick())
-        broker = psutil.Process(own_cluster.brokers[0].process.pid)
+        broker = psutil.Process(cluster.brokers[0].process.pid)
         stop_process(broker.pid)
         try:
             with pytest.raises(TimeoutError):
-                await producer.send("t", b"x", timeout=0.2)
+                await producer.send(topic, b"x", timeout=0.2)
             with pytest.raises(SendTimeoutError, match="took nothing"):
                 await fill(producer)
         finally:
             broker.resume()
         assert ticks > 5
         ticking.cancel()
-        await producer.send("t", b"x", key="k", timeout=PATIENCE_S)
+        await producer.send(topic, b"x", key="k", timeout=PATIENCE_S)
 
-    run_own_once(work)
+    run_once(work)
 
 
-def test_what_has_left_memory_is_read_without_stopping_the_loop(tmp_path, cluster_name):
-    with Cluster(
-        tmp_path, cluster_name, commit_log_file_size_bytes="8388608", hot_segment_count="3"
-    ) as cluster:
+def test_what_has_left_memory_is_read_without_stopping_the_loop(
+    run_once, topic, group, other_group
+):
+    count = 2 * HOT_BYTES // 100_000
 
-        async def work(client: shmq.aio.Client) -> None:
-            await client.create_topic("t", queues=1)
-            producer = client.producer()
-            for number in range(400):
-                await producer.send_oneway("t", b"%d " % number + bytes(100_000), timeout=60)
-            await producer.drain(60)
-            async with client.consumer("t", "g") as consumer:
-                got: list[int] = []
-                while len(got) < 400:
-                    messages = await consumer.receive(50, timeout=PATIENCE_S)
-                    assert messages
-                    got += [int(bytes(message).split()[0]) for message in messages]
-            assert got == list(range(400))
-            async with client.lite_pull_consumer("lite") as lite:
-                await lite.subscribe("t")
-                got = []
-                async for message in lite:
-                    got.append(int(bytes(message).split()[0]))
-                    if len(got) == 400:
-                        break
-            assert got == list(range(400))
+    async def work(client: shmq.aio.Client) -> None:
+        await client.create_topic(topic, queues=1)
+        producer = client.producer()
+        for number in range(count):
+            await producer.send_oneway(topic, b"%d " % number + bytes(100_000), timeout=60)
+        await producer.drain(60)
+        async with client.consumer(topic, group) as consumer:
+            got: list[int] = []
+            while len(got) < count:
+                messages = await consumer.receive(50, timeout=PATIENCE_S)
+                assert messages
+                got += [int(bytes(message).split()[0]) for message in messages]
+        assert got == list(range(count))
+        async with client.lite_pull_consumer(other_group) as lite:
+            await lite.subscribe(topic)
+            got = []
+            async for message in lite:
+                got.append(int(bytes(message).split()[0]))
+                if len(got) == count:
+                    break
+        assert got == list(range(count))
 
-        _runner(cluster, "asyncio")(work)
+    run_once(work)
 
 
 IDLE = """
