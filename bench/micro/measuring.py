@@ -6,12 +6,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import shmq
 from shmq.client.broker_link import BrokerLink
+from shmq.errors import ShmqError
 from shmq.remoting.codes import RequestCode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +30,7 @@ FOREIGN_MAX = 0.1
 ATTEMPTS = 4
 WARM_UP_S = 1.5
 LULL_S = 0.5
+DIVIDED_MAX_S = 300.0
 
 Figure = dict[str, Any]
 T = TypeVar("T")
@@ -101,6 +103,30 @@ def queue_of(client: shmq.Client, topic: str, **attributes: str) -> tuple[Broker
     link.call(RequestCode.UPDATE_AND_CREATE_TOPIC, fields)
     ((_, (row, generation)),) = link.grant_send(topic, is_auto_create=False)
     return link, row, generation
+
+
+def until_divided(
+    admin: shmq.Admin, topic: str, group: str, *, queue_count: int, member_count: int
+) -> None:
+    """Return once a group has all its members and each queue of the topic one of them.
+
+    Raises:
+        SystemExit: that took too long.
+    """
+    deadline = time.perf_counter() + DIVIDED_MAX_S
+    owners: list[str] = []
+    while True:
+        # On a machine that is busy with others one may have to ask twice.
+        with suppress(ShmqError):
+            owners = [queue.client_id for queue in admin.lag(group, topic=topic)]
+        if len(owners) == queue_count and all(owners) and len(set(owners)) == member_count:
+            return
+        if time.perf_counter() > deadline:
+            raise SystemExit(
+                f"group {group} of {topic}: {len(set(owners))} of {member_count} members have "
+                f"queues after {DIVIDED_MAX_S:.0f} s"
+            )
+        time.sleep(0.01)
 
 
 def count_for(size: int, quick: bool, most: int = 1_000_000) -> int:

@@ -38,7 +38,8 @@ def run(
     names = options.rows.split(",")
     unknown = sorted(set(names) - set(rows))
     if unknown:
-        parser.error(f"no such rows: {', '.join(unknown)}; there are {', '.join(rows)}")
+        said = f"no such rows: {', '.join(unknown)}; there are {', '.join(rows)}"
+        parser.exit(2, f"{parser.prog}: {said}\n")
     result: dict[str, Any] = {"machine": machine(), "figures": {}}
     if options.out and options.out.exists():
         result["figures"] = json.loads(options.out.read_text(encoding="utf-8"))["figures"]

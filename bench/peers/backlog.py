@@ -22,7 +22,7 @@ def row_backlog(kind: type[Peer], cache: Path, folders: list[str], scale: Scale)
         with running(kind, cache, folder, folders) as session:
             line = session.line(consumers=0, name=_TOPIC)
             session.send(line, "batch", _SIZE, count)
-        _leave_cache(folder)
+        leave_cache(folder)
         with running(kind, cache, folder, folders) as session:
             line = session.line(producers=0, name=_TOPIC)
             seconds = session.drain(line, _SIZE, count)
@@ -30,7 +30,7 @@ def row_backlog(kind: type[Peer], cache: Path, folders: list[str], scale: Scale)
     yield Value(name, count / seconds, "messages/s", True)
 
 
-def _leave_cache(folder: Path) -> None:
+def leave_cache(folder: Path) -> None:
     """What is in the files is read from the disk when it is read again."""
     os.sync()
     for path in folder.rglob("*"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 SLOT_WORDS = 16
 """Two cache lines."""
-_SLOTS = 64
+_SLOTS = 128
 
 
 class Board:

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from measuring import Foreign, machine
 from outcome import Outcome
 from peer import NotHad, Peer, PeerError
 from rows import FLUSHED_ROWS, FULL, QUICK, ROWS, Life, Row, Scale
-from session import folder_of_run, running
+from session import PATIENCE_S, folder_of_run, running
 
 PEERS = {
     "shmq": "shmq_itself",
@@ -41,6 +42,13 @@ def main(description: str) -> int:
     rows = [*ROWS, *FLUSHED_ROWS, BACKLOG]
     parser.add_argument("--rows", help=f"of {', '.join(rows)}; all, but {BACKLOG} only with --full")
     parser.add_argument("--rounds", type=int, help="in each of which every peer has a turn")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE_S,
+        metavar="SECONDS",
+        help=f"a flow in which nothing comes for so long has failed; {PATIENCE_S:g}",
+    )
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument(
         "--out", type=Path, help="write the JSON there, too; figures not taken are kept"
@@ -53,10 +61,12 @@ def main(description: str) -> int:
     chosen = _chosen(parser, "rows", options.rows or ",".join(usual), rows)
     rounds = scale.rounds if options.rounds is None else options.rounds
     if rounds < 1:
-        parser.error("--rounds: wanted 1 or more")
+        parser.exit(2, f"{parser.prog}: --rounds {rounds}: wanted 1 or more\n")
     outcome = Outcome(machine(), options.out)
     kinds = dict(_to_be_had(names, outcome))
-    counts: dict[str, dict[str, int]] = {name: {} for name in kinds}
+    turns = {
+        name: Turns(kind, chosen, scale, outcome, options.patience) for name, kind in kinds.items()
+    }
     took: dict[str, float] = {}
     begin = time.perf_counter()
     for number in range(rounds):
@@ -67,9 +77,13 @@ def main(description: str) -> int:
                 print(f"round {number + 1} of {rounds}: {name} left out, no time", file=sys.stderr)
                 continue
             outcome.round = number + 1
-            _live(kinds[name], chosen, scale, counts[name], outcome)
+            parts = turns[name].take(deadline=begin + scale.budget_s)
             took[name] = time.perf_counter() - turn
-            print(f"round {number + 1} of {rounds}: {name} {took[name]:.1f} s", file=sys.stderr)
+            said = ", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items())
+            print(
+                f"round {number + 1} of {rounds}: {name} {took[name]:.1f} s ({said})",
+                file=sys.stderr,
+            )
     outcome.show()
     if options.out:
         outcome.write(options.out)
@@ -85,7 +99,8 @@ def _chosen(parser: argparse.ArgumentParser, what: str, text: str, there: list[s
     names = text.split(",")
     unknown = sorted(set(names) - set(there))
     if unknown:
-        parser.error(f"no such {what}: {', '.join(unknown)}; there are {', '.join(there)}")
+        said = f"no such {what}: {', '.join(unknown)}; there are {', '.join(there)}"
+        parser.exit(2, f"{parser.prog}: {said}\n")
     return [name for name in there if name in names]
 
 
@@ -105,34 +120,86 @@ def _to_be_had(names: list[str], outcome: Outcome) -> Iterator[tuple[str, type[P
             yield name, kind
 
 
-def _live(
-    kind: type[Peer], chosen: list[str], scale: Scale, counts: dict[str, int], outcome: Outcome
-) -> None:
-    """One turn of one peer: a life for the rows that want it as it is, one for those on disk."""
-    for is_flushed, rows in ((False, ROWS), (True, FLUSHED_ROWS)):
-        wanted: dict[str, Row] = {name: row for name, row in rows.items() if name in chosen}
-        if not wanted or (is_flushed and not kind.IS_DURABLE):
-            continue
+class Turns:
+    """Of one peer."""
+
+    def __init__(
+        self,
+        kind: type[Peer],
+        chosen: list[str],
+        scale: Scale,
+        outcome: Outcome,
+        patience_s: float,
+    ) -> None:
+        self._kind = kind
+        self._chosen = chosen
+        self._scale = scale
+        self._outcome = outcome
+        self._patience_s = patience_s
+        self._counts: dict[str, int] = {}
+        self._took: dict[str, float] = {}
+        self._deadline = math.inf
+
+    def take(self, *, deadline: float) -> dict[str, float]:
+        """One turn: a life for the rows that want the peer as it is, one for those on disk.
+
+        Args:
+            deadline: of perf_counter(); a row that would begin after it is left out.
+
+        Returns:
+            What took how many seconds.
+        """
+        self._took = {}
+        self._deadline = deadline
+        self._live(ROWS, is_flushed=False)
+        if self._kind.IS_DURABLE:
+            self._live(FLUSHED_ROWS, is_flushed=True)
+            if BACKLOG in self._chosen and self._has_time([BACKLOG]):
+                self._drain_backlog()
+        return self._took
+
+    def _live(self, rows: dict[str, Row], *, is_flushed: bool) -> None:
+        wanted = [name for name in rows if name in self._chosen]
+        if not wanted or not self._has_time(wanted):
+            return
+        kind, outcome = self._kind, self._outcome
+        begin = time.perf_counter()
         asked = "start of the server"
         try:
             with (
                 folder_of_run() as folder,
                 running(kind, cache_folder(), folder, sys.path, is_flushed=is_flushed) as session,
             ):
+                session.patience_s = self._patience_s
                 outcome.introduce(kind.NAME, session.peer.version(), kind.SETTINGS)
-                life = Life(session, scale, counts)
-                for name, row in wanted.items():
-                    asked = name
-                    foreign = Foreign()
-                    for value in row(life):  # what came before a failure is kept
+                life = Life(session, self._scale, self._counts)
+                self._note("server", begin)
+                while wanted and self._has_time(wanted):
+                    asked = wanted.pop(0)
+                    begin, foreign = time.perf_counter(), Foreign()
+                    for value in rows[asked](life):  # what came before a failure is kept
                         outcome.add(kind.NAME, value, foreign.share())
+                    self._note(asked, begin)
+                begin = time.perf_counter()
+            self._note("end", begin)
         except PeerError as error:
             # What is left of a flow that failed would be in the next row.
             outcome.fail(kind.NAME, asked, str(error))
-    if BACKLOG in chosen and kind.IS_DURABLE:
-        foreign = Foreign()
+
+    def _drain_backlog(self) -> None:
+        begin, foreign = time.perf_counter(), Foreign()
         try:
-            for value in row_backlog(kind, cache_folder(), sys.path, scale):
-                outcome.add(kind.NAME, value, foreign.share())
+            for value in row_backlog(self._kind, cache_folder(), sys.path, self._scale):
+                self._outcome.add(self._kind.NAME, value, foreign.share())
         except PeerError as error:
-            outcome.fail(kind.NAME, BACKLOG, str(error))
+            self._outcome.fail(self._kind.NAME, BACKLOG, str(error))
+        self._note(BACKLOG, begin)
+
+    def _has_time(self, rows: list[str]) -> bool:
+        if time.perf_counter() < self._deadline:
+            return True
+        print(f"{self._kind.NAME}: {', '.join(rows)} left out, no time", flush=True)
+        return False
+
+    def _note(self, what: str, begin: float) -> None:
+        self._took[what] = self._took.get(what, 0.0) + time.perf_counter() - begin

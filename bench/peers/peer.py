@@ -207,6 +207,11 @@ class Peer:
         """
         raise NotImplementedError
 
+    def settle(self, topic: Any, *, members: int, groups: int) -> None:
+        """Return when each group has divided the topic among its members, who all receive; called
+        before anything is sent. What a member has in hand as others join may come to them, too.
+        """
+
     @staticmethod
     def producer(topic: Any) -> Producer:
         """In a process of its own."""

@@ -6,32 +6,28 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import rocketmq_server
-from peer import Consumer, Peer, PeerError, Producer
-from rocketmq_server import Server, group_name
+from peer import Consumer, PeerError, Producer
+from rocketmq_server import Place, RocketMQ
 from servers import end_with_parent
 
-Topic = tuple[str, str, str, str]
-"""Cache folder, folder of the run, address of the NameServer, name."""
 _OPTIONS = "-Xmx512m -XX:+UseSerialGC -Dcom.rocketmq.remoting.client.connect.timeout=30000"
 
 
 class _Program:
     """Peer.java as a process, told by lines."""
 
-    def __init__(self, topic: Topic, role: str, *more: str) -> None:
-        cache, folder, namesrv, name = topic
-        with open(f"{folder}/client.out", "ab") as out:
+    def __init__(self, place: Place, role: str, *more: object) -> None:
+        self._out = f"{place.folder}/client.out"
+        arguments = ("Peer", role, place.namesrv, place.topic, *map(str, more))
+        with open(self._out, "ab") as out:
             self._process = subprocess.Popen(
-                rocketmq_server.java(
-                    Path(cache), Path(folder), _OPTIONS, "Peer", role, namesrv, name, *more
-                ),
+                rocketmq_server.java(Path(place.cache), Path(place.folder), _OPTIONS, *arguments),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=out,
                 text=True,
                 preexec_fn=end_with_parent,
             )
-        self._out = f"{folder}/client.out"
         self.answer()
 
     def tell(self, *words: object) -> None:
@@ -54,8 +50,8 @@ class _Program:
 
 
 class JavaProducer(Producer):
-    def __init__(self, topic: Topic) -> None:
-        self._program = _Program(topic, "produce")
+    def __init__(self, place: Place) -> None:
+        self._program = _Program(place, "produce")
 
     def work(self, *, verb: str, size: int, count: int, **more: int) -> dict[str, int]:
         self._program.tell(verb, size, count, next(iter(more.values()), 0))
@@ -67,8 +63,8 @@ class JavaProducer(Producer):
 
 
 class JavaConsumer(Consumer):
-    def __init__(self, topic: Topic, group: int) -> None:
-        self._program = _Program(topic, "consume", group_name(topic[3], group))
+    def __init__(self, place: Place, group: int) -> None:
+        self._program = _Program(place, "consume", place.group(group), place.members)
 
     def work(
         self, board_path: str, words: memoryview, at: int, *, run: int, has_ages: bool
@@ -83,42 +79,26 @@ class JavaConsumer(Consumer):
         self._program.close()
 
 
-class RocketMQJava(Peer):
+class RocketMQJava(RocketMQ):
     NAME = "rocketmq-java"
-    WARM_UP_S = rocketmq_server.WARM_UP_S
     SETTINGS: ClassVar = {
         "server": rocketmq_server.SETTINGS,
         "put": "DefaultMQProducer.send with a callback, 1,000 or 64 MiB under way at most",
         "batch": "send of a collection of 500, 3 MiB at most",
         "consumer": "DefaultMQPushConsumer, pulls of 256, the listener gets 256 at most; complete "
-        "when the listener has returned",
+        "when the listener has returned; members have divided the queues before anything is sent",
         "client": f"rocketmq-client {rocketmq_server.VERSION} in Java, {_OPTIONS}",
     }
-
-    @staticmethod
-    def fetch(cache: Path) -> None:
-        rocketmq_server.fetch(cache)
 
     def version(self) -> str:
         return f"server and client {rocketmq_server.VERSION}"
 
-    def start(self, folder: Path, *, is_flushed: bool) -> None:
-        self._folder = folder
-        self._server = Server(self.cache, folder, is_flushed=is_flushed)
-
-    def stop(self) -> None:
-        self._server.stop()
-
-    def topic(self, name: str, *, members: int = 1, groups: int = 1) -> Topic:
-        self._server.create_topic(name, queues=4 if members == 1 else 2 * members, groups=groups)
-        return str(self.cache), str(self._folder), self._server.namesrv, name
-
     @staticmethod
-    def producer(topic: Topic) -> Producer:
+    def producer(topic: Place) -> Producer:
         return JavaProducer(topic)
 
     @staticmethod
-    def consumer(topic: Topic, group: int) -> Consumer:
+    def consumer(topic: Place, group: int) -> Consumer:
         return JavaConsumer(topic, group)
 
 

@@ -4,34 +4,30 @@ import os
 import threading
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, ClassVar
 
 import rocketmq_server
-from peer import TIMEOUT_S, Body, Consumer, Peer, Producer
-from rocketmq_server import Server, group_name
+from peer import TIMEOUT_S, Body, Consumer, Producer
+from rocketmq_server import Place, RocketMQ
 
-Topic = tuple[str, str, str]
-"""Folder of the run, address of the Proxy, name."""
 _FLYING_MAX = 256
 _CACHED = 4_096
 
 
-def _configuration(topic: Topic) -> Any:
-    folder, proxy, _ = topic
-    os.environ["HOME"] = folder  # the client writes its log there, from its import on
+def _configuration(place: Place) -> Any:
+    os.environ["HOME"] = place.folder  # the client writes its log there, from its import on
     from rocketmq.v5.client import ClientConfiguration, Credentials
 
-    return ClientConfiguration(proxy, Credentials(), request_timeout=int(TIMEOUT_S))
+    return ClientConfiguration(place.proxy, Credentials(), request_timeout=int(TIMEOUT_S))
 
 
 class PythonProducer(Producer):
-    def __init__(self, topic: Topic) -> None:
-        configuration = _configuration(topic)
+    def __init__(self, place: Place) -> None:
+        configuration = _configuration(place)
         from rocketmq.v5.model import Message
         from rocketmq.v5.producer import Producer as Client
 
-        self._message, self._topic = Message, topic[2]
+        self._message, self._topic = Message, place.topic
         self._producer = Client(configuration, (self._topic,))
         self._producer.startup()
         self._room = threading.Semaphore(_FLYING_MAX)
@@ -68,8 +64,8 @@ class PythonProducer(Producer):
 
 
 class PythonConsumer(Consumer):
-    def __init__(self, topic: Topic, group: int) -> None:
-        configuration = _configuration(topic)
+    def __init__(self, place: Place, group: int) -> None:
+        configuration = _configuration(place)
         from rocketmq.v5.consumer import PushConsumer
         from rocketmq.v5.consumer.push import ConsumeResult, MessageListener
         from rocketmq.v5.model import FilterExpression
@@ -85,9 +81,9 @@ class PythonConsumer(Consumer):
         self._bodies: list[Body] = []
         self._consumer = PushConsumer(
             configuration,
-            group_name(topic[2], group),
+            place.group(group),
             Listener(),
-            {topic[2]: FilterExpression()},
+            {place.topic: FilterExpression()},
             max_cache_message_count=_CACHED,
         )
         self._consumer.startup()
@@ -109,9 +105,8 @@ class PythonConsumer(Consumer):
         self._consumer.shutdown()
 
 
-class RocketMQPython(Peer):
+class RocketMQPython(RocketMQ):
     NAME = "rocketmq-python"
-    WARM_UP_S = rocketmq_server.WARM_UP_S
     SETTINGS: ClassVar = {
         "server": rocketmq_server.SETTINGS,
         "put": f"send_async, {_FLYING_MAX} under way at most",
@@ -121,31 +116,16 @@ class RocketMQPython(Peer):
         "client": "rocketmq-python-client over gRPC",
     }
 
-    @staticmethod
-    def fetch(cache: Path) -> None:
-        rocketmq_server.fetch(cache)
-
     def version(self) -> str:
         client = version("rocketmq-python-client")
         return f"server {rocketmq_server.VERSION}, rocketmq-python-client {client}"
 
-    def start(self, folder: Path, *, is_flushed: bool) -> None:
-        self._folder = folder
-        self._server = Server(self.cache, folder, is_flushed=is_flushed)
-
-    def stop(self) -> None:
-        self._server.stop()
-
-    def topic(self, name: str, *, members: int = 1, groups: int = 1) -> Topic:
-        self._server.create_topic(name, queues=4 if members == 1 else 2 * members, groups=groups)
-        return str(self._folder), self._server.proxy, name
-
     @staticmethod
-    def producer(topic: Topic) -> Producer:
+    def producer(topic: Place) -> Producer:
         return PythonProducer(topic)
 
     @staticmethod
-    def consumer(topic: Topic, group: int) -> Consumer:
+    def consumer(topic: Place, group: int) -> Consumer:
         return PythonConsumer(topic, group)
 
 

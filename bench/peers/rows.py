@@ -35,10 +35,14 @@ class Scale:
 
     rounds: int
     budget_s: float
-    """A turn after the first round that would not end in it is left out."""
+    """A turn after the first round that would not end in it is left out, and any row that would
+    begin after it."""
+    warm_up: float
+    """Of the time that a peer wants for it."""
     sizes: tuple[str, ...]
-    """Of one producer and one consumer, of which the first has all shapes."""
+    """Of one producer and one consumer, of which the first has the other shapes, too."""
     shapes: tuple[str, ...]
+    """The others."""
     has_large_batches: bool
     """Whether other sizes than the first are sent in batches, too."""
     burst_s: float
@@ -54,9 +58,10 @@ class Scale:
 
 QUICK = Scale(
     rounds=3,
-    budget_s=175.0,
+    budget_s=165.0,
+    warm_up=0.5,
     sizes=("100B", "64KiB"),
-    shapes=("1:1", "group of 4"),
+    shapes=("group of 4",),
     has_large_batches=False,
     burst_s=0.25,
     burst_bytes=64 * MIB,
@@ -70,8 +75,9 @@ QUICK = Scale(
 FULL = Scale(
     rounds=5,
     budget_s=math.inf,
+    warm_up=1.0,
     sizes=("100B", "16B", "1KiB", "64KiB", "1MiB"),
-    shapes=tuple(SHAPES),
+    shapes=("4:4", "group of 4"),
     has_large_batches=True,
     burst_s=1.0,
     burst_bytes=256 * MIB,
@@ -131,7 +137,8 @@ class Life:
     def _warm_up(self, line: Line, count: int) -> None:
         """Once in a life: more and more messages, for as long as the peer wants."""
         begin = time.perf_counter()
-        while not self._is_warm and time.perf_counter() - begin < self.session.peer.WARM_UP_S:
+        seconds = self.session.peer.WARM_UP_S * self.scale.warm_up
+        while not self._is_warm and time.perf_counter() - begin < seconds:
             flow = self.session.flow(line, "put", LATENCY_BODY, count)
             count = min(count * 2, flow.count + int(flow.rate))
         self._is_warm = True
@@ -173,23 +180,33 @@ def row_start(life: Life) -> Iterator[Value]:
 
 
 def row_throughput(life: Life) -> Iterator[Value]:
-    """Until the last message is consumed and completed."""
+    """One producer and one consumer, until the last message is consumed and completed."""
+    for name in life.scale.sizes:
+        yield from _throughput(life, "1:1", name)
+
+
+def row_shapes(life: Life) -> Iterator[Value]:
+    """As throughput, of the first size alone, in the other shapes."""
+    for shape in life.scale.shapes:
+        if "consumers" not in SHAPES[shape] or life.session.peer.HAS_GROUPS:
+            yield from _throughput(life, shape, life.scale.sizes[0])
+
+
+def _throughput(life: Life, shape: str, name: str) -> Iterator[Value]:
     scale = life.scale
-    for shape in scale.shapes:
-        if "consumers" in SHAPES[shape] and not life.session.peer.HAS_GROUPS:
-            continue
-        for name in scale.sizes if shape == "1:1" else scale.sizes[:1]:
-            has_batches = name == scale.sizes[0] or scale.has_large_batches
-            for verb in ("put", "batch") if has_batches else ("put",):
-                what = "single" if verb == "put" else "batches"
-                label = f"{what} {name} {shape}"
-                line = life.line(shape, **SHAPES[shape])
-                flow = life.burst(line, label, verb, SIZES[name])
-                yield _rate(label, flow)
-                yield _cpu(label, flow)
-                if scale.sustained_s and shape == "1:1":
-                    label = f"{label} sustained"
-                    yield _rate(label, life.sustained(line, label, verb, SIZES[name]))
+    has_batches = name == scale.sizes[0] or scale.has_large_batches
+    for verb in ("put", "batch") if has_batches else ("put",):
+        what = "single" if verb == "put" else "batches"
+        label = f"{what} {name} {shape}"
+        line = life.line(shape, **SHAPES[shape])
+        flow = life.burst(line, label, verb, SIZES[name])
+        yield _rate(label, flow)
+        yield _cpu(label, flow)
+        if scale.sustained_s and shape == "1:1":
+            label = f"{label} sustained"
+            flow = life.sustained(line, label, verb, SIZES[name])
+            yield _rate(label, flow)
+            yield _cpu(label, flow)
 
 
 def row_latency(life: Life) -> Iterator[Value]:
@@ -256,9 +273,11 @@ ROWS: dict[str, Row] = {
     "throughput": row_throughput,
     "latency": row_latency,
     "sync": row_sync,
-    "fanout": row_fanout,
     "memory": row_memory,
+    "shapes": row_shapes,
+    "fanout": row_fanout,
 }
-"""In the order in which they are taken in one life."""
+"""In the order in which they are taken in one life: first those of one producer and one consumer,
+which are started once for all of them."""
 FLUSHED_ROWS: dict[str, Row] = {"fsync": row_fsync}
 """In a life of its own, in which a send is accepted once it is on disk."""

@@ -18,8 +18,7 @@ from programs import descendants
 from worker import work
 
 _READY_TIMEOUT_S = 180.0
-_STALLED_S = float(os.environ.get("SHMQ_BENCH_STALLED_S", "30"))
-"""A flow in which nothing has come for so long has failed."""
+PATIENCE_S = 60.0
 _SEND_TIMEOUT_S = 600.0
 _END_TIMEOUT_S = 20.0
 _LOOK_S = 0.002
@@ -81,11 +80,15 @@ class Worker:
         if not self._process.is_alive():
             self.answer(0)
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """Tell it to; returns at once."""
         try:
             self._pipe.send(None)
         except OSError:
             pass  # it has ended
+
+    def close(self) -> None:
+        """Wait until it has ended."""
         self._process.join(_END_TIMEOUT_S)
         if self._process.is_alive():
             self._process.kill()
@@ -100,7 +103,11 @@ class Line:
 
     producers: list[Worker]
     consumers: list[Worker]
+    topics: list[Any]
+    """As the peer made them."""
     groups: int
+    members: int
+    """Consumers of each group."""
 
 
 class Session:
@@ -114,13 +121,15 @@ class Session:
         """Of the server, before anybody came."""
         self.module = module
         self.folders = folders
+        self.patience_s = PATIENCE_S
+        """A flow in which nothing has come for so long has failed."""
         self._descriptor, self.board_path = Board.create()
         self._board = Board(self.board_path)
         self._run = 0
         self._topics = 0
         self._stack: list[Worker] = []
-        self._given: list[Any] = []
-        """Topics of the workers: some are gone when nobody has them."""
+        self._settled: Line | None = None
+        """Whose members have divided their topics."""
 
     def line(
         self,
@@ -141,7 +150,7 @@ class Session:
             name: of the one topic, if it is not to be a fresh one.
         """
         self.end_workers()
-        line = Line([], [], groups)
+        line = Line([], [], [], groups, consumers)
         self._board.clear()
         slot = 0
         for _ in range(topics):
@@ -149,7 +158,7 @@ class Session:
             topic = self.peer.topic(
                 name or f"t{self._topics}", members=max(1, consumers), groups=groups
             )
-            self._given.append(topic)
+            line.topics.append(topic)  # some are gone when nobody has them
             line.producers.extend(self._start(0, topic) for _ in range(producers))
             for group in range(groups):
                 for _ in range(consumers):
@@ -166,9 +175,11 @@ class Session:
 
     def end_workers(self) -> None:
         self._board.words[0] = self._run  # of a flow that failed, too
+        for worker in self._stack:  # all at once: some clients take seconds
+            worker.end()
         while self._stack:
             self._stack.pop().close()
-        self._given.clear()
+        self._settled = None
 
     def close(self) -> None:
         self.end_workers()
@@ -220,6 +231,10 @@ class Session:
             consumer.tell({"run": self._run, "has_ages": has_ages})
         for consumer in line.consumers:
             consumer.answer()  # it receives
+        if self._settled is not line:
+            for topic in line.topics:
+                self.peer.settle(topic, members=line.members, groups=line.groups)
+            self._settled = line
 
     def _await(self, line: Line, sent: int, size: int) -> list[dict[str, Any]]:
         """What the consumers say once each group has got all that was sent."""
@@ -228,8 +243,8 @@ class Session:
         while (count := self._board.counts()) < total:
             if count != seen:
                 seen, moved = count, time.monotonic()
-            if time.monotonic() - moved > _STALLED_S:
-                raise PeerError(f"{count} of {total} came, and no more for {_STALLED_S:.0f} s")
+            if time.monotonic() - moved > self.patience_s:
+                raise PeerError(f"{count} of {total} came, and no more for {self.patience_s:g} s")
             for worker in self._stack:
                 worker.check()
             time.sleep(_LOOK_S)

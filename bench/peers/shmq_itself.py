@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
-from measuring import settings
+from measuring import settings, until_divided
 from peer import RECEIVE_MAX, TIMEOUT_S, Body, Consumer, Peer, Producer
 
 import shmq
@@ -67,6 +67,8 @@ class ShmqConsumer(Consumer):
 
 class Shmq(Peer):
     NAME = "shmq"
+    BROKERS: ClassVar = 1
+    """Masters."""
     SETTINGS: ClassVar = {
         "server": "NameServer and one broker, defaults (ASYNC_FLUSH each 10 ms; SYNC_FLUSH)",
         "put": "send_oneway, one call a message; drain at the end",
@@ -80,14 +82,28 @@ class Shmq(Peer):
     def start(self, folder: Path, *, is_flushed: bool) -> None:
         level = "SYNC_FLUSH" if is_flushed else "ASYNC_FLUSH"
         with settings(flush_disk_type=level):
-            self._client = shmq.local(folder)
+            self._client = shmq.local(folder, brokers=self.BROKERS)
 
     def stop(self) -> None:
         self._client.close()
 
     def topic(self, name: str, *, members: int = 1, groups: int = 1) -> Topic:
-        self._client.create_topic(name, queues=1 if members == 1 else 2 * members)
+        self._client.create_topic(name, queues=_queues(members))
         return str(self._client.namesrv), name
+
+    def settle(self, topic: Topic, *, members: int, groups: int) -> None:
+        if members == 1:
+            return
+        folder, name = topic
+        with shmq.Admin(folder) as admin:
+            for group in range(groups):
+                until_divided(
+                    admin,
+                    name,
+                    f"group-{group}",
+                    queue_count=_queues(members) * self.BROKERS,
+                    member_count=members,
+                )
 
     @staticmethod
     def producer(topic: Topic) -> Producer:
@@ -96,6 +112,11 @@ class Shmq(Peer):
     @staticmethod
     def consumer(topic: Topic, group: int) -> Consumer:
         return ShmqConsumer(topic, group)
+
+
+def _queues(members: int) -> int:
+    """Of a topic on each broker, with so many members in each of its groups."""
+    return 1 if members == 1 else 2 * members
 
 
 PEER = Shmq

@@ -8,7 +8,7 @@ import time
 
 from crowd import crowd
 from daemons import memory_mib, pids_of
-from measuring import Figure, cluster, figure
+from measuring import Figure, cluster, figure, until_divided
 from programs import cpu_ns, descendants
 
 import shmq
@@ -22,8 +22,6 @@ MEMBERS = 10
 QUEUES = 16
 QUIET_S = 30.0
 """A heartbeat of each client."""
-WAIT_MAX_S = 300.0
-LOOK_S = 0.01
 SAMPLE = 20
 """Client processes whose memory is looked at."""
 
@@ -113,13 +111,4 @@ def row_groups(options: argparse.Namespace) -> dict[str, Figure]:
 
 
 def _until_divided(admin: shmq.Admin, group: str, member_count: int) -> None:
-    deadline = time.perf_counter() + WAIT_MAX_S
-    while True:
-        owners = [queue.client_id for queue in admin.lag(group, topic=f"of-{group}")]
-        if len(owners) == QUEUES and all(owners) and len(set(owners)) == member_count:
-            return
-        if time.perf_counter() > deadline:
-            raise SystemExit(
-                f"group {group}: {len(set(owners))} of {member_count} members have queues"
-            )
-        time.sleep(LOOK_S)
+    until_divided(admin, f"of-{group}", group, queue_count=QUEUES, member_count=member_count)

@@ -8,7 +8,10 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
 import java.util.ArrayList;
+import java.util.Collections;
+import java.util.HashSet;
 import java.util.List;
+import java.util.Set;
 import java.util.concurrent.Semaphore;
 import java.util.concurrent.atomic.AtomicReference;
 import java.util.concurrent.locks.LockSupport;
@@ -16,6 +19,8 @@ import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyContext;
 import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
+import org.apache.rocketmq.client.impl.consumer.DefaultMQPushConsumerImpl;
+import org.apache.rocketmq.client.impl.factory.MQClientInstance;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
 import org.apache.rocketmq.client.producer.SendCallback;
 import org.apache.rocketmq.client.producer.SendResult;
@@ -23,6 +28,7 @@ import org.apache.rocketmq.client.producer.SendStatus;
 import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.Message;
 import org.apache.rocketmq.common.message.MessageExt;
+import org.apache.rocketmq.common.message.MessageQueue;
 
 /**
  * A producer or a consumer of bin/bench peers in Java; bench/peers/rocketmq_java.py tells it what to
@@ -50,7 +56,8 @@ public class Peer {
         if (arguments[0].equals("produce")) {
             produce(orders, arguments[1], arguments[2]);
         } else {
-            consume(orders, arguments[1], arguments[2], arguments[3]);
+            consume(orders, arguments[1], arguments[2], arguments[3],
+                Integer.parseInt(arguments[4]));
         }
         System.exit(0);  // the client's threads do not end by themselves
     }
@@ -207,8 +214,8 @@ public class Peer {
         }
     }
 
-    private static void consume(BufferedReader orders, String namesrv, String topic, String group)
-            throws Exception {
+    private static void consume(BufferedReader orders, String namesrv, String topic, String group,
+            int members) throws Exception {
         Come come = new Come();
         boolean isStarted = false;
         DefaultMQPushConsumer consumer = new DefaultMQPushConsumer(group);
@@ -230,6 +237,7 @@ public class Peer {
                 come.begin(board, Integer.parseInt(words[1]) * 8, words[3].equals("1"));
                 if (!isStarted) {  // from then on messages come
                     consumer.start();
+                    awaitShare(consumer, topic, members);
                     isStarted = true;
                 }
                 answers.println("receiving");
@@ -240,5 +248,40 @@ public class Peer {
             answers.println(come.end());
         }
         consumer.shutdown();
+    }
+
+    /**
+     * Wait until the whole group is there and this member has its final share of the queues. All
+     * members see the same list then, so that no queue changes hands any more: what is being
+     * consumed of one that does comes to its next owner once more.
+     */
+    private static void awaitShare(DefaultMQPushConsumer consumer, String topic, int members)
+            throws Exception {
+        DefaultMQPushConsumerImpl impl = consumer.getDefaultMQPushConsumerImpl();
+        MQClientInstance client = impl.getmQClientFactory();
+        String group = consumer.getConsumerGroup();
+        List<String> ids = List.of();
+        Set<MessageQueue> held = Set.of();
+        long deadline = System.nanoTime() + TIMEOUT_MS * 1_000_000L;
+        while (System.nanoTime() < deadline) {
+            ids = client.findConsumerIdList(topic, group);
+            Set<MessageQueue> queues = impl.getRebalanceImpl().getTopicSubscribeInfoTable().get(topic);
+            if (ids != null && ids.size() == members && queues != null) {
+                List<String> sortedIds = new ArrayList<>(ids);
+                List<MessageQueue> sortedQueues = new ArrayList<>(queues);
+                Collections.sort(sortedIds);
+                Collections.sort(sortedQueues);
+                List<MessageQueue> share = consumer.getAllocateMessageQueueStrategy()
+                    .allocate(group, client.getClientId(), sortedQueues, sortedIds);
+                held = new HashSet<>(impl.getRebalanceImpl().getProcessQueueTable().keySet());
+                held.removeIf(queue -> !queue.getTopic().equals(topic));
+                if (held.equals(new HashSet<>(share))) {
+                    return;
+                }
+            }
+            Thread.sleep(LOOK_MS);
+        }
+        throw new IllegalStateException("group " + group + " not divided: " + members
+            + " members wanted, there are " + ids + "; this one has " + held);
     }
 }
