@@ -1,0 +1,72 @@
+"""1 to 100,000 queues: what sending to all of them in turn costs, and taking from all of them."""
+
+import argparse
+import os
+import signal
+import time
+
+from daemons import memory_mib, pids_of
+from measuring import Figure, cluster, figure
+
+import shmq
+from shmq.config import AUTO
+
+COUNTS = (1, 10, 100, 1_000, 10_000, 100_000)
+QUEUES_OF_A_TOPIC = 1_000
+"""At most: more of them are more topics."""
+MESSAGES = 400_000
+RECEIVE_MAX = 500
+WAIT_MAX_S = 120.0
+
+
+def row_queues(options: argparse.Namespace) -> dict[str, Figure]:
+    """By the number of queues of all topics together. One run: a cluster is made for each."""
+    figures: dict[str, Figure] = {}
+    for count in COUNTS[:4] if options.quick else COUNTS:
+        topics = [f"t{number:04}" for number in range(-(-count // QUEUES_OF_A_TOPIC))]
+        queues = min(count, QUEUES_OF_A_TOPIC)
+        each = max(queues, MESSAGES // (10 if options.quick else 1) // len(topics))
+        total = each * len(topics)
+        with cluster(hot_segment_count=AUTO) as client, shmq.Admin(client.namesrv) as admin:
+
+            def note(what: str, value: float, unit: str, bound: str, count: int = count) -> None:
+                figures[f"{count} queues, {what}"] = figure([value], unit, bound)
+
+            before = memory_mib(pids_of()["broker"])
+            begin = time.perf_counter()
+            admin.create_topics(topics, queues=queues)
+            took = time.perf_counter() - begin
+            note("making them, each", took / count * 1e6, "us", "Python of the broker, per queue")
+
+            with client.producer() as producer:
+                for topic in topics:
+                    producer.send(topic, b"first")
+                begin = time.perf_counter()
+                for topic in topics:
+                    for _ in range(each):
+                        producer.send_oneway(topic, b"one more", timeout=WAIT_MAX_S)
+                producer.drain(WAIT_MAX_S)
+                took = time.perf_counter() - begin
+                note("a put to each in turn", took / total * 1e9, "ns/message", "the interpreter")
+                grown = memory_mib(pids_of()["broker"]) - before
+                note("memory of the broker", grown, "MiB", "Python objects; 128 B a queue row")
+
+                took = 0.0
+                for topic in topics:
+                    with client.consumer(topic, "g") as consumer:
+                        begin, left = time.perf_counter(), each + 1
+                        while left > 0:
+                            messages = consumer.receive(RECEIVE_MAX, timeout=WAIT_MAX_S)
+                            if not messages:
+                                raise SystemExit(f"{count} queues: {left} messages did not come")
+                            left -= len(messages)
+                        took += time.perf_counter() - begin
+                received = total + len(topics)
+                note("taking all", took / received * 1e9, "ns/message", "one frame head a message")
+
+                begin = time.perf_counter()
+                os.kill(pids_of()["broker"], signal.SIGKILL)
+                producer.send(topics[0], b"back", timeout=WAIT_MAX_S)
+                took = time.perf_counter() - begin
+            note("SIGKILL to first accepted send", took, "s", "as with one, and a row each")
+    return figures
