@@ -8,11 +8,13 @@ from os import kill as signal_pid
 from typing import NamedTuple
 
 from remains import Memory
-from replica_pair import ReplicaPair, kill, stop, wait_for
+from replica_pair import CONTROLLERS, ReplicaPair, kill, stop, wait_for
 
 TOPIC = "failover"
 LAG_MAX_S = 0.02
 """For so long a slave is held before its master's memory goes."""
+LEADERLESS_MAX_S = 0.3
+"""Between the Controller's death and the master's, either first; and before it starts again."""
 
 
 class Struck(NamedTuple):
@@ -34,6 +36,8 @@ class Fault(NamedTuple):
     """Returns once it has struck."""
     is_supervised: bool = True
     """By a NameServer; else the fault itself starts who died."""
+    is_led: bool = False
+    """By Controllers; else whoever has the lock of mastership is master."""
     takes_memory: bool = False
     """Shared memory goes with it."""
     keeps_confirmed: bool = True
@@ -80,6 +84,25 @@ def _both(pair: ReplicaPair, random_: random.Random) -> Struck:
     elif is_alone:
         wait_for(lambda: pair.member(0), "broker_id 0")
     pair.started.start(1 - first)
+    return struck
+
+
+def _controller(pair: ReplicaPair, random_: random.Random) -> Struck:
+    """The active one alone, or all there are; the master before, after or not at all."""
+    controllers = pair.controllers
+    assert controllers is not None
+    names = [wait_for(controllers.active, "an active Controller")]
+    if random_.random() < 0.5:
+        names = list(CONTROLLERS)
+    pid = pair.master().pid
+    deaths = [lambda: controllers.kill(names), lambda: kill(pid)]
+    deaths = random_.choice((deaths, deaths[::-1], deaths[:1]))
+    at_ns = time.monotonic_ns()
+    for die in deaths:
+        die()
+        time.sleep(random_.uniform(0, LEADERLESS_MAX_S))
+    struck = _struck(at_ns)
+    controllers.restart_dead()
     return struck
 
 
@@ -149,6 +172,11 @@ FAULTS = {
     "slave": Fault("the slave gets SIGKILL", _slave),
     "any": Fault("the master, the slave or both get SIGKILL", _any),
     "both": Fault("both get SIGKILL, and are started in either order", _both, is_supervised=False),
+    "controller": Fault(
+        "the active Controller or all of them get SIGKILL, and the master before, after or not",
+        _controller,
+        is_led=True,
+    ),
     "lock": Fault("the lock of mastership is deleted, and half the masters die later", _lock),
     "upgrade": Fault("the other one is made master, and the one that waits restarted", _upgrade),
     "wiped": Fault(

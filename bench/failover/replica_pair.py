@@ -1,7 +1,8 @@
 """A NameServer and a replica set of two, as processes; and their deaths.
 
 The NameServer supervises them, or nobody does: then the bench starts them, and says who is master
-where neither says it by itself, as a person would.
+where neither says it by itself, as a person would. Who is master is decided by their lock, or by
+two Controllers of one folder.
 """
 
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,8 @@ from shmq.client.local import LOG, forget_memory
 from shmq.remoting.client import Client as Link
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
-from shmq.remoting.runtime_folder import RuntimeFolder
+from shmq.remoting.controller_requests import get_metadata_info
+from shmq.remoting.runtime_folder import RuntimeFolder, controller_socket_name
 from shmq.shm.reaper import reap
 
 T = TypeVar("T")
@@ -50,7 +52,9 @@ broker_role = "{role}"
 store_path = "broker-a{number}"
 keep_memory = "never"
 slave_sync_interval_ms = 200
+enable_controller_mode = {is_led}
 """
+CONTROLLERS = ("c0", "c1")
 
 
 class ReplicaPair:
@@ -63,12 +67,15 @@ class ReplicaPair:
         admin: shmq.Admin,
         slave_count: int,
         started: "Started | None",
+        controllers: "Controllers | None",
     ) -> None:
         self.folder = folder
         self.slave_count = slave_count
         self.client = client
         self.started = started
         """The members' processes where nobody supervises them."""
+        self.controllers = controllers
+        """Theirs, where they lead."""
         self._admin = admin
 
     @property
@@ -173,9 +180,66 @@ class Started:
             process.wait()
 
 
+class Controllers:
+    """Two processes of one folder: whoever has its lock is active."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        for name in CONTROLLERS:
+            self._start(name)
+            wait_for(self.active, "an active Controller")
+
+    def _start(self, name: str) -> None:
+        self._processes[name] = _start(
+            *("shmq.controller", "--store", str(self._folder / "controller"), "--name", name),
+            *("--runtime", str(self._folder / "run")),
+            folder=self._folder,
+        )
+
+    def active(self) -> str | None:
+        """Name of the one that leads; None: none does now."""
+        return next((name for name in CONTROLLERS if self._leads(name)), None)
+
+    def _leads(self, name: str) -> bool:
+        try:
+            with RuntimeFolder.open(self._folder / "run") as folder:
+                link = Link(folder, controller_socket_name(name), role="bench", timeout_s=1.0)
+                try:
+                    answer = link.call(get_metadata_info(), timeout_s=1.0)
+                finally:
+                    link.close()
+            return answer.fields().flag("isLeader", False)
+        except (shmq.ShmqError, OSError):  # it is dead, or not there yet
+            return False
+
+    def kill(self, names: Iterable[str]) -> None:
+        """SIGKILL; returns once none of them runs any more."""
+        processes = [self._processes[name] for name in names]
+        kill(*(process.pid for process in processes))
+        for process in processes:
+            process.wait()
+
+    def restart_dead(self) -> None:
+        for name, process in list(self._processes.items()):
+            if process.poll() is not None:
+                self._start(name)
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            process.wait()
+
+
 @contextmanager
 def replica_pair(
-    role: str, hung_ms: int = 10_000, member_count: int = 2, *, is_supervised: bool = True
+    role: str,
+    hung_ms: int = 10_000,
+    member_count: int = 2,
+    *,
+    is_supervised: bool = True,
+    is_led: bool = False,
 ) -> Iterator[ReplicaPair]:
     """Stores on the checkout's file system; a member_count of 1: a master without a slave."""
     with (
@@ -185,13 +249,22 @@ def replica_pair(
         folder, run = Path(name), Path(name, "run")
         run.mkdir(mode=0o750)
         members = [
-            MEMBER.format(number=number, role=role, cluster_name=folder.name.strip(".").lower())
+            MEMBER.format(
+                number=number,
+                role=role,
+                cluster_name=folder.name.strip(".").lower(),
+                is_led=str(is_led).lower(),
+            )
             for number in range(member_count)
         ]
         file = folder / "cluster.toml"
         file.write_text(CLUSTER.format(hung_ms=hung_ms) + "".join(members), encoding="utf-8")
         cluster = ["--cluster", str(file)] if is_supervised else []
         stack.callback(_forget, folder, run)
+        controllers = None
+        if is_led:
+            controllers = Controllers(folder)
+            stack.callback(controllers.close)
         namesrv = _start("shmq.namesrv", "--runtime", str(run), *cluster, folder=folder)
         stack.callback(namesrv.wait)
         stack.callback(namesrv.terminate)
@@ -203,7 +276,7 @@ def replica_pair(
                 started.start(broker_id)
         client = stack.enter_context(wait_for(lambda: shmq.connect(run), "the NameServer"))
         admin = stack.enter_context(shmq.Admin(run))
-        pair = ReplicaPair(folder, client, admin, member_count - 1, started)
+        pair = ReplicaPair(folder, client, admin, member_count - 1, started, controllers)
         wait_for(lambda: client.routes.brokers().get(NAME), "a master")
         pair.await_whole()
         yield pair

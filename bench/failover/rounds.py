@@ -38,7 +38,10 @@ def run_rounds(options: argparse.Namespace) -> dict[str, Any]:
     fault = FAULTS[options.how]
     with (
         replica_pair(
-            ROLES[options.mode], options.hung_ms, is_supervised=fault.is_supervised
+            ROLES[options.mode],
+            options.hung_ms,
+            is_supervised=fault.is_supervised,
+            is_led=fault.is_led,
         ) as pair,
         programs() as started,
     ):

@@ -20,6 +20,8 @@ ROUNDS = {
     "async slave": scaled(0, 200),
     "async both": scaled(2, 200),
     "sync both": scaled(1, 200),
+    "async controller": scaled(4, 200),
+    "sync controller": scaled(0, 200),
     "async lock": scaled(1, 100),
     "async upgrade": scaled(1, 100),
     "async wiped": scaled(1, 200),
