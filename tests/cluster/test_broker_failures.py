@@ -6,7 +6,6 @@ import random
 import re
 import signal
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,12 +98,6 @@ VALUES: list[Any] = [
     "1", "-1", "+a=b", "-a", "first", "offset", "timestamp", "CONSUME_FROM_TIMESTAMP", "*",
     "a || b", "||", "BROADCASTING", "ingress", "ingress,consumer", "../../etc/passwd", "/dev/shm",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def broker(tmp_path: Path, cluster_name: str):
-    with BrokerProcess(tmp_path, cluster_name) as started:
-        yield started
 
 
 # ---- nonsense ------------------------------------------------------------------------------------

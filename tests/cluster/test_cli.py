@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -17,30 +16,10 @@ import pytest
 import shmq
 from tests.support.cluster import wait_for
 from tests.support.repository import ROOT
-from tests.support.shell import SHMQ, Shell
+from tests.support.shell import SHMQ, Shell, dev_cluster
 from tests.support.store_process import wait_until
 
 pytestmark = pytest.mark.cluster
-
-
-@contextlib.contextmanager
-def dev_cluster(runtime: Path, *options: str) -> Iterator[list[str]]:
-    """A cluster under `shmq dev`, which must end in order; what it said when it was up."""
-    with subprocess.Popen(
-        [*SHMQ, "dev", *options, "--runtime", str(runtime)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as dev:
-        assert dev.stdout is not None
-        said = [next(dev.stdout)]
-        while "Ctrl-C" not in said[-1]:
-            said.append(next(dev.stdout))
-        yield said
-        dev.send_signal(signal.SIGINT)
-        assert dev.stdout.read() == "stopping\n"
-    assert dev.returncode == 0
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 import os
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,12 +14,6 @@ from tests.support.standing_still import stopped
 pytestmark = pytest.mark.cluster
 
 PATIENCE_S = 30.0
-
-
-@pytest.fixture
-def pair(tmp_path: Path, cluster_name) -> Iterator[Cluster]:
-    with Cluster(tmp_path, cluster_name, brokers=2) as made:
-        yield made
 
 
 def brokers_of(producer: shmq.Producer) -> set[str]:

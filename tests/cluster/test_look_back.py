@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,30 +23,17 @@ from shmq.remoting.codes import RequestCode, ResponseCode
 from shmq.remoting.command import Command
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.subscription import SubscriptionGroupConfig
-from tests.support.repository import ROOT
+from tests.support.shell import Shell, dev_cluster
 from tests.support.store_process import wait_until
 
 pytestmark = pytest.mark.cluster
-SHMQ = [sys.executable, "-m", "shmq.tools.cli"]
 
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("look-back") / "run"
-    with subprocess.Popen(
-        [*SHMQ, "dev", "--brokers", "2", "--runtime", str(folder)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as dev:
-        assert dev.stdout is not None
-        while "Ctrl-C" not in next(dev.stdout):
-            pass
+    with dev_cluster(folder, "--brokers", "2"):
         yield folder
-        dev.send_signal(signal.SIGINT)
-        dev.stdout.read()
-    assert dev.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +49,8 @@ def client(runtime: Path) -> Iterator[shmq.Client]:
 
 
 def _cli(runtime: Path, *arguments: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [*SHMQ, *arguments],
-        env={**os.environ, "SHMQ_NAMESRV": str(runtime)},
-        capture_output=True,
-        cwd=ROOT,
-        timeout=60,
-        check=False,
-    )
-    said = done.stdout.decode() + done.stderr.decode()
-    assert done.returncode == code, said
-    return said
+    shell = Shell(runtime)
+    return shell.fails(*arguments, code=code) if code else shell.out(*arguments)
 
 
 def _bodies(found: list[StoredMessage]) -> list[bytes]:

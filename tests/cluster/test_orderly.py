@@ -248,13 +248,13 @@ def test_a_consumer_that_gives_queues_up_in_the_middle_of_a_message_is_found_out
 
 
 @pytest.fixture
-def client(tmp_path: Path, cluster_name):
-    with Cluster(tmp_path, cluster_name) as cluster, cluster.connect() as client:
-        client.create_topic("t", queues=2)
-        yield client
+def orders(client, topic) -> str:
+    """A topic of two queues."""
+    client.create_topic(topic, queues=2)
+    return topic
 
 
-def test_a_failed_message_suspends_its_queue_and_no_other(client):
+def test_a_failed_message_suspends_its_queue_and_no_other(client, orders, group):
     seen: list[tuple[int, int, int]] = []
     other_went_on = threading.Event()
 
@@ -271,9 +271,9 @@ def test_a_failed_message_suspends_its_queue_and_no_other(client):
     with client.producer() as producer:
         for _ in range(5):
             for queue_id in range(2):
-                producer.send("t", b"x", queue=shmq.MessageQueue("t", "broker-a", queue_id))
-    with client.push_consumer("g", listener, orderly=True, threads=2) as consumer:
-        consumer.subscribe("t")
+                producer.send(orders, b"x", queue=shmq.MessageQueue(orders, "broker-a", queue_id))
+    with client.push_consumer(group, listener, orderly=True, threads=2) as consumer:
+        consumer.subscribe(orders)
         wait_for(lambda: len(seen) == 12)
     assert [row[1:] for row in seen if row[0] == 0] == [
         (0, 0), (1, 0), (1, 1), (1, 2), (2, 0), (3, 0), (4, 0)
@@ -281,7 +281,9 @@ def test_a_failed_message_suspends_its_queue_and_no_other(client):
     assert [row[1:] for row in seen if row[0] == 1] == [(at, 0) for at in range(5)]
 
 
-def test_a_message_that_fails_too_often_is_a_dead_letter_and_those_behind_it_get_on(client):
+def test_a_message_that_fails_too_often_is_a_dead_letter_and_those_behind_it_get_on(
+    client, orders, group
+):
     seen: list[tuple[bytes, int]] = []
 
     def listener(message: shmq.Message, context: shmq.ConsumeOrderlyContext) -> str:
@@ -289,22 +291,22 @@ def test_a_message_that_fails_too_often_is_a_dead_letter_and_those_behind_it_get
         is_done = bytes(message) != b"bad"
         return shmq.ConsumeOrderlyStatus.SUCCESS if is_done else SUSPEND
 
-    queue = shmq.MessageQueue("t", "broker-a", 0)
+    queue = shmq.MessageQueue(orders, "broker-a", 0)
     with client.producer() as producer:
         for body in (b"1", b"bad", b"2"):
-            producer.send("t", body, queue=queue)
+            producer.send(orders, body, queue=queue)
     with client.push_consumer(
-        "g", listener, orderly=True, suspend=0.01, max_reconsume_times=2
+        group, listener, orderly=True, suspend=0.01, max_reconsume_times=2
     ) as consumer:
-        consumer.subscribe("t")
+        consumer.subscribe(orders)
         wait_for(lambda: len(seen) == 5)
     assert seen == [(b"1", 0), (b"bad", 0), (b"bad", 1), (b"bad", 2), (b"2", 0)]
-    with client.consumer("%DLQ%g", "undertaker") as dead:
+    with client.consumer(f"%DLQ%{group}", f"{group}-undertaker") as dead:
         assert [bytes(message) for message in dead.receive(timeout=60.0)] == [b"bad"]
 
 
-def test_more_queues_than_threads_all_get_their_turn(client):
-    client.create_topic("many", queues=16)
+def test_more_queues_than_threads_all_get_their_turn(client, topic, group):
+    client.create_topic(topic, queues=16)
     seen: list[tuple[int, int]] = []
 
     def listener(message: shmq.Message, context: shmq.ConsumeOrderlyContext) -> None:
@@ -313,44 +315,46 @@ def test_more_queues_than_threads_all_get_their_turn(client):
     with client.producer() as producer:
         for number in range(16 * 100):
             producer.send_oneway(
-                "many", b"x", queue=shmq.MessageQueue("many", "broker-a", number % 16)
+                topic, b"x", queue=shmq.MessageQueue(topic, "broker-a", number % 16)
             )
         producer.drain(60.0)
-    with client.push_consumer("g", listener, orderly=True, threads=2) as consumer:
-        consumer.subscribe("many")
+    with client.push_consumer(group, listener, orderly=True, threads=2) as consumer:
+        consumer.subscribe(topic)
         wait_for(lambda: len(seen) == 1600)
     for queue_id in range(16):
         assert [at for one, at in seen if one == queue_id] == list(range(100))
 
 
-def test_every_member_of_a_broadcasting_group_gets_all_in_order(client):
+def test_every_member_of_a_broadcasting_group_gets_all_in_order(client, orders, group):
     seen: list[int] = []
     with client.producer() as producer:
         for _ in range(50):
-            producer.send("t", b"x", queue=shmq.MessageQueue("t", "broker-a", 0))
+            producer.send(orders, b"x", queue=shmq.MessageQueue(orders, "broker-a", 0))
     with client.push_consumer(
-        "b", lambda message, _context: seen.append(message.queue_offset), orderly=True
+        group, lambda message, _context: seen.append(message.queue_offset), orderly=True
     ) as consumer:
-        consumer.subscribe("t", model=shmq.MessageModel.BROADCASTING)
+        consumer.subscribe(orders, model=shmq.MessageModel.BROADCASTING)
         wait_for(lambda: len(seen) == 50)
     assert seen == list(range(50))
 
 
-def test_a_group_that_consumes_in_order_refuses_members_that_do_not(client):
+def test_a_group_that_consumes_in_order_refuses_members_that_do_not(client, orders, group):
     with shmq.Admin(client.namesrv) as admin:
-        admin.create_group(SubscriptionGroupConfig(group_name="o", consume_message_orderly=True))
-    with pytest.raises(ConfigError, match=r"claim queue 0 of t for o: its consumeMessageOrderly"):
-        client.consumer("t", "o")
-    with client.push_consumer("o", lambda _message, _context: None, orderly=True) as consumer:
-        consumer.subscribe("t")
+        admin.create_group(SubscriptionGroupConfig(group_name=group, consume_message_orderly=True))
+    with pytest.raises(
+        ConfigError, match=f"claim queue 0 of {orders} for {group}: its consumeMessageOrderly"
+    ):
+        client.consumer(orders, group)
+    with client.push_consumer(group, lambda _message, _context: None, orderly=True) as consumer:
+        consumer.subscribe(orders)
 
 
-def test_what_an_orderly_consumer_cannot_use_is_refused(client):
+def test_what_an_orderly_consumer_cannot_use_is_refused(client, group):
     with pytest.raises(TypeError, match=r"called with \(message, context\)"):
-        client.push_consumer("g", lambda _message: None, orderly=True)
+        client.push_consumer(group, lambda _message: None, orderly=True)
     for suspend in (0.001, 31.0, float("nan")):
         with pytest.raises(ConfigError, match=r"suspend .*, wanted 0.01 to 30 seconds"):
-            client.push_consumer("g", lambda _m, _c: None, orderly=True, suspend=suspend)
+            client.push_consumer(group, lambda _m, _c: None, orderly=True, suspend=suspend)
 
 
 # ---- the checker ---------------------------------------------------------------------------------

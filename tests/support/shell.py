@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +50,23 @@ class Shell:
         done = self.run(*arguments, stdin=stdin)
         assert done.returncode == code, done.stdout.decode() + done.stderr.decode()
         return done.stderr.decode()
+
+
+@contextlib.contextmanager
+def dev_cluster(runtime: Path, *options: str) -> Iterator[list[str]]:
+    """A cluster under `shmq dev`, which must end in order; what it said when it was up."""
+    with subprocess.Popen(
+        [*SHMQ, "dev", *options, "--runtime", str(runtime)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as dev:
+        assert dev.stdout is not None
+        said = [next(dev.stdout)]
+        while "Ctrl-C" not in said[-1]:
+            said.append(next(dev.stdout))
+        yield said
+        dev.send_signal(signal.SIGINT)
+        assert dev.stdout.read() == "stopping\n"
+    assert dev.returncode == 0
