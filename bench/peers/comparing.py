@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from session import PATIENCE_S, folder_of_run, running
 
 PEERS = {
     "shmq": "shmq_itself",
+    "shmq-busy-spin": "shmq_busy_spin",
     "redis": "redis_streams",
     "nats": "nats_jetstream",
     "zeromq": "zeromq",
@@ -29,6 +31,9 @@ PEERS = {
     "rocketmq-python": "rocketmq_python",
 }
 """By name: the file beside this one."""
+SPINNING = "shmq-busy-spin"
+"""Unless it is asked for, only where each of the three that spin has a core."""
+SPINNING_CORES = 3
 BACKLOG = "backlog"
 """A row that starts and ends servers itself."""
 
@@ -38,7 +43,10 @@ def main(description: str) -> int:
     how_much = parser.add_mutually_exclusive_group()
     how_much.add_argument("--quick", action="store_true", help="under 3 minutes; the default")
     how_much.add_argument("--full", action="store_true", help="all sizes, longer, 5 rounds")
-    parser.add_argument("--only", default=",".join(PEERS), help=f"of {', '.join(PEERS)}")
+    parser.add_argument(
+        "--only",
+        help=f"of {', '.join(PEERS)}; all, but {SPINNING} only with {SPINNING_CORES} or more cores",
+    )
     rows = [*ROWS, *FLUSHED_ROWS, BACKLOG]
     parser.add_argument("--rows", help=f"of {', '.join(rows)}; all, but {BACKLOG} only with --full")
     parser.add_argument("--rounds", type=int, help="in each of which every peer has a turn")
@@ -56,7 +64,9 @@ def main(description: str) -> int:
     parser.add_argument("--table", type=Path, help="write the table into this Markdown file")
     options = parser.parse_args()
     scale = FULL if options.full else QUICK
-    names = _chosen(parser, "peers", options.only, list(PEERS))
+    can_spin = len(os.sched_getaffinity(0)) >= SPINNING_CORES
+    all_peers = [name for name in PEERS if name != SPINNING or can_spin]
+    names = _chosen(parser, "peers", options.only or ",".join(all_peers), list(PEERS))
     usual = rows if options.full else rows[:-1]
     chosen = _chosen(parser, "rows", options.rows or ",".join(usual), rows)
     rounds = scale.rounds if options.rounds is None else options.rounds

@@ -84,8 +84,9 @@ class Outcome:
             # Ratios are those of one run: the machine is another one tomorrow.
             if ours is not None and ours["taken"] == known["taken"]:
                 rounds = sorted(ours["by_round"].keys() & known["by_round"].keys())
-                if rounds:
-                    known["shmq_is_better_by"] = _better_by(ours, known, rounds)
+                ratios = _ratios(ours, known, rounds)
+                if ratios:
+                    known["shmq_is_better_by"] = statistics.median(ratios)
         return self._result
 
     def write(self, path: Path) -> None:
@@ -114,12 +115,15 @@ class Outcome:
         path.write_text(f"{before}{_BEGIN}\n{table}\n{_END}{after}", encoding="utf-8")
 
 
-def _better_by(ours: Figure, theirs: Figure, rounds: list[str]) -> float:
-    """How many times better shmq is: the median of the rounds' ratios."""
+def _ratios(ours: Figure, theirs: Figure, rounds: list[str]) -> list[float]:
+    """How many times better shmq is, round by round; without those in which either took less
+    processor time than the kernel's clock shows.
+    """
     pairs = [(ours["by_round"][number], theirs["by_round"][number]) for number in rounds]
+    pairs = [(mine, other) for mine, other in pairs if mine > 0 and other > 0]
     if ours["is_more_better"]:
-        return statistics.median(mine / other for mine, other in pairs)
-    return statistics.median(other / mine for mine, other in pairs)
+        return [mine / other for mine, other in pairs]
+    return [other / mine for mine, other in pairs]
 
 
 def _number(value: float) -> str:

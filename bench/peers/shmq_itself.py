@@ -3,21 +3,31 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from measuring import settings, until_divided
 from peer import RECEIVE_MAX, TIMEOUT_S, Body, Consumer, Peer, Producer
 
 import shmq
 
-Topic = tuple[str, str]
-"""Runtime folder, name."""
+
+class Topic(NamedTuple):
+    """What clients need to know of it."""
+
+    folder: str
+    """Runtime folder."""
+    name: str
+    policy: str
+    """How they wait."""
+
+    def connect(self) -> shmq.Client:
+        return shmq.connect(self.folder, policy=shmq.WaitingPolicy(self.policy))
 
 
 class ShmqProducer(Producer):
     def __init__(self, topic: Topic) -> None:
-        folder, self._topic = topic
-        self._client = shmq.connect(folder)
+        self._topic = topic.name
+        self._client = topic.connect()
         self._producer = self._client.producer()
 
     def send(self, body: Body) -> None:
@@ -45,9 +55,8 @@ class ShmqProducer(Producer):
 
 class ShmqConsumer(Consumer):
     def __init__(self, topic: Topic, group: int) -> None:
-        folder, name = topic
-        self._client = shmq.connect(folder)
-        self._consumer = self._client.consumer(name, f"group-{group}")
+        self._client = topic.connect()
+        self._consumer = self._client.consumer(topic.name, f"group-{group}")
         self._ahead: list[shmq.Message] = []
 
     def receive(self, max_count: int, timeout_s: float) -> Sequence[Body]:
@@ -69,6 +78,8 @@ class Shmq(Peer):
     NAME = "shmq"
     BROKERS: ClassVar = 1
     """Masters."""
+    POLICY: ClassVar = shmq.WaitingPolicy.ADAPTIVE
+    """Of the broker and its clients; it is the default."""
     SETTINGS: ClassVar = {
         "server": "NameServer and one broker, defaults (ASYNC_FLUSH each 10 ms; SYNC_FLUSH)",
         "put": "send_oneway, one call a message; drain at the end",
@@ -81,7 +92,7 @@ class Shmq(Peer):
 
     def start(self, folder: Path, *, is_flushed: bool) -> None:
         level = "SYNC_FLUSH" if is_flushed else "ASYNC_FLUSH"
-        with settings(flush_disk_type=level):
+        with settings(flush_disk_type=level, waiting_policy=self.POLICY.value):
             self._client = shmq.local(folder, brokers=self.BROKERS)
 
     def stop(self) -> None:
@@ -89,17 +100,16 @@ class Shmq(Peer):
 
     def topic(self, name: str, *, members: int = 1, groups: int = 1) -> Topic:
         self._client.create_topic(name, queues=_queues(members))
-        return str(self._client.namesrv), name
+        return Topic(str(self._client.namesrv), name, self.POLICY.value)
 
     def settle(self, topic: Topic, *, members: int, groups: int) -> None:
         if members == 1:
             return
-        folder, name = topic
-        with shmq.Admin(folder) as admin:
+        with shmq.Admin(topic.folder) as admin:
             for group in range(groups):
                 until_divided(
                     admin,
-                    name,
+                    topic.name,
                     f"group-{group}",
                     queue_count=_queues(members) * self.BROKERS,
                     member_count=members,
