@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from daemons import memory_mib
-from measuring import SIZES, Figure, figure, settings, undisturbed
+from measuring import SIZES, WARM_UP_S, Figure, figure, settings, undisturbed
 from programs import cpu_ns, descendants
 from session import Flow, Line, Session, folder_of_run
 from shmq_itself import Shmq
@@ -57,6 +57,7 @@ def row_brokers(options: argparse.Namespace) -> dict[str, Figure]:
                 figures[f"{label}, start"] = figure(
                     [session.start_seconds], "s", "an interpreter each, on all cores"
                 )
+                time.sleep(WARM_UP_S)
                 daemons = descendants()
                 figures[f"{label}, memory of the daemons"] = figure(
                     [sum(memory_mib(pid) for pid in daemons)],
