@@ -36,6 +36,7 @@ from shmq.shm.fd_store import FdStore
 from shmq.shm.mastership import Mastership
 from shmq.status import BrokerRole, Elected
 from shmq.store.cuts import begin_cut
+from shmq.store.log_end import log_end
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -280,13 +281,51 @@ class Member:
     def _begin_first(self, mastership: Mastership) -> None:
         """At the start of the process: nobody was master."""
         try:
+            self._require_newest(mastership)
             self._begin_broker(mastership, _Change(is_master=True, master_epoch=None))
         except FencedError as error:
-            _log.error("not master: %s; %s", error, error.hint)
+            problem = f"{error}; {error.hint}"
+            _log.error("not master: %s", problem)
             self._end_current()
             self._begin_standby()
             assert isinstance(self._current, Standby)
-            self._current.promotion_problem = str(error)
+            self._current.promotion_problem = problem
+
+    def _require_newest(self, mastership: Mastership) -> None:
+        """Return if nobody needs to be asked: no other member was master since our log ended.
+
+        What we lack would come back only by being appended again, behind newer messages
+        (resend.py). A person who wants that says so: who is told is not asked this.
+
+        Raises:
+            FencedError: the member that was master last has more on its disk.
+        """
+        config, record = self.config, mastership.record
+        if record is None or record.broker_id == config.broker_id:
+            return
+        try:
+            if record.has_memory:
+                return  # we go on with that, or the store says why not
+            theirs = log_end(record.store_path)
+            ours = log_end(config.store_path)
+        except ShmqError as error:  # their disk may be lost; ours says so when it is opened
+            _log.warning(
+                "which log goes further than broker %s:%d's is not known: %s",
+                record.broker_name,
+                record.broker_id,
+                error,
+            )
+            return
+        if theirs <= ours:
+            return
+        name, number = record.broker_name, record.broker_id
+        raise FencedError(
+            f"become master with {config.store_path}: broker {name}:{number} was master last, and"
+            f" its log in {record.store_path} goes on: it ends at {theirs.end_position} in master"
+            f" epoch {theirs.master_epoch}, ours at {ours.end_position} in {ours.master_epoch}",
+            hint=f"start broker_id {number}, then shmq ha switch {name} --to {number}; or go on"
+            f" without what only it has: shmq ha switch {name} --to {config.broker_id}",
+        )
 
     def _begin_broker(self, mastership: Mastership, change: _Change) -> None:
         self._mastership = mastership

@@ -78,6 +78,11 @@ class MasterRecord:
     """Boot of the write, 16 bytes."""
 
     @property
+    def store_path(self) -> Path:
+        """The folder of the store of whoever wrote it."""
+        return self.manifest_path.parent.parent
+
+    @property
     def is_of_this_boot(self) -> bool:
         """Whether lives and memory of it can still be there."""
         return self.boot_id == boot_id()

@@ -191,7 +191,7 @@ class Adoption:
         record = self._mastership.record if self._mastership is not None else None
         if record is None or record.manifest_path == self._manifest_path.absolute():
             return None
-        return record.manifest_path.parent.parent
+        return record.store_path
 
     def _try_inherit(self, adopt_log: AdoptLog, undo: contextlib.ExitStack) -> bool:
         """Adopt the memory of the member that was master last, if that was another one; False:

@@ -227,3 +227,43 @@ def test_members_that_part_again_and_again_and_are_killed_lose_and_double_nothin
     assert pair.bodies() == sorted(sent)
     pair.slave, pair.master = pair.master, pair.slave
     pair.check_equal()
+
+
+def test_master_by_its_id_waits_where_another_was_master_last_and_has_more(
+    pair: ParentedPair,
+) -> None:
+    """Classic: nobody tells it. Once the other is master nothing is out of order, and none resent;
+    and by hand it becomes master all the same.
+    """
+    pair.begin()
+    with shmq.Admin(pair.cluster.runtime) as admin:
+        name = pair.master.name
+        assert admin.switch_master(name, 1).broker_id == 1
+        pair.master.stop()
+        pair.send("alone-1")
+        pair.slave.stop()
+
+        pair.master.restart()
+        (waits,) = wait_for(lambda: admin.ha_members(name), "the member")
+        assert not waits.is_master
+        assert f"broker {name}:1 was master last, and its log in" in waits.problem
+        assert f"start broker_id 1, then shmq ha switch {name} --to 1" in waits.problem
+        assert "not master: become master with" in pair.master.log
+        pair.slave.restart()
+        assert admin.switch_master(name, 1).broker_id == 1
+        wait_for(lambda: pair.ha_status(pair.slave)["inSyncSlaveNums"] == 1, "the slave")
+        pair.send("after")
+        assert pair.bodies() == ["after", "alone-1", "both"]
+        assert [pair.master.status()[total] for total in TOTALS] == [0, 0, 0]
+
+        pair.master.stop()
+        pair.send("alone-2")
+        pair.slave.stop()
+        pair.master.restart()
+        (waits,) = wait_for(lambda: admin.ha_members(name), "the member")
+        assert waits.problem
+        assert admin.switch_master(name, 0).broker_id == 0
+        assert pair.bodies() == ["after", "alone-1", "both"]
+        pair.master.stop()  # now it was master last itself
+        pair.master.restart()
+        wait_for(lambda: [one.is_master for one in admin.ha_members(name)] == [True], "a master")
