@@ -80,8 +80,9 @@ class MasterFinder:
         self.membership: Final[Mapping[str, Scalar]] = {
             "clusterName": config.cluster_name,
             "brokerName": config.broker_name,
+            "controllerMode": config.enable_controller_mode,
         }
-        """What the member says to a master of whose slave it is."""
+        """What the member says to a master of whose slave it is, and who elects."""
         self._folder = folder
         self.own_name = broker_socket_name(config.broker_name, config.broker_id)
         """The member's own socket."""

@@ -6,6 +6,7 @@ sockets are real.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from tests.cluster.controller_process import NAME, LedSet
 from tests.cluster.namesrv_process import NamesrvProcess
 from tests.cluster.sender import Sender
 from tests.support.broker_process import BrokerProcess
-from tests.support.cluster import WAIT_S, wait_for
+from tests.support.cluster import WAIT_S, Cluster, wait_for
 from tests.support.repository import ROOT
 from tests.support.scale import scaled
 
@@ -202,31 +203,45 @@ def test_slave_is_waited_for_until_the_controller_has_it_that_it_left(
             assert alone is SendStatus.SLAVE_NOT_AVAILABLE
 
 
-def test_slave_that_the_controller_does_not_know_is_waited_for_no_longer_than_it_is_there(
-    tmp_path: Path, cluster_name: str
+@pytest.mark.parametrize("is_led", [True, False], ids=["stranger", "led"])
+def test_slave_that_has_another_arbiter_than_its_master_is_refused_and_told_the_setting(
+    tmp_path: Path, cluster_name: str, is_led: bool
 ) -> None:
-    with (
-        LedSet(tmp_path, cluster_name, brokerRole="SYNC_MASTER", slaveTimeout="500") as led,
-        led.connect() as client,
-    ):
-        led.await_in_sync(0, 1)
-        client.create_topic("t", queues=1)
+    """A slave that no Controller elects at a master that one does, and the other way round."""
+    with contextlib.ExitStack() as stack:
+        if is_led:
+            led = stack.enter_context(LedSet(tmp_path, cluster_name, brokerRole="SYNC_MASTER"))
+            runtime = led.runtime
+            led.await_in_sync(0, 1)
+        else:
+            runtime = stack.enter_context(Cluster(tmp_path, cluster_name)).runtime
         (tmp_path / "stranger").mkdir()
-        with BrokerProcess(
-            tmp_path / "stranger",
-            cluster_name,
-            name=NAME,
-            broker_id=2,
-            runtime=led.runtime,
-            wait=False,
-            brokerRole="SLAVE",
-        ) as stranger:
-            wait_for(lambda: "[2] are no members" in led.members[0].log, "the refusal")
-            stranger.kill()
-            wait_for(
-                lambda: client.producer().send("t", b"x").send_status is SendStatus.SEND_OK,
-                "a send that waits for members alone",
+        stranger = stack.enter_context(
+            BrokerProcess(
+                tmp_path / "stranger",
+                cluster_name,
+                name=NAME,
+                broker_id=2,
+                runtime=runtime,
+                wait=False,
+                brokerRole="SLAVE",
+                enableControllerMode=str(not is_led).lower(),
             )
+        )
+
+        def refusal() -> str:
+            said = str(stranger.said().get("replicaProblem"))
+            return said if "enableControllerMode" in said else ""
+
+        problem = wait_for(refusal, "the refusal")
+        assert f"a slave with enableControllerMode={str(not is_led).lower()} asks" in problem
+        assert f"which has {str(is_led).lower()}: who elects one member elects all" in problem
+        if is_led:
+            with led.connect() as client:
+                client.create_topic("t", queues=1)
+                assert client.producer().send("t", b"x").send_status is SendStatus.SEND_OK
+            assert led.data().info.sync_state_set == {0, 1}
+            assert "are no members" not in led.members[0].log
 
 
 def test_learner_copies_and_is_never_elected_nor_in_sync(tmp_path: Path, cluster_name: str) -> None:

@@ -83,7 +83,9 @@ class HAProcessor:
         return broker.ha
 
     def _require_member(self, connection: Connection, command: Command) -> HAService:
-        """Of our replica set: another's log is not to be cut for ours, nor counted as a copy."""
+        """Of our replica set, with our arbiter: another's log is not to be cut for ours, nor
+        counted as a copy; and a Controller counts no slave that it does not know (decision 0024).
+        """
         ha = self._require_slave(connection)
         config, take = self._broker.config, command.fields()
         said = (take.text("clusterName"), take.text("brokerName"))
@@ -92,6 +94,14 @@ class HAProcessor:
                 f"{command.name}: a slave of {said[1]} of cluster {said[0]} asks"
                 f" {config.broker_name}:{config.broker_id} of cluster {config.cluster_name}; give"
                 " it its master's brokerName and brokerClusterName, or a runtime folder of its own"
+            )
+        is_elected = take.flag("controllerMode", False)
+        if is_elected != config.enable_controller_mode:
+            raise ConfigError(
+                f"{command.name}: a slave with enableControllerMode={_text(is_elected)} asks"
+                f" {config.broker_name}:{config.broker_id}, which has"
+                f" {_text(config.enable_controller_mode)}: who elects one member elects all; give"
+                " both the same enableControllerMode"
             )
         return ha
 
@@ -265,3 +275,7 @@ class HAProcessor:
         if is_set and claim is not None:
             claim.is_resumed = True  # who claimed it meanwhile began further back
         return is_set
+
+
+def _text(is_set: bool) -> str:
+    return "true" if is_set else "false"
