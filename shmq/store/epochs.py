@@ -3,7 +3,9 @@
 What lives here: `Epoch` and `EpochFile`, RocketMQ's epochFileCheckpoint (EpochFileCache): the list
 of (master_epoch, start_position), both growing. Two members of a replica set whose lists agree up
 to an entry have the same bytes up to the end of it, and not beyond: `common_end` says where that
-is, and a member that was master alone cuts its log there before it copies (decision 0020).
+is, and a member that was master alone cuts its log there before it copies (decision 0020). Entries
+do not go with the files that retention takes: by them a slave that was away for long is told from
+one whose log was never this one (common_log.plan_cut), and one mastership is some 60 bytes.
 
     {                                             indented by two
       "format_version": 1,
@@ -124,16 +126,6 @@ class EpochFile:
     def cut(self, end_position: int) -> EpochFile:
         """The log was cut at `end_position`: nothing begins behind it."""
         kept = tuple(epoch for epoch in self.epochs if epoch.start_position < end_position)
-        return self if kept == self.epochs else self._save(kept)
-
-    def expire(self, min_position: int) -> EpochFile:
-        """The log begins at `min_position` now: forget the epochs that ended before."""
-        ends = [epoch.start_position for epoch in self.epochs[1:]]
-        kept = tuple(
-            epoch
-            for epoch, end in zip(self.epochs, [*ends, min_position + 1], strict=False)
-            if end > min_position
-        )
         return self if kept == self.epochs else self._save(kept)
 
     def _save(self, epochs: tuple[Epoch, ...]) -> EpochFile:

@@ -32,13 +32,10 @@ def test_mastership_that_wrote_nothing_is_forgotten(store_path: Path) -> None:
     assert epochs.epochs == (Epoch(1, 0), Epoch(3, 500))
 
 
-def test_cut_and_expired_logs_lose_their_epochs(store_path: Path) -> None:
+def test_cut_log_loses_its_epochs(store_path: Path) -> None:
     epochs = EpochFile.load(store_path).begin(1, 0).begin(2, 500).begin(3, 900)
     assert epochs.cut(900).epochs == (Epoch(1, 0), Epoch(2, 500))
-    assert epochs.expire(499).epochs == (Epoch(1, 0), Epoch(2, 500), Epoch(3, 900))
-    assert epochs.expire(500).epochs == (Epoch(2, 500), Epoch(3, 900))
-    assert epochs.expire(5000).epochs == (Epoch(3, 900),)
-    assert EpochFile.load(store_path).epochs == (Epoch(3, 900),)
+    assert EpochFile.load(store_path).epochs == (Epoch(1, 0), Epoch(2, 500))
 
 
 def test_slave_takes_the_list_of_its_master(store_path: Path) -> None:
