@@ -190,8 +190,9 @@ class StoreConfig:
     )
     """Milliseconds after which a SYNC_FLUSH send completes as FLUSH_DISK_TIMEOUT. RocketMQ's."""
     broker_role: BrokerRole = _setting(BrokerRole.ASYNC_MASTER, rocketmq=("brokerRole",))
-    """Whether a send waits for slaves where this broker is master. RocketMQ's default. SLAVE: it
-    does not become master by itself, and as ASYNC_MASTER when it is told to."""
+    """Whether a send waits for slaves where this broker is master, for topics that do not say.
+    RocketMQ's default. SLAVE: it does not become master by itself, and as ASYNC_MASTER when it is
+    told to."""
     slave_timeout_ms: int = _setting(3_000, rocketmq=("slaveTimeout",), least=1, most=3_600_000)
     """Milliseconds after which a SYNC_MASTER send completes as FLUSH_SLAVE_TIMEOUT. RocketMQ's."""
 

@@ -11,15 +11,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntFlag
-from typing import Self
+from typing import Self, TypeVar
 
 from shmq.errors import ConfigError, IllegalTopicError
 from shmq.json_fields import Fields
-from shmq.status import FlushDiskType
+from shmq.status import BrokerRole, FlushDiskType
 
 __all__ = [
     "AUTO_CREATE_TOPIC",
     "BROKER_ID_MAX",
+    "BROKER_ROLE_ATTRIBUTE",
     "BrokerData",
     "DLQ_PREFIX",
     "FLUSH_DISK_TYPE_ATTRIBUTE",
@@ -83,10 +84,20 @@ SYSTEM_TOPICS = NOT_SENDABLE_TOPICS | {
 
 FLUSH_DISK_TYPE_ATTRIBUTE = "shmq.flush.disk.type"
 """Topic attribute of ours: SYNC_FLUSH or ASYNC_FLUSH for this topic, else the broker's default."""
+BROKER_ROLE_ATTRIBUTE = "shmq.broker.role"
+"""Topic attribute of ours: SYNC_MASTER or ASYNC_MASTER for this topic, else the broker's role."""
 TOPIC_ATTRIBUTES = frozenset(
-    {"cleanup.policy", "message.type", "queue.type", "reserve.time", FLUSH_DISK_TYPE_ATTRIBUTE}
+    {
+        "cleanup.policy",
+        "message.type",
+        "queue.type",
+        "reserve.time",
+        FLUSH_DISK_TYPE_ATTRIBUTE,
+        BROKER_ROLE_ATTRIBUTE,
+    }
 )
 """Attributes that may be given: those of RocketMQ's, which travel with the store, and ours."""
+_Level = TypeVar("_Level", FlushDiskType, BrokerRole)
 
 
 def check_topic(name: str) -> None:
@@ -169,17 +180,31 @@ class TopicConfig:
 
     @property
     def flush_disk_type(self) -> FlushDiskType | None:
-        """When a message of this topic counts as stored; None: as the broker says."""
-        value = self.attributes.get(FLUSH_DISK_TYPE_ATTRIBUTE)
+        """When a message of this topic counts as stored; None: as the broker says.
+
+        Raises:
+            ConfigError: the attribute means nothing; as `broker_role`.
+        """
+        return self._level(FLUSH_DISK_TYPE_ATTRIBUTE, tuple(FlushDiskType))
+
+    @property
+    def broker_role(self) -> BrokerRole | None:
+        """SYNC_MASTER: a message of this topic counts as stored once slaves have it; ASYNC_MASTER:
+        without them; None: as the broker says.
+        """
+        return self._level(BROKER_ROLE_ATTRIBUTE, (BrokerRole.ASYNC_MASTER, BrokerRole.SYNC_MASTER))
+
+    def _level(self, attribute: str, wanted: tuple[_Level, ...]) -> _Level | None:
+        value = self.attributes.get(attribute)
         if value is None:
             return None
-        try:
-            return FlushDiskType(value)
-        except ValueError:
-            raise ConfigError(
-                f"topic {self.topic_name}: attribute {FLUSH_DISK_TYPE_ATTRIBUTE} = {value!r}, "
-                f"wanted {' or '.join(FlushDiskType)}"
-            ) from None
+        for level in wanted:
+            if level == value:
+                return level
+        raise ConfigError(
+            f"topic {self.topic_name}: attribute {attribute} = {value!r}, "
+            f"wanted {' or '.join(wanted)}"
+        )
 
     def to_dict(self) -> dict[str, object]:
         """As RocketMQ's topics.json has it."""

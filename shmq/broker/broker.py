@@ -326,6 +326,9 @@ class Broker:
             self._run(self.ha_client.run())
         else:
             self.ha = HAService(self.store, config, self.clock)
+            self.topics.on_slaves_wanted = self.ha.begin_confirming
+            if self.topics.wants_slaves:
+                self.ha.begin_confirming()
             if self._link is not None:
                 self.ha.on_changed = self._link.changed
                 self._link.keep(self._count_in_sync)

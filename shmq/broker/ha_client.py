@@ -252,7 +252,9 @@ class HAClient:
                     ours.detach(),
                     begin.fields().number("recordCrcPosition"),
                 )
-            store.wait_for_slaves(answer.fields().flag("waitsForSlaves", False))
+            store.wait_for_slaves(
+                answer.fields().flag("waitsForSlaves", False), self._broker.topics.broker_role_of
+            )
             try:
                 store.follow(master)
             except ValueError as error:

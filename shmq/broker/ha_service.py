@@ -94,6 +94,7 @@ class HAService:
         self.on_changed: Callable[[frozenset[int]], None] = lambda _ids: None
         """Told of the SyncStateSet's broker_ids, the slaves' alone, when they change."""
         self._counted: frozenset[int] = frozenset()
+        self._is_confirming = config.master_role is BrokerRole.SYNC_MASTER
         self.refresh()
 
     @property
@@ -109,6 +110,14 @@ class HAService:
             for replica in self._replicas.values()
             if replica.standing is ReplicaStanding.IN_SYNC
         )
+
+    def begin_confirming(self) -> None:
+        """A topic's sends wait for slaves, though the broker's do not. From here on until the
+        broker ends: those that wait when the last such topic goes are still to be confirmed.
+        """
+        if not self._is_confirming:
+            self._is_confirming = True
+            self.refresh()
 
     # ---- coming and going --------------------------------------------------------------------
 
@@ -245,7 +254,7 @@ class HAService:
     def refresh(self) -> None:
         """Tell the append thread for whom it waits, and what a send gets where it cannot."""
         config = self._config
-        if config.master_role is not BrokerRole.SYNC_MASTER:
+        if not self._is_confirming:
             return
         in_sync = self.sync_state_set
         needed = 0 if config.all_ack_in_sync_state_set else config.in_sync_replicas - 1

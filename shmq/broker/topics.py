@@ -34,6 +34,7 @@ from shmq.errors import (
     TopicNotExistError,
 )
 from shmq.json_fields import Fields
+from shmq.status import BrokerRole
 from shmq.store.config_files import ConfigFiles, DataVersion, Topics, numbers_by_number
 from shmq.topic import (
     AUTO_CREATE_TOPIC,
@@ -121,6 +122,8 @@ class TopicTable:
         """The store takes no more messages: routes say so."""
         self.on_changed: Callable[[Iterable[str]], None] = lambda _topics: None
         """Told of topics that were made, changed or deleted, once it is on disk."""
+        self.on_slaves_wanted: Callable[[], None] = lambda: None
+        """Told of a topic whose sends wait for slaves, before they do."""
 
     # ---- opening -----------------------------------------------------------------------------
 
@@ -242,6 +245,16 @@ class TopicTable:
         self.is_read_only = True
         self._advance()
         self.on_changed(list(self._topics))
+
+    def broker_role_of(self, topic: str) -> BrokerRole | None:
+        """Whether a topic's sends wait for slaves; None: it does not say, or is not known."""
+        config = self._topics.get(topic)
+        return None if config is None else config.broker_role
+
+    @property
+    def wants_slaves(self) -> bool:
+        """Whether sends of any topic wait for slaves because the topic says so."""
+        return any(config.broker_role is BrokerRole.SYNC_MASTER for config in self._topics.values())
 
     def find(self, topic: str) -> TopicConfig:
         """The configuration of a topic.
@@ -527,7 +540,9 @@ class TopicTable:
         if topic == AUTO_CREATE_TOPIC:
             return
         queues = self._store.queues
-        flags = self._store.row_flags(topic, config.flush_disk_type)
+        flags = self._store.row_flags(topic, config.flush_disk_type, config.broker_role)
+        if config.broker_role is BrokerRole.SYNC_MASTER:
+            self.on_slaves_wanted()
         deleted = self._deleted.get(topic)
         is_writable = Permission.WRITE in config.perm
         nums = max(config.read_queue_nums, config.write_queue_nums)
@@ -576,7 +591,7 @@ def _check_values(config: TopicConfig) -> None:
             f"{what}: readQueueNums {config.read_queue_nums} below writeQueueNums "
             f"{config.write_queue_nums}: nobody would read the queues between"
         )
-    _ = config.flush_disk_type  # raises where the attribute has no meaning
+    _ = config.flush_disk_type, config.broker_role  # raise where the attribute has no meaning
 
 
 def _check_idle(config: TopicConfig, before: TopicConfig) -> None:

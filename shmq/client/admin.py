@@ -546,7 +546,8 @@ class Admin(Closable):
             write_queues: queues that are written; None: as `queues`.
             perm: what the topic allows.
             order: whether its routes stay fixed while a broker is down.
-            attributes: RocketMQ's, and "shmq.flush.disk.type"; a value of None takes one away.
+            attributes: RocketMQ's, "shmq.flush.disk.type" and "shmq.broker.role"; a value of None
+                takes one away.
             brokers: names of masters; None: those that have it, or all if none has.
             force: drop queues although they are not drained.
 

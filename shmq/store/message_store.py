@@ -782,26 +782,44 @@ class MessageStore:
         """Why the store takes no more messages for good; None while it does."""
         return self._failure
 
-    def row_flags(self, topic: str, flush_disk_type: FlushDiskType | None = None) -> int:
-        """Row flags (core.ROW_*) of a topic's queues with this level; None: the store's."""
-        flags = self.default_flags(flush_disk_type)
+    def row_flags(
+        self,
+        topic: str,
+        flush_disk_type: FlushDiskType | None = None,
+        broker_role: BrokerRole | None = None,
+    ) -> int:
+        """Row flags (core.ROW_*) of a topic's queues with these levels; None: the store's."""
+        flags = self.default_flags(flush_disk_type, broker_role)
         return flags | (core.ROW_SCHEDULE if topic == SCHEDULE_TOPIC else 0)
 
-    def default_flags(self, flush_disk_type: FlushDiskType | None = None) -> int:
-        """Row flags that the level alone gives; None: the store's."""
+    def default_flags(
+        self, flush_disk_type: FlushDiskType | None = None, broker_role: BrokerRole | None = None
+    ) -> int:
+        """Row flags that the levels alone give; None: the store's."""
         level = flush_disk_type or self.config.flush_disk_type
         flags = core.ROW_FLUSH if level is FlushDiskType.SYNC_FLUSH else 0
-        return flags | (core.ROW_REPLICA if self._waits_for_slaves else 0)
+        return flags | self._replica_flag(broker_role)
 
-    def wait_for_slaves(self, is_waiting: bool) -> None:
+    def _replica_flag(self, broker_role: BrokerRole | None) -> int:
+        is_waiting = self._waits_for_slaves
+        if broker_role is not None:
+            is_waiting = broker_role is BrokerRole.SYNC_MASTER
+        return core.ROW_REPLICA if is_waiting else 0
+
+    def wait_for_slaves(
+        self, is_waiting: bool, role_of: Callable[[str], BrokerRole | None]
+    ) -> None:
         """Whether messages count, and show themselves, only once they are confirmed: of a
         SYNC_MASTER and of its slaves. Holds for the queues there are, too.
+
+        Args:
+            is_waiting: for topics that do not say.
+            role_of: what a topic says (TopicConfig.broker_role).
         """
         self._waits_for_slaves = is_waiting
-        bit = core.ROW_REPLICA if is_waiting else 0
         for topic, queue_id, handle in self.queues:
             is_writable, flags = self.queues.state(handle)
-            wanted = flags & ~core.ROW_REPLICA | bit
+            wanted = flags & ~core.ROW_REPLICA | self._replica_flag(role_of(topic))
             if wanted != flags:
                 with contextlib.suppress(TopicNotExistError):  # deleted meanwhile
                     self.queues.set(topic, queue_id, flags=wanted, is_writable=is_writable)

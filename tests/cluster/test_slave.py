@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shmq.errors import ServiceNotAvailableError
+import shmq
+from shmq.errors import ServiceNotAvailableError, SystemBusyError
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
 from shmq.status import SendStatus
@@ -126,6 +127,80 @@ def test_sync_master_waits_for_its_slave_and_says_what_it_did_not_get(sync_pair:
         pair.slave.restart()
         pair.await_in_sync()
         assert producer.send("safe", b"again").send_status is SendStatus.SEND_OK
+
+
+SYNC = {"shmq.broker.role": "SYNC_MASTER"}
+ASYNC = {"shmq.broker.role": "ASYNC_MASTER"}
+
+
+@pytest.mark.parametrize("broker_role", ["ASYNC_MASTER", "SYNC_MASTER"])
+def test_topic_says_for_itself_whether_its_sends_wait_for_slaves(
+    tmp_path: Path, cluster_name: str, broker_role: str
+) -> None:
+    """The slave is stopped: who waits for it hears so, who does not goes on, and a change holds
+    from the next message on.
+    """
+    settings = {"broker_role": broker_role, "slave_timeout_ms": "300"}
+    is_sync = broker_role == "SYNC_MASTER"
+    for pair in start(tmp_path, cluster_name, **settings):
+        with pair.cluster.connect() as client, shmq.Admin(pair.cluster.runtime) as admin:
+            admin.create_topic("as-the-broker", queues=1)
+            admin.create_topic("sync", queues=1, attributes=SYNC)
+            admin.create_topic("async", queues=1, attributes=ASYNC)
+
+            def statuses(*topics: str) -> list[SendStatus]:
+                producer = client.producer()
+                return [producer.send(topic, b"x").send_status for topic in topics]
+
+            topics = ("sync", "async", "as-the-broker")
+            ok, late = SendStatus.SEND_OK, SendStatus.FLUSH_SLAVE_TIMEOUT
+            assert statuses(*topics) == [ok, ok, ok]
+            pair.await_equal()
+            wait_for(
+                lambda pair=pair: '"async"' in config(pair, "topics.json"),
+                "the topics at the slave",
+            )
+            stop_process(pair.slave.pid)
+            assert statuses(*topics) == [late, ok, late if is_sync else ok]
+            with client.pull_consumer("sync") as pull:
+                (queue,) = pull.queues()
+                assert len(pull.pull(queue, 0).messages) == 1, "it is not confirmed"
+            with client.pull_consumer("async") as pull:
+                (queue,) = pull.queues()
+                assert len(pull.pull(queue, 0).messages) == 2
+
+            admin.create_topic("sync", attributes=ASYNC)
+            admin.create_topic("async", attributes={"shmq.broker.role": None})
+            admin.create_topic("as-the-broker", attributes=SYNC)
+            assert statuses(*topics) == [ok, late if is_sync else ok, late]
+
+            pair.slave.process.send_signal(signal.SIGCONT)
+            pair.slave.kill()
+            pair.await_in_sync(0)
+            alone = SendStatus.SLAVE_NOT_AVAILABLE
+            assert statuses(*topics) == [ok, alone if is_sync else ok, alone]
+            pair.master.kill()  # what the topics say holds for the next life, too
+            pair.master.restart()
+            assert statuses(*topics) == [ok, alone if is_sync else ok, alone]
+            pair.slave.restart()
+            pair.await_in_sync()
+            assert statuses(*topics) == [ok, ok, ok]
+
+
+def test_topic_that_needs_more_replicas_than_there_are_refuses_and_others_do_not(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    for pair in start(tmp_path, cluster_name, minInSyncReplicas="2"):
+        with pair.cluster.connect() as client, shmq.Admin(pair.cluster.runtime) as admin:
+            admin.create_topic("sync", queues=1, attributes=SYNC)
+            admin.create_topic("plain", queues=1)
+            producer = client.producer()
+            assert producer.send("sync", b"x").send_status is SendStatus.SEND_OK
+            pair.slave.stop()
+            pair.await_in_sync(0)
+            with pytest.raises(SystemBusyError, match="fewer slaves in sync"):
+                producer.send("sync", b"x", timeout=2.0)
+            assert producer.send("plain", b"x").send_status is SendStatus.SEND_OK
 
 
 def test_slave_that_was_stopped_while_files_left_memory_reads_them_and_ends_equal(

@@ -127,6 +127,7 @@ def test_topic_without_read_permission_is_given_up_and_comes_back(client, admin)
         ({"reserve.time": "3600000"}, "fileReservedTime"),
         ({"message.type": "LETTER"}, "no such type"),
         ({"shmq.flush.disk.type": "SOMETIMES"}, "wanted ASYNC_FLUSH or SYNC_FLUSH"),
+        ({"shmq.broker.role": "SLAVE"}, "wanted ASYNC_MASTER or SYNC_MASTER"),
         ({"color": "red"}, "wanted cleanup.policy"),
         ({"message.type": None}, "it has no such attribute"),
     ],

@@ -4,8 +4,9 @@ import orjson
 import pytest
 
 from shmq.errors import ConfigError, IllegalTopicError
-from shmq.status import FlushDiskType
+from shmq.status import BrokerRole, FlushDiskType
 from shmq.topic import (
+    BROKER_ROLE_ATTRIBUTE,
     FLUSH_DISK_TYPE_ATTRIBUTE,
     BrokerData,
     Permission,
@@ -92,6 +93,17 @@ def test_topic_says_when_its_messages_count_as_stored() -> None:
     wrong = TopicConfig(topic_name="t", attributes={FLUSH_DISK_TYPE_ATTRIBUTE: "NEVER"})
     with pytest.raises(ConfigError, match="'NEVER', wanted ASYNC_FLUSH or SYNC_FLUSH"):
         _ = wrong.flush_disk_type
+
+
+def test_topic_says_whether_its_messages_wait_for_slaves() -> None:
+    def role(value: str) -> BrokerRole | None:
+        return TopicConfig(topic_name="t", attributes={BROKER_ROLE_ATTRIBUTE: value}).broker_role
+
+    assert TopicConfig(topic_name="t").broker_role is None
+    assert role("SYNC_MASTER") is BrokerRole.SYNC_MASTER
+    assert role("ASYNC_MASTER") is BrokerRole.ASYNC_MASTER
+    with pytest.raises(ConfigError, match="'SLAVE', wanted ASYNC_MASTER or SYNC_MASTER"):
+        role("SLAVE")
 
 
 def test_route_round_trips_with_quoted_broker_ids() -> None:
