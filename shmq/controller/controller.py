@@ -158,9 +158,11 @@ class Controller:
 
     # ---- identity and registration
 
-    def get_next_broker_id(self, broker_name: str) -> Outcome:
+    def get_next_broker_id(self, *, cluster_name: str, broker_name: str) -> Outcome:
         """GET_NEXT_BROKER_ID: which one a new member may apply for."""
         info = self._table.get(broker_name)
+        if info is not None and info.cluster_name != cluster_name:
+            return _of_another_cluster(info, cluster_name)
         return Outcome(broker_id=info.next_broker_id if info else _FIRST_BROKER_ID)
 
     def apply_broker_id(
@@ -176,10 +178,7 @@ class Controller:
         """APPLY_BROKER_ID: it is this member's from now on, whoever asks again with its code."""
         info = self._table.get(broker_name)
         if info is not None and info.cluster_name != cluster_name:
-            return _refuse(
-                ResponseCode.CONTROLLER_INVALID_REQUEST,
-                f"{broker_name} is of cluster {info.cluster_name}, not {cluster_name}",
-            )
+            return _of_another_cluster(info, cluster_name)
         known = info.find(broker_id) if info else None
         if known is not None and known.register_check_code == register_check_code:
             return Outcome(info=info)
@@ -199,13 +198,21 @@ class Controller:
         return Outcome(records=(record,))
 
     def register_broker(
-        self, *, broker_name: str, broker_id: int, address: str, is_async_learner: bool = False
+        self,
+        *,
+        cluster_name: str,
+        broker_name: str,
+        broker_id: int,
+        address: str,
+        is_async_learner: bool = False,
     ) -> Outcome:
         """REGISTER_BROKER: a member that has its broker_id starts; where it is, and what it is."""
         info = self._table.get(broker_name)
         known = info.find(broker_id) if info else None
         if info is None or known is None:
             return _unregistered(broker_name, broker_id)
+        if info.cluster_name != cluster_name:
+            return _of_another_cluster(info, cluster_name)
         self._forget(broker_name, [broker_id])
         if (known.address, known.is_async_learner) == (address, is_async_learner):
             return Outcome(info=info)
@@ -513,6 +520,18 @@ class Controller:
         for broker_id in broker_ids:
             for elected in Elected:
                 self._refused.pop((broker_name, broker_id, elected), None)
+
+
+def _of_another_cluster(info: ReplicasInfo, cluster_name: str) -> Outcome:
+    """A replica set is its broker_name's, as in RocketMQ; so are its sockets and its mastership."""
+    name, ids = info.broker_name, ", ".join(str(each.broker_id) for each in info.brokers)
+    return _refuse(
+        ResponseCode.CONTROLLER_INVALID_REQUEST,
+        f"{name} of cluster {cluster_name}: the broker_ids {ids} of {name} have registered as of"
+        f" cluster {info.cluster_name}, and a runtime folder has one {name}: if these are wrong,"
+        f" stop them and forget them (shmq ha clean {name}); else give this one their"
+        " brokerClusterName, another brokerName, or a runtime folder of its own",
+    )
 
 
 def _refuse_alteration(

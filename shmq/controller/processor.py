@@ -138,8 +138,12 @@ class ControllerProcessor:
         self, machine: Controller, connection: Connection, command: Command
     ) -> Command:
         _check_is_member(connection, command)
-        name = _broker_name(command.fields())
-        return self._answer(command, machine.get_next_broker_id(name), broker_name=name)
+        take = command.fields()
+        name = _broker_name(take)
+        outcome = machine.get_next_broker_id(
+            cluster_name=take.text("clusterName"), broker_name=name
+        )
+        return self._answer(command, outcome, broker_name=name)
 
     def _apply_broker_id(
         self, machine: Controller, connection: Connection, command: Command
@@ -161,6 +165,7 @@ class ControllerProcessor:
         take = command.fields()
         name, broker_id = _broker_name(take), _broker_id(take)
         outcome = machine.register_broker(
+            cluster_name=take.text("clusterName"),
             broker_name=name,
             broker_id=broker_id,
             address=_address(take),

@@ -377,6 +377,27 @@ def test_verbs_show_who_is_in_sync_elect_and_clean(tmp_path: Path, cluster_name:
         assert "broker-z: the Controller knows no such replica set" in nobody.stderr
 
 
+def test_member_is_told_who_has_its_name_in_another_cluster_and_what_to_do(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    """A stranger registers first at an empty Controller; forgotten, it is in nobody's way."""
+    with LedSet(tmp_path, cluster_name, members=0) as led:
+        led.cluster_name = f"{cluster_name}x"
+        stranger = led.start_member(0)
+        led.await_master(0)
+        led.cluster_name = cluster_name
+        rightful = led.start_member(1)
+        problem = wait_for(lambda: rightful.said().get("controllerProblem"), "the refusal")
+        assert f"{NAME} of cluster {cluster_name}: the broker_ids 0 of {NAME}" in problem
+        assert f"as of cluster {cluster_name}x" in problem
+        stranger.stop()
+        wait_for(lambda: not _lives(led, 0), "the end of 0")
+        said = _shell(led, "ha", "clean", NAME, "--yes")
+        assert said.returncode == 0, said.stderr
+        assert led.await_master(1) == 1
+        assert led.data().info.cluster_name == cluster_name
+
+
 def test_store_of_another_member_is_refused(tmp_path: Path, cluster_name: str) -> None:
     with LedSet(tmp_path, cluster_name) as led:
         led.await_in_sync(0, 1)

@@ -8,10 +8,10 @@ from tests.unit.controller.machine import NAME, Machine, serving
 
 def test_broker_ids_are_given_once() -> None:
     machine = Machine()
-    assert machine.controller.get_next_broker_id(NAME).broker_id == 1
+    assert machine.controller.get_next_broker_id(cluster_name="c", broker_name=NAME).broker_id == 1
     machine.register(1, 2)
     machine.register(2)  # the same code: the same member
-    assert machine.controller.get_next_broker_id(NAME).broker_id == 3
+    assert machine.controller.get_next_broker_id(cluster_name="c", broker_name=NAME).broker_id == 3
     taken = machine.controller.apply_broker_id(
         cluster_name="c",
         broker_name=NAME,
@@ -27,10 +27,19 @@ def test_broker_ids_are_given_once() -> None:
         address="x",
         register_check_code="x",
     )
-    assert stranger.code == ResponseCode.CONTROLLER_INVALID_REQUEST
+    others = [
+        machine.controller.get_next_broker_id(cluster_name="d", broker_name=NAME),
+        machine.controller.register_broker(
+            cluster_name="d", broker_name=NAME, broker_id=1, address="x"
+        ),
+    ]
+    for refused in (stranger, *others):
+        assert refused.code == ResponseCode.CONTROLLER_INVALID_REQUEST
+        assert f"the broker_ids 1, 2 of {NAME} have registered as of cluster c" in refused.remark
+        assert f"shmq ha clean {NAME}" in refused.remark
     machine.beat(1)
     assert machine.clean(2).code == ResponseCode.SUCCESS
-    assert machine.controller.get_next_broker_id(NAME).broker_id == 3
+    assert machine.controller.get_next_broker_id(cluster_name="c", broker_name=NAME).broker_id == 3
 
 
 def test_member_registers_from_another_address_and_as_learner() -> None:
@@ -38,17 +47,19 @@ def test_member_registers_from_another_address_and_as_learner() -> None:
     machine.register(1)
     machine.done(
         machine.controller.register_broker(
-            broker_name=NAME, broker_id=1, address="moved", is_async_learner=True
+            cluster_name="c", broker_name=NAME, broker_id=1, address="moved", is_async_learner=True
         )
     )
     member = machine.info.find(1)
     assert member is not None
     assert (member.address, member.is_async_learner) == ("moved", True)
     again = machine.controller.register_broker(
-        broker_name=NAME, broker_id=1, address="moved", is_async_learner=True
+        cluster_name="c", broker_name=NAME, broker_id=1, address="moved", is_async_learner=True
     )
     assert (again.records, again.info) == ((), machine.info)
-    unknown = machine.controller.register_broker(broker_name=NAME, broker_id=7, address="x")
+    unknown = machine.controller.register_broker(
+        cluster_name="c", broker_name=NAME, broker_id=7, address="x"
+    )
     assert unknown.code == ResponseCode.CONTROLLER_BROKER_NEED_TO_BE_REGISTERED
 
 
@@ -241,7 +252,9 @@ def test_member_that_refused_and_starts_anew_is_asked_at_once() -> None:
     machine.end_master(leaves_memory=True)
     machine.beat(2, refused=machine.info.master_epoch)
     assert machine.info.master_broker_id == 3
-    machine.controller.register_broker(broker_name=NAME, broker_id=2, address="socket-2")
+    machine.controller.register_broker(
+        cluster_name="c", broker_name=NAME, broker_id=2, address="socket-2"
+    )
     machine.beat(2)
     machine.beat(3, refused=machine.info.master_epoch)
     assert machine.info.master_broker_id == 2
