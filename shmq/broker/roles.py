@@ -33,6 +33,7 @@ from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.errors import FencedError, ShmqError
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.shm.fd_store import FdStore
+from shmq.shm.left_memory import has_memory
 from shmq.shm.mastership import Mastership
 from shmq.status import BrokerRole, Elected
 from shmq.store.cuts import begin_cut
@@ -304,7 +305,7 @@ class Member:
         if record is None or record.broker_id == config.broker_id:
             return
         try:
-            if record.has_memory:
+            if has_memory(self._folder, record):
                 return  # we go on with that, or the store says why not
             theirs = log_end(record.store_path)
             ours = log_end(config.store_path)

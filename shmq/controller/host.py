@@ -20,10 +20,12 @@ from shmq.errors import ShmqError
 from shmq.remoting.identity import has_ended
 from shmq.remoting.runtime_folder import broker_socket_name
 from shmq.shm.incarnation import Incarnation
+from shmq.shm.left_memory import has_memory
 from shmq.shm.mastership import holder_pid, load_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from shmq.remoting.runtime_folder import RuntimeFolder
     from shmq.shm.mastership import MasterRecord
@@ -55,7 +57,7 @@ class KernelHost:
             record = self._record(broker_name)
             if record is not None and record.lives:
                 return record.broker_id
-            pid = holder_pid(self._folder.private(broker_socket_name(broker_name, 0)))
+            pid = holder_pid(self._private(broker_name))
         except ShmqError as error:
             self._say(broker_name, error)
             return None
@@ -68,7 +70,7 @@ class KernelHost:
         """Whether the shared memory of the last mastership is there."""
         try:
             record = self._record(broker_name)
-            return record is not None and record.has_memory
+            return record is not None and has_memory(self._private(broker_name), record)
         except ShmqError as error:
             self._say(broker_name, error)
             return False
@@ -81,8 +83,7 @@ class KernelHost:
             record = self._record(broker_name)
             life = record.owner if record is not None and record.lives else None
             if life is None:
-                folder = self._folder.private(broker_socket_name(broker_name, 0))
-                pid = holder_pid(folder)
+                pid = holder_pid(self._private(broker_name))
                 life = None if pid is None else Incarnation.of(pid)
             return None if life is None or not _kill(life) else life.pid
         except (ShmqError, OSError) as error:
@@ -90,7 +91,11 @@ class KernelHost:
             return None
 
     def _record(self, broker_name: str) -> MasterRecord | None:
-        return load_record(self._folder.private(broker_socket_name(broker_name, 0)))
+        return load_record(self._private(broker_name))
+
+    def _private(self, broker_name: str) -> Path:
+        """What the members of a replica set share."""
+        return self._folder.private(broker_socket_name(broker_name, 0))
 
     def _say(self, broker_name: str, error: ShmqError) -> None:
         if self._problems.get(broker_name) != str(error):

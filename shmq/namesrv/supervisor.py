@@ -50,6 +50,7 @@ from shmq.remoting.loop_thread import in_background
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.shm.fds import is_open_in
 from shmq.shm.incarnation import Incarnation, boot_id
+from shmq.shm.left_memory import has_memory
 from shmq.shm.mastership import load_record
 from shmq.status import BrokerRole
 
@@ -289,8 +290,9 @@ class Supervisor:
     def _has_memory(self, broker_name: str) -> bool:
         """Whether the last master of a broker_name left its memory, and it is still there."""
         try:
-            record = load_record(self._folder.private(broker_socket_name(broker_name, 0)))
-            return record is not None and record.has_memory
+            folder = self._folder.private(broker_socket_name(broker_name, 0))
+            record = load_record(folder)
+            return record is not None and has_memory(folder, record)
         except ShmqError as error:
             _log.error("broker=%s: %s", broker_name, error)
             return False

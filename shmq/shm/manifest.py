@@ -44,7 +44,15 @@ from shmq.shm.segment import SHM_FOLDER
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Manifest", "ObjectEntry", "is_in_memory", "load", "manifest_path", "save"]
+__all__ = [
+    "Manifest",
+    "ObjectEntry",
+    "is_in_memory",
+    "is_listed_kind",
+    "load",
+    "manifest_path",
+    "save",
+]
 
 _SIZE_LIMIT_BYTES = 16 << 20
 _CRC_LINE = re.compile(rb"crc32 ([0-9a-f]{8})\n")
@@ -150,6 +158,11 @@ class Manifest:
 def manifest_path(store_path: Path) -> Path:
     """Return where the manifest of the store in `store_path` lies."""
     return store_path / "shmq" / "manifest.json"
+
+
+def is_listed_kind(kind: ObjectKind) -> bool:
+    """Whether objects of a kind are listed."""
+    return kind not in _UNLISTED_KINDS
 
 
 def is_in_memory(manifest: Manifest) -> bool:

@@ -37,16 +37,22 @@ import orjson
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ConfigError, FencedError, OwnerError, ShmError
 from shmq.json_fields import Fields
-from shmq.shm import manifest as manifests
 from shmq.shm.fds import is_open_in, open_error
 from shmq.shm.header import SegmentHeader
 from shmq.shm.in_use import marked_stores
 from shmq.shm.incarnation import Incarnation, boot_id
 from shmq.shm.lock_file import LockFile, open_private
-from shmq.shm.names import ObjectKind
+from shmq.shm.names import ObjectKind, StoreName
 from shmq.shm.segment import SHM_FOLDER
 
-__all__ = ["MasterRecord", "Mastership", "holder_pid", "living_master", "load_record"]
+__all__ = [
+    "MasterRecord",
+    "Mastership",
+    "control_header",
+    "holder_pid",
+    "living_master",
+    "load_record",
+]
 
 _LOCK_NAME: Final = "mastership.lock"
 _RECORD_NAME: Final = "mastership.json"
@@ -91,20 +97,6 @@ class MasterRecord:
     def lives(self) -> bool:
         """Whether the life that wrote it is master, or may go on as such: a stopped one may."""
         return self.owner is not None and self.is_of_this_boot and self.owner.is_alive()
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether the memory that it left is there, all of it, whatever is in it.
-
-        Raises:
-            ShmError: its list cannot be read.
-        """
-        if not self.is_of_this_boot:
-            return False
-        manifest = manifests.load(self.manifest_path)
-        if manifest is None or manifest.boot_id != self.boot_id:
-            return False
-        return manifests.is_in_memory(manifest)
 
 
 class Mastership:
@@ -289,21 +281,30 @@ def living_master(folder: Path) -> Incarnation | None:
     """
     own = Incarnation.current()
     for store in marked_stores(folder):
-        name = store.object(ObjectKind.CONTROL, 0)
-        try:
-            fd = os.open(f"{SHM_FOLDER}{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            continue  # it has no memory (any more)
-        try:
-            header = SegmentHeader.read(fd, name=str(name))
-        except ShmError:
-            continue  # its creator died before anybody could be told of it
-        finally:
-            os.close(fd)
-        is_masters = header.is_finished and header.master_epoch > 0
-        if is_masters and header.owner != own and header.owner.is_alive():
+        header = control_header(store)
+        if header is None:
+            continue
+        if header.master_epoch > 0 and header.owner != own and header.owner.is_alive():
             return header.owner
     return None
+
+
+def control_header(store: StoreName) -> SegmentHeader | None:
+    """The head of a store's control segment; None: it has no memory (any more), or its creator died
+    before anybody could be told of it.
+    """
+    name = store.object(ObjectKind.CONTROL, 0)
+    try:
+        fd = os.open(f"{SHM_FOLDER}{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        header = SegmentHeader.read(fd, name=str(name))
+    except ShmError:
+        return None
+    finally:
+        os.close(fd)
+    return header if header.is_finished else None
 
 
 def load_record(folder: Path) -> MasterRecord | None:

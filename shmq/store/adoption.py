@@ -32,6 +32,7 @@ from shmq.errors import (
 from shmq.shm import manifest as manifests
 from shmq.shm.in_use import InUseMark
 from shmq.shm.incarnation import boot_id
+from shmq.shm.left_memory import find_list, has_memory
 from shmq.shm.mastership import living_master
 from shmq.store import boot_files, positions
 from shmq.store.cuts import finish_cuts
@@ -205,8 +206,8 @@ class Adoption:
             return False
         name = f"broker {record.broker_name}:{record.broker_id}"
         try:
-            manifest = manifests.load(record.manifest_path)
-        except ShmError as error:  # its disk is lost: the memory may well be there
+            manifest = find_list(self._runtime_path, record, cluster_name=self._config.cluster_name)
+        except ShmError as error:  # its disk is damaged: the memory may well be there
             self._give_up_memory(f"which memory {name} left cannot be known: {error}")
             return False
         if manifest is None or manifest.boot_id != boot_id():
@@ -227,7 +228,8 @@ class Adoption:
         self.is_inherited = True
         try:  # the log is theirs, and so is its history
             theirs = EpochFile.load(self.predecessor_path)
-            self.epochs = self.epochs.replace(theirs.epochs)
+            if theirs.epochs:  # else its disk is gone
+                self.epochs = self.epochs.replace(theirs.epochs)
         except StoreError as error:
             _log.warning("epochs of the last master are not known, ours go on: %s", error)
         # Ours alone from here on; where it cannot be removed, its store finds that it counts for
@@ -250,7 +252,7 @@ class Adoption:
             FencedError: it is not.
         """
         record = self._mastership.record if self._mastership is not None else None
-        if record is None or own is None or not record.has_memory:
+        if record is None or own is None or not has_memory(self._runtime_path, record):
             raise self._not_adopted("it is gone")
         if record.manifest_path != self._manifest_path.absolute():
             raise self._not_adopted(f"it is that of broker_id {record.broker_id}, and not there")

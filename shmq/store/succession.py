@@ -74,6 +74,12 @@ def check_prefix(memory: StoreMemory, files: LogFiles, *, end_position: int) -> 
             f"{what}: our files end at {end_position}, it has {hot_min} to {committed};"
             " what is missing is in the files of the dead master: start that one"
         )
+    whole_end = end_position
+    for file_position, _ in memory.hot_files():
+        if file_position <= whole_end:
+            whole_end = max(whole_end, file_position + size)
+    if whole_end < committed:
+        raise ShmError(f"{what}: the segment that holds the bytes from {whole_end} on is gone")
     begin = max(hot_min, end_position - _COMPARED_BYTES)
     for file_position, hot in memory.hot_files():
         first, last = max(begin, file_position), min(end_position, file_position + size)

@@ -13,6 +13,7 @@ from shmq.config import StoreConfig
 from shmq.core import core
 from shmq.errors import FencedError, OwnerError
 from shmq.shm import manifest as manifests
+from shmq.shm.left_memory import has_memory
 from shmq.shm.mastership import Mastership, load_record
 from shmq.store.message_store import MessageStore
 from tests.support.store_process import StoreClient, StoreProcess
@@ -177,6 +178,54 @@ def test_list_that_cannot_be_read_holds_nobody_back_who_gives_its_memory_up(
     store = members.open(other, is_unclean=True)
     assert not store.is_adopted
     assert _count(store) == 1
+    for path in SHM.glob(f"shmq.{config.cluster_name}.{config.broker_name}.0.*"):
+        path.unlink()
+
+
+def test_memory_is_found_by_its_names_where_its_list_is_gone_with_the_disk(
+    config: StoreConfig, other: StoreConfig, members: Members
+) -> None:
+    shutil.rmtree(config.store_path)
+    assert config.runtime_path is not None
+    record = load_record(config.runtime_path)
+    assert record is not None
+    assert has_memory(config.runtime_path, record)
+    store = members.open(other)
+    assert store.is_inherited
+    assert _count(store) == 2
+    assert [epoch.master_epoch for epoch in store.epochs.epochs] == [1, 3]
+    members.stop()
+    record = load_record(config.runtime_path)
+    assert record is not None
+    assert not has_memory(config.runtime_path, record)
+    assert not list(SHM.glob(f"shmq.{config.cluster_name}.*"))
+
+
+def test_memory_found_by_its_names_is_whole_or_left_alone(
+    config: StoreConfig, other: StoreConfig, members: Members, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(config.store_path)
+    for path in SHM.glob(f"shmq.{config.cluster_name}.*.hot.*"):
+        if b"two" in path.read_bytes():
+            path.unlink()
+    with pytest.raises(FencedError, match="is no continuation of our log"):
+        members.open(other)
+    assert "the segment that holds the bytes from" in caplog.text
+    store = members.open(other, is_unclean=True)
+    assert _count(store) == 1
+    members.stop()
+    for path in SHM.glob(f"shmq.{config.cluster_name}.{config.broker_name}.0.*"):
+        path.unlink()
+
+
+def test_list_that_a_person_moved_away_counts_no_more_and_names_neither(
+    config: StoreConfig, other: StoreConfig, members: Members
+) -> None:
+    manifests.manifest_path(config.store_path).unlink()
+    store = members.open(other)
+    assert not store.is_adopted
+    assert _count(store) == 1
+    members.stop()
     for path in SHM.glob(f"shmq.{config.cluster_name}.{config.broker_name}.0.*"):
         path.unlink()
 
