@@ -1,5 +1,5 @@
 /* instructions.c: one message of 100 B through the core, for callgrind: which function does what is said by its name,
- * the driver (instructions.py) divides the instructions collected in one of them by the messages it handled. */
+ * the driver (bench/instructions.py) divides the instructions collected in one of them by the messages it handled. */
 #define _GNU_SOURCE
 #include "store_fixture.h"
 
