@@ -12,6 +12,7 @@
     │   ├── StoreVersionError           written by a newer shmq
     │   ├── StoreCorruptError           a file that cannot be read for what it must be
     │   ├── DiskFullError               no room for the next file
+    │   ├── DiskReadOnlyError           no file can be made: the file system is read-only
     │   ├── FlushFailedError            the disk refused a write: this store takes no more messages
     │   └── CorruptMessageError         one record that is not what was written
     ├── MessageError                    this message can never be sent as it is
@@ -56,6 +57,7 @@ __all__ = [
     "ConfigError",
     "CorruptMessageError",
     "DiskFullError",
+    "DiskReadOnlyError",
     "ErrorRow",
     "FencedError",
     "FlushFailedError",
@@ -166,6 +168,10 @@ class StoreCorruptError(StoreError):
 
 class DiskFullError(StoreError):
     """The file system has no room, or refuses: the next CommitLog file cannot be made."""
+
+
+class DiskReadOnlyError(StoreError):
+    """The file system is read-only: the next CommitLog file cannot be made."""
 
 
 class FlushFailedError(StoreError):
@@ -334,6 +340,8 @@ TABLE: tuple[ErrorRow, ...] = (
              "itself"),
     ErrorRow(FlushFailedError, 9205, "FLUSH_FAILED", _FINAL, _ROUTE,
              "the disk may be failing: check it, then restart the broker"),
+    ErrorRow(DiskReadOnlyError, 9207, "DISK_READ_ONLY", _AGAIN, _STAY,
+             "see the kernel's log for why, then mount -o remount,rw; sending goes on by itself"),
     ErrorRow(CorruptMessageError, 9206, "CORRUPT_MESSAGE", _FINAL, _STAY,
              "the record is damaged on this broker: try a replica, run fsck"),
     ErrorRow(MessageError, 13, "MESSAGE_ILLEGAL", _FINAL, _STAY,
@@ -416,6 +424,9 @@ _BY_STATUS: dict[str, type[ShmqError]] = {
     "RESERVED": ReservedPropertyError,
     "PROPERTIES_TOO_LARGE": PropertiesTooLargeError,
     "ARENA_FULL": ShmFullError,
+    "SHM_FULL": ShmFullError,
+    "LIMIT": LimitError,
+    "DISK_READ_ONLY": DiskReadOnlyError,
     "NOT_WRITABLE": ServiceNotAvailableError,
     "OFFSET_TOO_SMALL": OffsetIllegalError,
     "IN_SYNC_REPLICAS_NOT_ENOUGH": SystemBusyError,

@@ -70,6 +70,13 @@ _TABLE = (
     Metric("shmq_ha_role", _G, _BROKER, "1 for what it is: master or slave.", ("role",)),
     Metric("shmq_master_epoch", _G, _BROKER, "Mastership under which its memory is written."),
     Metric("shmq_store_writable", _G, _BROKER, "1 while its store takes messages, 0 while not."),
+    Metric(
+        "shmq_store_waits",
+        _G,
+        _BROKER,
+        "1 while the next CommitLog file cannot be made, by what senders are told.",
+        ("status",),
+    ),
     Metric("shmq_problem", _G, _BROKER, "1 while it has a problem that a person should see to."),
     Metric("shmq_sessions", _G, _BROKER, "Clients with memory shared with it."),
     Metric("shmq_sessions_lost", _G, _BROKER, "Sessions of a dead predecessor, not yet resumed."),
@@ -117,6 +124,18 @@ _TABLE = (
     Metric("shmq_corrupt_records", _G, _BROKER, "Damaged places in its quarantine list."),
     Metric("shmq_store_disk_free_bytes", _G, _BROKER, "Free on the disk of its store."),
     Metric("shmq_store_disk_size_bytes", _G, _BROKER, "Size of that disk."),
+    Metric("shmq_store_disk_free_files", _G, _BROKER, "Files that can still be made there."),
+    Metric("shmq_store_disk_size_files", _G, _BROKER, "Files that there may be."),
+    Metric("shmq_store_read_only", _G, _BROKER, "1 while that file system is read-only."),
+    Metric(
+        "shmq_memory_free_bytes",
+        _G,
+        _BROKER,
+        "Memory that it can still get, by the machine and its memory cgroups.",
+    ),
+    Metric("shmq_memory_size_bytes", _G, _BROKER, "The limit that leaves it least."),
+    Metric("shmq_open_files", _G, _BROKER, "Files and connections that it has open."),
+    Metric("shmq_open_files_limit", _G, _BROKER, "How many it may have (LimitNOFILE=)."),
     Metric("shmq_segment_bytes", _G, _BROKER, "Its shared memory, by kind of object.", ("kind",)),
     # ---- replicas ------------------------------------------------------------------------------
     Metric(

@@ -854,8 +854,10 @@ class Broker:
         return self.ha_client.problem or (self.store.replica.problem if self._is_loaded else None)
 
     def _own_problem(self) -> str | None:
-        retention_problem = self.store.retention.problem if self._is_loaded else None
-        return self._failure or self.problem or retention_problem
+        problem = self._failure or self.problem
+        if problem is None and self._is_loaded:
+            problem = self.store.append_problem or self.store.retention.problem
+        return problem
 
     # ---- notices -----------------------------------------------------------------------------
 

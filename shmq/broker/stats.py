@@ -1,4 +1,4 @@
-"""What a broker tells exporters that its append thread does not count: groups, replicas, its disk.
+"""What a broker tells exporters that its append thread does not count: groups, slaves, the machine.
 
 What lives here: `StatsService`. Once a second it goes through the groups' offsets, the slaves and
 the counters of the broker's parts and says what has changed in the stats object (store.stats);
@@ -15,9 +15,11 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.errors import ShmqError, TopicNotExistError
+from shmq.shm.fds import OpenFiles, open_files
+from shmq.shm.memory import MemoryRoom, memory_room
 from shmq.store.config_files import split_offset_key
 from shmq.store.quarantine import Quarantine
-from shmq.store.retention import DiskUsage, disk_usage
+from shmq.store.retention import DiskState, disk_state
 from shmq.store.stats import Progress
 from shmq.topic import SCHEDULE_TOPIC
 
@@ -37,8 +39,8 @@ _SHARE = 100
 """A round may take one part in so many of the time."""
 _ROUND_MAX_S = 10.0
 """But the next one comes within this time: an alert takes three times that for a hang."""
-_DISK_NS = 10_000_000_000
-"""Between two looks at the disk."""
+_MACHINE_NS = 2_000_000_000
+"""Between two looks at what the machine gives: the disk, memory, open files."""
 _LOOKUPS_MAX = 256
 """Messages whose store time is looked up in one round; what is left comes in later ones."""
 
@@ -62,9 +64,13 @@ class _Seen(NamedTuple):
     waiting_since: int
 
 
-class _Disk(NamedTuple):
-    usage: DiskUsage | None
-    hole_count: int
+class _Given(NamedTuple):
+    """What the machine gives us; None is what could not be asked."""
+
+    disk: DiskState | None = None
+    hole_count: int = 0
+    memory: MemoryRoom | None = None
+    files: OpenFiles | None = None
 
 
 class StatsService:
@@ -78,8 +84,8 @@ class StatsService:
         self._broker = broker
         self._stats = broker.store.stats
         self._seen: dict[tuple[str, QueueHandle], _Seen] = {}
-        self._disk = _Disk(None, 0)
-        self._disk_due_ns = 0
+        self._given = _Given()
+        self._given_due_ns = 0
         self._holes: tuple[int, int] = (0, 0)
         """st_mtime_ns of the quarantine list, and how many places it had then."""
 
@@ -101,13 +107,13 @@ class StatsService:
         unknown = self._unknown(places)
         times: dict[tuple[str, QueueHandle], int] = {}
         now_ns = self._broker.clock.monotonic_ns()
-        if now_ns >= self._disk_due_ns:
-            self._disk_due_ns = now_ns + _DISK_NS
-            self._disk = await asyncio.to_thread(self._look_at_disk)
+        if now_ns >= self._given_due_ns:
+            self._given_due_ns = now_ns + _MACHINE_NS
+            self._given = await asyncio.to_thread(self._look_at_machine)
         if unknown:
             times = await asyncio.to_thread(self._look_up, unknown)
         self._say_progress(places, times)
-        self._say_values(self._disk)
+        self._say_values(self._given)
         self._stats.end_round()
 
     # ---- groups ------------------------------------------------------------------------------
@@ -167,14 +173,15 @@ class StatsService:
                     times[place.group, place.handle] = found
         return times
 
-    def _look_at_disk(self) -> _Disk:
-        return _Disk(self._usage(), self._hole_count())
-
-    def _usage(self) -> DiskUsage | None:
-        try:
-            return disk_usage(self._broker.store.config.store_path)
-        except OSError:
-            return None
+    def _look_at_machine(self) -> _Given:
+        disk = memory = files = None
+        with contextlib.suppress(OSError):
+            disk = disk_state(self._broker.store.config.store_path)
+        with contextlib.suppress(ShmqError):
+            memory = memory_room()
+        with contextlib.suppress(OSError):
+            files = open_files()
+        return _Given(disk, self._hole_count(), memory, files)
 
     def _hole_count(self) -> int:
         path = Quarantine.path(self._broker.store.config.store_path)
@@ -188,7 +195,7 @@ class StatsService:
 
     # ---- single numbers ----------------------------------------------------------------------
 
-    def _say_values(self, disk: _Disk) -> None:
+    def _say_values(self, given: _Given) -> None:
         broker, say = self._broker, self._stats.value
         say("broker_id", broker.config.broker_id)  # no metric: the label; memory is inherited
         say("shmq_start_time_seconds", broker.begin_ms)
@@ -200,16 +207,31 @@ class StatsService:
         say("shmq_expired_bytes_total", retention.expired_bytes)
         for group, count in broker.expired_unread.counts.items():
             say("shmq_expired_unread_messages_total", count, group)
-        say("shmq_corrupt_records", disk.hole_count)
+        say("shmq_corrupt_records", given.hole_count)
         cuts = broker.cuts.counts()
         for outcome in ("Resent", "Present", "Lost"):
             say("shmq_cut_messages_total", cuts[f"cut{outcome}Total"], outcome.lower())
         say("shmq_cut_pending_bytes", cuts["cutPendingBytes"])
-        if disk.usage is not None:
-            say("shmq_store_disk_free_bytes", disk.usage.free_bytes)
-            say("shmq_store_disk_size_bytes", disk.usage.used_bytes + disk.usage.free_bytes)
+        self._say_given(given)
         if not broker.is_slave:
             self._say_masters()
+
+    def _say_given(self, given: _Given) -> None:
+        say = self._stats.value
+        if given.disk is not None:
+            usage = given.disk.usage
+            say("shmq_store_disk_free_bytes", usage.free_bytes)
+            say("shmq_store_disk_size_bytes", usage.used_bytes + usage.free_bytes)
+            if given.disk.file_max:
+                say("shmq_store_disk_free_files", given.disk.free_files)
+                say("shmq_store_disk_size_files", given.disk.file_max)
+            say("shmq_store_read_only", int(given.disk.is_read_only))
+        if given.memory is not None:
+            say("shmq_memory_free_bytes", given.memory.left_bytes)
+            say("shmq_memory_size_bytes", given.memory.limit_bytes)
+        if given.files is not None:
+            say("shmq_open_files", given.files.open_count)
+            say("shmq_open_files_limit", given.files.limit)
 
     def _say_masters(self) -> None:
         broker, say = self._broker, self._stats.value

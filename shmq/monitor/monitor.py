@@ -180,6 +180,9 @@ class _BrokerLook:
         committed = append["committed_position"]
         self._add("shmq_master_epoch", self._pages.ints("segment_header")["master_epoch"])
         self._add("shmq_store_writable", append["store_status"] == 0)
+        if append["store_status"]:
+            name = _STATUS_NAMES.get(append["store_status"], str(append["store_status"]))
+            self._add("shmq_store_waits", 1, status=name)
         self._add("shmq_log_appended_bytes_total", committed)
         self._add("shmq_log_kept_bytes", committed - append["min_position"])
         self._add("shmq_log_hot_bytes", committed - append["hot_min_position"])

@@ -11,7 +11,8 @@ comes first, and everybody who asked (`Connection.on_close`) hears of it in that
 
 Hostile peers meet a bound everywhere: connections in all and per uid, time until HELLO and per
 frame, bytes of a frame, bytes kept for a uid in and out, descriptors (none, unless a processor of
-this server takes some). Who breaks a rule is sent GO_AWAY with the reason and closed.
+this server takes some; of the process's own, some are kept for its files). Who breaks a rule is
+sent GO_AWAY with the reason and closed.
 
 In the thread of its event loop, in every daemon that serves. Writes nothing but sockets.
 """
@@ -55,6 +56,7 @@ from shmq.remoting.command import (
 )
 from shmq.remoting.identity import Identity, Peer, peer_of, refuse_descriptors
 from shmq.remoting.runtime_folder import Listener
+from shmq.shm.fds import descriptors_for_others, require_descriptors
 
 __all__ = ["Connection", "Handler", "Processor", "Server", "ServerLimits", "State"]
 
@@ -462,6 +464,8 @@ class Server:
 
     def _open(self, sock: socket.socket) -> None:
         try:
+            if sock.fileno() >= descriptors_for_others():  # those who are connected need the rest
+                require_descriptors(f"connect to {self.name}", 1)
             peer = peer_of(sock)
         except ShmqError as error:
             _refuse(sock, error)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from shmq.core import core
 from shmq.errors import ConfigError, LimitError, ShmError, ShmFullError
+from shmq.shm.fds import RESERVED_MAX
 from shmq.shm.memory import memory_left, mount_of
 from shmq.shm.segment import SHM_FOLDER
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "FDS_PER_SESSION",
     "FILE_SIZE_BYTES_DEFAULT",
     "FILE_SIZE_BYTES_FLOOR",
     "HotLogPlan",
@@ -76,7 +78,7 @@ _PROCESS_BYTES = 64 * _MIB
 # passing.
 _FDS_OF_BROKER = 32
 _FDS_PER_SEGMENT = 2
-_FDS_PER_SESSION = 8
+FDS_PER_SESSION = 8
 _MAPS_OF_BROKER = 1024
 _MAPS_PER_SESSION = 4
 
@@ -222,24 +224,28 @@ def plan_sizes(request: HotLogRequest, machine: Machine) -> HotLogPlan:
 
 def open_files_wanted(*, segment_count: int, session_count: int) -> int:
     """Return how many files a broker may have open at a time: for `raise_open_files`."""
-    return _FDS_OF_BROKER + _FDS_PER_SEGMENT * segment_count + _FDS_PER_SESSION * session_count
+    return _FDS_OF_BROKER + _FDS_PER_SEGMENT * segment_count + FDS_PER_SESSION * session_count
 
 
 def raise_open_files(open_files: int) -> None:
-    """Raise the soft limit of open files to `open_files` where it is lower.
+    """Raise the soft limit of open files, where it is lower, to `open_files` and, as far as the
+    hard one allows it, what a process keeps for its own files beside them.
 
     Raises:
         LimitError: the hard limit is lower.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= open_files:
+    with_reserve = open_files + RESERVED_MAX
+    if soft == resource.RLIM_INFINITY or soft >= with_reserve:
         return
     if hard != resource.RLIM_INFINITY and hard < open_files:
         raise LimitError(
             f"open {open_files} files: the hard limit is {hard}; raise LimitNOFILE= in the unit, or"
             " ulimit -Hn, or lower session_count"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
+    if hard != resource.RLIM_INFINITY:
+        with_reserve = min(with_reserve, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (with_reserve, hard))
 
 
 def _check_request(request: HotLogRequest) -> None:
@@ -323,7 +329,7 @@ def _sessions_by_limits(machine: Machine, segment_count: int) -> int:
     """Return how many sessions the open file and map limits allow, 0 or less for none."""
     fds = machine.open_file_limit - _FDS_OF_BROKER - _FDS_PER_SEGMENT * segment_count
     maps = machine.map_count_limit - _MAPS_OF_BROKER
-    return min(fds // _FDS_PER_SESSION, maps // _MAPS_PER_SESSION)
+    return min(fds // FDS_PER_SESSION, maps // _MAPS_PER_SESSION)
 
 
 def _plan(

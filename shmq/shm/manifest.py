@@ -37,7 +37,8 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from shmq.errors import DiskFullError, ShmError
+from shmq.errors import DiskFullError, DiskReadOnlyError, ShmError
+from shmq.shm.fds import open_error
 from shmq.shm.names import ObjectKind, ObjectName, StoreName, parse
 from shmq.shm.segment import SHM_FOLDER
 
@@ -184,7 +185,7 @@ def save(manifest: Manifest, path: Path) -> None:
         path: from `manifest_path`; its folder exists.
 
     Raises:
-        DiskFullError: no room; the old file stands.
+        DiskFullError, DiskReadOnlyError, LimitError: the old file stands.
         ShmError: the file cannot be written; the old one stands.
     """
     data = _encode(manifest)
@@ -207,6 +208,13 @@ def save(manifest: Manifest, path: Path) -> None:
             temporary.unlink(missing_ok=True)
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFullError(f"write {path}: {error.strerror}; free space there") from error
+        if error.errno == errno.EROFS:
+            raise DiskReadOnlyError(
+                f"write {path}: the file system is read-only; see the kernel's log for why, then"
+                " remount it"
+            ) from error
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            raise open_error(f"write {path}", error) from error
         raise ShmError(f"write {path}: {error.strerror}; can this user write there?") from error
 
 

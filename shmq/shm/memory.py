@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "MemoryRoom",
     "Mount",
     "memory_left",
+    "memory_room",
     "memory_total",
     "mount_of",
     "require_memory",
@@ -59,21 +61,45 @@ def require_memory(what: str, *, wanted_bytes: int, proc: Path = Path("/proc")) 
         )
 
 
+class MemoryRoom(NamedTuple):
+    """What a process may still have of memory."""
+
+    left_bytes: int
+    """Before the kernel kills for it."""
+    source: str
+    """Which limit says so."""
+    limit_bytes: int
+    """That limit."""
+
+
 def memory_left(proc: Path = Path("/proc")) -> tuple[int, str]:
-    """Return the bytes that can still be charged to this process, and the limit that says so.
+    """Return the bytes that can still be charged to this process, and the limit that says so; as
+    `memory_room`.
+    """
+    room = memory_room(proc)
+    return room.left_bytes, room.source
+
+
+def memory_room(proc: Path = Path("/proc"), *, pid: int | None = None) -> MemoryRoom:
+    """Return what a process may still be charged, by the limit that leaves it least.
 
     That is the least of MemAvailable and, for the own memory cgroup and each above it (v1 and v2),
     limit minus usage plus the page cache that would be given back first.
 
     Args:
         proc: where proc is mounted; the cgroup mounts are found through it.
+        pid: of the process; None: this one.
 
     Raises:
         ShmError: no meminfo.
     """
-    left = [(_meminfo(proc, "MemAvailable"), "MemAvailable of the machine")]
-    left += [(limit.left_bytes, str(limit.path)) for limit in _cgroup_limits(proc)]
-    return min(left)
+    machine = MemoryRoom(
+        _meminfo(proc, "MemAvailable"), "MemAvailable of the machine", _meminfo(proc, "MemTotal")
+    )
+    limits = _cgroup_limits(proc, "self" if pid is None else str(pid))
+    return min(
+        [machine, *(MemoryRoom(own.left_bytes, str(own.path), own.limit_bytes) for own in limits)]
+    )
 
 
 def memory_total(proc: Path = Path("/proc")) -> int:
@@ -143,10 +169,10 @@ class _Limit(NamedTuple):
     """Of it, page cache that would be given back first included."""
 
 
-def _cgroup_limits(proc: Path) -> Iterator[_Limit]:
-    """Yield the limits of the own memory cgroups and of those above them."""
+def _cgroup_limits(proc: Path, process: str = "self") -> Iterator[_Limit]:
+    """Yield the limits of a process's memory cgroups and of those above them."""
     try:
-        membership = _read(proc / "self" / "cgroup")
+        membership = _read(proc / process / "cgroup")
         mounts = _read(proc / "self" / "mountinfo")
     except OSError:
         # A kernel without cgroups has no such files, and no such limits.

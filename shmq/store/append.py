@@ -5,7 +5,8 @@ GIL. The keeper is a thread of ours that prepares what the append thread will so
 file and its memory, ConsumeQueue blocks; and tells the store of sessions that ended.
 
 Which process: the broker. Writes: nothing itself; the Appender and the hot log do. May fail: a full
-disk or /dev/shm stops the appends with a clear status and is tried again until the cause is gone.
+disk or /dev/shm stops the appends with a clear status, and so do a read-only file system, a limit
+of memory and one of open files: what failed is tried again until the cause is gone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from shmq.core import core
 from shmq.core.fields import control_place
-from shmq.errors import ShmError, ShmFullError, ShmqError
+from shmq.errors import DiskReadOnlyError, LimitError, ShmError, ShmFullError, ShmqError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,17 +32,26 @@ _log = logging.getLogger("shmq.store")
 _RETRY_S = 0.005
 """Between two looks whether the flusher has finished the file whose memory is wanted."""
 _REFUSED_RETRY_S = 0.2
-"""Between two attempts after the disk or /dev/shm was full."""
+"""Between two attempts after the disk or /dev/shm was full, or the like."""
 _IDLE_S = 1.0
 _TRIM_ROWS = 4096
 """Queue rows trimmed while the append thread stands still: about 0.1 ms."""
 
-_DISK_FULL = -core.STATUS["DISK_FULL"][0]
-_LOG_FULL = -core.STATUS["LOG_FULL"][0]
+_STATUSES = (
+    (ShmFullError, -core.STATUS["SHM_FULL"][0]),
+    (LimitError, -core.STATUS["LIMIT"][0]),
+    (DiskReadOnlyError, -core.STATUS["DISK_READ_ONLY"][0]),
+    (ShmqError, -core.STATUS["DISK_FULL"][0]),
+)
+"""What senders are told for an error; the first that it is."""
 
 
 class AppendService:
-    """Two threads: turns, and their keeper."""
+    """Two threads: turns, and their keeper.
+
+    Attributes:
+        problem: why no further file can be made ready, in one line; None where one can.
+    """
 
     def __init__(
         self,
@@ -65,6 +75,7 @@ class AppendService:
         self._on_session_ended = on_session_ended
         self._on_replica_need = on_replica_need
         self._on_tick = on_tick
+        self.problem: str | None = None
         self._refused = 0
         self._stopping = False
         self._thread = threading.Thread(target=appender.run, name="shmq-append", daemon=True)
@@ -100,9 +111,9 @@ class AppendService:
                     timeout_s = _RETRY_S
                     if (failure := self._derive_failure()) is not None:
                         raise failure  # nobody frees the memory that is waited for
-                self._refuse(0)
+                self._refuse(None)
             except ShmqError as error:
-                self._refuse(_LOG_FULL if isinstance(error, ShmFullError) else _DISK_FULL, error)
+                self._refuse(error)
                 timeout_s = _REFUSED_RETRY_S
             if events & core.EVENT_SESSION:
                 self._on_session_ended()
@@ -140,10 +151,13 @@ class AppendService:
                 raise
             self.trim()
 
-    def _refuse(self, status: int, error: ShmqError | None = None) -> None:
+    def _refuse(self, error: ShmqError | None) -> None:
+        """Say why sends will wait once what is ready is full; without an error, that they go on."""
+        self.problem = None if error is None else f"appends wait: {error}"
+        status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 0)
         if status != self._refused:
             if error is not None:
-                _log.error("appends wait: %s", error)
+                _log.error("%s", self.problem)
             else:
                 _log.warning("appends go on")
             self._refused = status

@@ -6,7 +6,7 @@ do. A crash at any step leaves the old file or the new one, and perhaps a `.tmp`
 next write overwrites.
 
 Which process: whoever holds the store's lock. What may fail: DiskFullError for no room, quota or a
-file size limit; StoreError for everything else, a read-only file system named as such.
+file size limit; DiskReadOnlyError; LimitError without a descriptor; StoreError for everything else.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from shmq.errors import DiskFullError, LimitError, ShmqError, StoreError
+from shmq.errors import DiskFullError, DiskReadOnlyError, LimitError, ShmqError, StoreError
 
 __all__ = [
     "BACKUP_SUFFIX",
@@ -39,7 +39,7 @@ BACKUP_SUFFIX = ".bak"
 """Where RocketMQ keeps the version before."""
 
 _NO_ROOM = {
-    errno.ENOSPC: "the file system is full; free space there",
+    errno.ENOSPC: "the file system is full (df -h, df -i); free space there",
     errno.EDQUOT: "the disk quota is used up; free space or raise it",
     errno.EFBIG: "larger than this process may write; raise the limit (ulimit -f, LimitFSIZE=)",
 }
@@ -56,9 +56,8 @@ def disk_error(what: str, error: OSError) -> ShmqError:
     if error.errno in _NO_ROOM:
         return DiskFullError(f"{what}: {_NO_ROOM[error.errno]}")
     if error.errno == errno.EROFS:
-        return StoreError(
-            f"{what}: the file system is read-only",
-            hint="see the kernel log for why; repair and remount it read-write",
+        return DiskReadOnlyError(
+            f"{what}: the file system is read-only; see the kernel's log for why, then remount it"
         )
     if error.errno in {errno.EMFILE, errno.ENFILE}:
         return LimitError(

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from shmq.errors import ShmqError, StoreCorruptError
 from shmq.shm import segment as segments
+from shmq.shm.fds import open_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,8 +110,15 @@ class LogChannel:
     # ---- clients ---------------------------------------------------------------------------------
 
     def add(self, session: int) -> int:
-        """Open a channel for a session; the client's fd, which the caller passes on and closes."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        """Open a channel for a session; the client's fd, which the caller passes on and closes.
+
+        Raises:
+            LimitError: no descriptors.
+        """
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise open_error(f"open the log channel of session {session}", error) from error
         ours.setblocking(False)
         client = _Client(session, ours)
         with self._lock:

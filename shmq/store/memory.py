@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from shmq.core import core
 from shmq.core.fields import control_place, field_place, read_ints, struct_size
-from shmq.errors import LayoutVersionError, ShmError
+from shmq.errors import LayoutVersionError, ShmError, ShmFullError
 from shmq.shm import manifest as manifests
 from shmq.shm import reaper, segment
 from shmq.shm.incarnation import Incarnation, boot_id
@@ -325,7 +325,7 @@ class StoreMemory:
     def _grow(self, kind: ObjectKind, mapping: core.Mapping, step: int) -> None:
         size = min(_aligned(mapping.size_bytes + step), mapping.reserve_bytes)
         if size == mapping.size_bytes:
-            raise ShmError(f"grow {self.store} {kind}: it has its largest size, {size} bytes")
+            raise ShmFullError(f"grow {self.store} {kind}: it has its largest size, {size} bytes")
         with self._lock:
             segment.grow(self._segments[kind], size_bytes=size)
             mapping.grow(size)

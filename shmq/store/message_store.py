@@ -782,6 +782,11 @@ class MessageStore:
         """Why the store takes no more messages for good; None while it does."""
         return self._failure
 
+    @property
+    def append_problem(self) -> str | None:
+        """Why no further CommitLog file can be made: sends will wait. None where one can."""
+        return self._append.problem
+
     def row_flags(
         self,
         topic: str,

@@ -35,7 +35,16 @@ if TYPE_CHECKING:
     from shmq.config import StoreConfig
     from shmq.store.expire import ExpiredFile, KeptFile, LogExpiry
 
-__all__ = ["AgeClock", "DiskUsage", "Retention", "Round", "disk_usage", "plan_round"]
+__all__ = [
+    "AgeClock",
+    "DiskState",
+    "DiskUsage",
+    "Retention",
+    "Round",
+    "disk_state",
+    "disk_usage",
+    "plan_round",
+]
 
 _log = logging.getLogger("shmq.store")
 
@@ -62,7 +71,20 @@ class DiskUsage(NamedTuple):
         return -(-self.used_bytes * 100 // total) if total else 0
 
 
-def disk_usage(path: str | os.PathLike[str]) -> DiskUsage:
+class DiskState(NamedTuple):
+    """What a file system has left, and whether it takes anything."""
+
+    usage: DiskUsage
+    """Of its bytes."""
+    free_files: int
+    """Files that can still be made (inodes)."""
+    file_max: int
+    """Files that there may be; 0 where the file system has no such limit."""
+    is_read_only: bool
+    """It, or its mount."""
+
+
+def disk_state(path: str | os.PathLike[str]) -> DiskState:
     """Look at the file system of a folder.
 
     Raises:
@@ -70,7 +92,13 @@ def disk_usage(path: str | os.PathLike[str]) -> DiskUsage:
     """
     said = os.statvfs(path)
     used = (said.f_blocks - said.f_bfree) * said.f_frsize
-    return DiskUsage(used, said.f_bavail * said.f_frsize)
+    usage = DiskUsage(used, said.f_bavail * said.f_frsize)
+    return DiskState(usage, said.f_favail, said.f_files, bool(said.f_flag & os.ST_RDONLY))
+
+
+def disk_usage(path: str | os.PathLike[str]) -> DiskUsage:
+    """How full the file system of a folder is. Errors as `disk_state`."""
+    return disk_state(path).usage
 
 
 class AgeClock:

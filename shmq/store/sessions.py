@@ -22,6 +22,7 @@ from shmq.core import core
 from shmq.core.fields import field_place, read_ints, struct_size
 from shmq.errors import ClosedError, LimitError, OwnerError, QuotaError, ShmError
 from shmq.shm import memfd
+from shmq.shm.fds import open_error
 from shmq.shm.incarnation import Incarnation
 from shmq.shm.names import ObjectKind
 from shmq.shm.segment import open_readonly
@@ -185,7 +186,7 @@ class Sessions:
             if consumer:
                 page_size = core.CLAIMS_PLACE + claims * struct_size("claim")
                 consumer_page = self._make(fds, offer, "consumer", page_size)
-            fds["event"] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            fds["event"] = _event()
             offer.generation = self._appender.attach(
                 session,
                 ingress=ingress,
@@ -279,7 +280,7 @@ class Sessions:
                 sizes={"completion": size},
             )
             undo.callback(offer.close)
-            offer.fds["event"] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            offer.fds["event"] = _event()
             for row in send_rows:
                 self._appender.set_grant(session, row, True)
                 undo.callback(self._appender.set_grant, session, row, False)
@@ -644,6 +645,14 @@ _CLIENT_HEADS = {
 
 def _has_memory(slot: dict[str, int]) -> bool:
     return slot["lane_count"] != 0 or slot["claim_capacity"] != 0
+
+
+def _event() -> int:
+    """A new eventfd, which the broker waits for; LimitError without a descriptor."""
+    try:
+        return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    except OSError as error:
+        raise open_error("make the eventfd of a session", error) from error
 
 
 def _inode(fd: int | None) -> int:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from enum import IntEnum, unique
 from typing import TYPE_CHECKING
 
+from shmq.core import core
 from shmq.topic import DLQ_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from shmq.tools.reading import Broker, Reading
 
@@ -116,10 +117,11 @@ def _brokers(reading: Reading, verdict: Verdict, limits: tuple[float, float]) ->
     for broker, has_problem in reading.by_broker("shmq_problem").items():
         if has_problem:
             verdict.find(State.WARNING, f"{_name(broker)} has a problem: shmq broker list")
-    writable = reading.by_broker("shmq_store_writable")
-    for broker in _masters(reading):
-        if not writable.get(broker, 1):
-            verdict.find(State.CRITICAL, f"{_name(broker)} takes no message")
+    for labels, _ in reading.of("shmq_store_waits"):
+        broker = labels["cluster"], labels["broker"], labels["broker_id"]
+        if broker in _masters(reading):
+            _, why = core.STATUS.get(labels["status"], (0, labels["status"]))
+            verdict.find(State.CRITICAL, f"{_name(broker)} takes no more messages: {why}")
     verdict.figures |= {"brokers": sum(up.values()), "heartbeat_age": _most(ages.values())}
 
 
@@ -149,10 +151,48 @@ def _lag(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> Non
 def _disk(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> None:
     size = reading.by_broker("shmq_store_disk_size_bytes")
     free = reading.by_broker("shmq_store_disk_free_bytes")
-    used = {broker: 100 * (1 - free[broker] / size[broker]) for broker in size if size[broker]}
+    used = _used_percent(size, free)
     for broker, percent in used.items():
         verdict.judge(percent, limits, f"the disk of {_name(broker)} is {percent:.0f} % full")
+    files = _used_percent(
+        reading.by_broker("shmq_store_disk_size_files"),
+        reading.by_broker("shmq_store_disk_free_files"),
+    )
+    for broker, percent in files.items():
+        seen = f"the disk of {_name(broker)} has {percent:.0f} % of its inodes in use"
+        verdict.judge(percent, limits, seen)
+    for broker, is_read_only in reading.by_broker("shmq_store_read_only").items():
+        if is_read_only:
+            verdict.find(State.CRITICAL, f"the disk of {_name(broker)} is read-only")
+    verdict.figures |= {
+        "used_percent": _most(used.values()),
+        "used_inodes_percent": _most(files.values()),
+    }
+
+
+def _used_percent(
+    size: Mapping[Broker, float], free: Mapping[Broker, float]
+) -> dict[Broker, float]:
+    return {broker: 100 * (1 - free[broker] / size[broker]) for broker in size if size[broker]}
+
+
+def _memory(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> None:
+    used = _used_percent(
+        reading.by_broker("shmq_memory_size_bytes"), reading.by_broker("shmq_memory_free_bytes")
+    )
+    for broker, percent in used.items():
+        verdict.judge(percent, limits, f"the memory of {_name(broker)} is {percent:.0f} % in use")
     verdict.figures |= {"used_percent": _most(used.values())}
+
+
+def _files(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> None:
+    counts = reading.by_broker("shmq_open_files")
+    used = {}
+    for broker, limit in reading.by_broker("shmq_open_files_limit").items():
+        used[broker] = percent = 100 * counts[broker] / limit
+        seen = f"{_name(broker)} has {counts[broker]:.0f} of {limit:.0f} files open"
+        verdict.judge(percent, limits, seen)
+    verdict.figures |= {"used_percent": _most(used.values()), "open": _most(counts.values())}
 
 
 def _shm(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> None:
@@ -192,6 +232,8 @@ CHECKS: dict[str, Check] = {
     "lag": Check(_lag, (60.0, 300.0), "seconds that the oldest message of a group waits"),
     "disk": Check(_disk, (80.0, 90.0), "per cent used of a store's disk"),
     "shm": Check(_shm, (80.0, 90.0), "per cent used of /dev/shm"),
+    "memory": Check(_memory, (85.0, 95.0), "per cent used of a broker's memory limit"),
+    "files": Check(_files, (80.0, 90.0), "per cent of the files that a broker may open"),
     "ha": Check(_ha, (float(64 << 20), float(256 << 20)), "bytes that a slave is behind"),
     "dlq": Check(_dlq, (1.0, 100.0), "dead letters of a group"),
 }

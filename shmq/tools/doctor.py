@@ -24,10 +24,11 @@ from shmq.client.admin import Admin
 from shmq.core import core
 from shmq.errors import ShmError, ShmqError
 from shmq.shm.budget import HotLogRequest, Machine, open_files_wanted, plan_sizes
-from shmq.shm.memory import mount_of
+from shmq.shm.fds import open_files
+from shmq.shm.memory import memory_room, mount_of
 from shmq.shm.reaper import Verdict, reap
 from shmq.shm.segment import SHM_FOLDER
-from shmq.store.retention import disk_usage
+from shmq.store.retention import disk_state
 from shmq.version import version_text
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = ["CHECKS", "Finding", "Severity", "examine"]
 _MIB = 1 << 20
 _SHM_BYTES_WANTED = 256 * _MIB
 _FREE_PERCENT_WANTED = 10
+_USED_PERCENT_MAX = 80
 _DISK_USED_PERCENT_MAX = 85
 """From there a broker removes messages before their time (disk_space_clean_forcibly_ratio)."""
 _INODES_WANTED = 1000
@@ -203,6 +205,18 @@ def _check_open_files(patient: _Patient) -> Iterator[_Said]:
                 "LimitNOFILE=65536 in the unit, or ulimit -Hn 65536 before it starts",
             )
             return
+    for broker in patient.brokers:
+        if broker.pid:
+            count, limit = open_files(broker.pid)
+            if count * 100 >= limit * _USED_PERCENT_MAX:
+                yield (
+                    Severity.WARNING,
+                    f"broker {broker.broker_name}:{broker.broker_id} has {count} of {limit} files"
+                    " open: new clients are refused, then the log gets no further file",
+                    f"prlimit --pid {broker.pid} --nofile={8 * limit}, and LimitNOFILE= in the"
+                    " unit; shmq broker show says how many clients it has",
+                )
+                return
     yield _ok(f"{wanted} open files are allowed")
 
 
@@ -250,7 +264,20 @@ def _check_dev_shm(_patient: _Patient) -> Iterator[_Said]:
         yield _ok(seen)
 
 
-def _check_memory(_patient: _Patient) -> Iterator[_Said]:
+def _check_memory(patient: _Patient) -> Iterator[_Said]:
+    for broker in patient.brokers:
+        if broker.pid:
+            room = memory_room(pid=broker.pid)
+            if room.left_bytes * 100 < room.limit_bytes * _FREE_PERCENT_WANTED:
+                yield (
+                    Severity.WARNING,
+                    f"broker {broker.broker_name}:{broker.broker_id} has"
+                    f" {room.left_bytes // _MIB} of {room.limit_bytes // _MIB} MiB left by"
+                    f" {room.source}: sends are refused once nothing is",
+                    "raise MemoryMax= in the unit (systemctl set-property works at once), or"
+                    " lower hot_segment_count",
+                )
+                return
     machine = Machine.read()
     try:
         plan = plan_sizes(HotLogRequest(), machine)
@@ -376,8 +403,8 @@ def _check_file_system(patient: _Patient) -> Iterator[_Said]:
 
 def _check_disk(patient: _Patient) -> Iterator[_Said]:
     for store in patient.stores:
-        usage = disk_usage(store)
-        room = os.statvfs(store)
+        room = disk_state(store)
+        usage = room.usage
         seen = f"{store}: {usage.used_ratio} % used, {usage.free_bytes // _MIB} MiB free"
         if usage.used_ratio >= _DISK_USED_PERCENT_MAX:
             yield (
@@ -385,10 +412,10 @@ def _check_disk(patient: _Patient) -> Iterator[_Said]:
                 f"{seen}: a full disk refuses sends",
                 "lower file_reserved_time, remove what is not shmq's, or give it a larger disk",
             )
-        elif room.f_files and room.f_favail < _INODES_WANTED:
+        elif room.file_max and room.free_files < _INODES_WANTED:
             yield (
                 Severity.WARNING,
-                f"{store}: {room.f_favail} inodes left",
+                f"{store}: {room.free_files} inodes left",
                 "remove small files from that file system",
             )
         else:

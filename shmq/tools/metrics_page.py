@@ -18,8 +18,8 @@ Made by `python -m shmq.tools.metrics_page` from `shmq/metrics.py`. How they are
 
 Times are in seconds, sizes in bytes. A counter begins anew with its broker's life or, where the
 append thread counts, with its memory; `rate()` and `increase()` take that as the reset that it is.
-What a broker says of groups and replicas is about a second old, of its disk ten, what it counts
-per message is of the moment. No metric tells who a client is.
+What a broker says of groups and replicas is about a second old, of its disk, memory and files two,
+what it counts per message is of the moment. No metric tells who a client is.
 
 Buckets of histograms, in seconds: {bounds}.
 """

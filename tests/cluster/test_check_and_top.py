@@ -67,7 +67,8 @@ def checks(own_cluster: Cluster) -> Checks:
 def test_all_is_well_and_each_check_has_a_line_with_figures(checks: Checks) -> None:
     line = checks.await_state(0, "all", "-n", checks.runtime)
     assert [text.split()[:3] for text in line.splitlines()] == [
-        ["SHMQ", name, "OK"] for name in ("BROKER", "LAG", "DISK", "SHM", "HA", "DLQ")
+        ["SHMQ", name, "OK"]
+        for name in ("BROKER", "LAG", "DISK", "SHM", "MEMORY", "FILES", "HA", "DLQ")
     ]
     assert "| brokers=1 heartbeat_age=" in line
     found = json.loads(run("check", "ha", "--json", "-n", checks.runtime).stdout)["checks"]

@@ -87,6 +87,7 @@ class BrokerProcess(RunningBroker):
         wait: bool = True,
         module: str = "shmq.broker",
         environment: Mapping[str, str] | None = None,
+        wrapper: tuple[str, ...] = (),
         **settings: str,
     ) -> None:
         """Start it and wait until it serves.
@@ -100,6 +101,7 @@ class BrokerProcess(RunningBroker):
             wait: until it is RUNNING.
             module: what is run.
             environment: what is set there beside our own.
+            wrapper: a command that becomes it, such as `in_dev_shm_of` gives.
             **settings: as --set.
         """
         self.folder = folder
@@ -108,6 +110,7 @@ class BrokerProcess(RunningBroker):
         self.module = module
         self.environment = {**os.environ, **(environment or {})}
         self.settings = {**SMALL, **settings}
+        self.wrapper = wrapper
         self.broker_id = broker_id
         super().__init__(runtime or folder / "run", name, broker_id)
         self.store_path = folder / f"store-{name}"
@@ -132,7 +135,7 @@ class BrokerProcess(RunningBroker):
             options += ["--set", f"{key}={value}"]
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", self.module, *options],
+                [*self.wrapper, sys.executable, "-m", self.module, *options],
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

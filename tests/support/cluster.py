@@ -47,6 +47,7 @@ class Cluster:
         group: int = -1,
         namesrv_arguments: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
+        wrapper: tuple[str, ...] = (),
         **settings: str,
     ) -> None:
         """Start them.
@@ -58,6 +59,7 @@ class Cluster:
             group: gid of the runtime folder; -1: our own.
             namesrv_arguments: options of the NameServer.
             environment: of the brokers, beside our own.
+            wrapper: of the brokers.
             settings: of the brokers.
         """
         self.runtime = folder / "run"
@@ -76,6 +78,7 @@ class Cluster:
                         runtime=self.runtime,
                         wait=False,
                         environment=environment,
+                        wrapper=wrapper,
                         **settings,
                     )
                 )
@@ -109,11 +112,15 @@ class Program:
     context manager: it is killed if it still runs."""
 
     def __init__(
-        self, source: str, *arguments: object, environment: Mapping[str, str] | None = None
+        self,
+        source: str,
+        *arguments: object,
+        environment: Mapping[str, str] | None = None,
+        wrapper: tuple[str, ...] = (),
     ) -> None:
-        """Start it with arguments, and with `environment` beside our own."""
+        """Start it with arguments, and with `environment` beside our own; `wrapper` becomes it."""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", source, *map(str, arguments)],
+            [*wrapper, sys.executable, "-c", source, *map(str, arguments)],
             cwd=ROOT,
             env=os.environ | dict(environment or {}),
             stdin=subprocess.PIPE,

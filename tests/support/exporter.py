@@ -19,10 +19,12 @@ TIMEOUT_S = 30.0
 class Exporter:
     """`python -m shmq.exporter` on a port of its own. A context manager."""
 
-    def __init__(self, runtime: Path, *options: str, port: int = 0) -> None:
+    def __init__(
+        self, runtime: Path, *options: str, port: int = 0, wrapper: tuple[str, ...] = ()
+    ) -> None:
         self.process = subprocess.Popen(
             [
-                sys.executable, "-m", "shmq.exporter",
+                *wrapper, sys.executable, "-m", "shmq.exporter",
                 "--runtime", str(runtime), "--listen", f"127.0.0.1:{port}", *options,
             ],
             cwd=ROOT,

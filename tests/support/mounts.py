@@ -34,6 +34,14 @@ def small_file_system(folder: Path, *, size: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def in_dev_shm_of(size: str) -> tuple[str, ...]:
+    """A command that becomes another one, in a mount namespace with a /dev/shm of its own."""
+    require_root()
+    unshare = require_program("unshare", "util-linux")
+    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+    return (unshare, "--mount", "sh", "-c", mount, "sh")
+
+
 def make_readonly(folder: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
 
@@ -49,13 +57,14 @@ class Ext4OnLoop:
         folder: where it is mounted.
     """
 
-    def __init__(self, image: Path, folder: Path, *, size: int) -> None:
+    def __init__(self, image: Path, folder: Path, *, size: int, inodes: int | None = None) -> None:
         """Make and mount it; skips the test where the machine cannot.
 
         Args:
             image: the file to make.
             folder: to be made.
             size: bytes of the file system.
+            inodes: how many it has; None: as mkfs has it.
         """
         require_root()
         self.folder = folder
@@ -64,7 +73,8 @@ class Ext4OnLoop:
         require_program("losetup", "mount")
         with image.open("wb") as file:
             file.truncate(size)
-        subprocess.run([mkfs, "-q", "-F", str(image)], check=True)
+        options = [] if inodes is None else ["-N", str(inodes)]
+        subprocess.run([mkfs, "-q", "-F", *options, str(image)], check=True)
         folder.mkdir()
         self._is_mounted = False
         self._mount()

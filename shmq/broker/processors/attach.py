@@ -25,6 +25,8 @@ from shmq.errors import (
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command, Scalar, response_to
 from shmq.remoting.server import Connection, Processor
+from shmq.shm.budget import FDS_PER_SESSION
+from shmq.shm.fds import require_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,6 +76,7 @@ class AttachProcessor:
         producer, consumer = take.flag("isProducer", True), take.flag("isConsumer", True)
         if producer:
             self._broker.require_master()
+        require_descriptors(f"attach client {client_id}", FDS_PER_SESSION)
         self._broker.bind(connection, client_id)
         cost = self._broker.store.sessions.memory_bytes(producer=producer, consumer=consumer)
         self._broker.quotas.require_session(connection.identity, cost)
@@ -99,6 +102,7 @@ class AttachProcessor:
                 f"{take.what}: fds {','.join(names)!r} with {len(command.fds)} descriptors; wanted "
                 f"those of {','.join(RESUME_ORDER)} that the session has, in this order"
             )
+        require_descriptors(f"resume session {session}", FDS_PER_SESSION)
         is_mapped = take.flag("isMapped", True)
         said = self._broker.rights.explain(connection.identity, Action.MAP, "")
         if is_mapped and not said.is_allowed:

@@ -39,7 +39,7 @@ def check(
     crit: float | None,
     names: tuple[str, ...],
 ) -> None:
-    """Judge brokers as nagios plugins do: broker, lag, disk, shm, ha, dlq, or all.
+    """Judge brokers as nagios plugins do: broker, lag, disk, shm, memory, files, ha, dlq, or all.
 
     Reads shared memory and asks no broker: one that hangs does not hold it up. It must run as the
     brokers' user, or as root. One line for each check, with performance data; exit code 0 ok, 1

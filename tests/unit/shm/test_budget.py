@@ -310,7 +310,7 @@ def test_soft_limit_of_open_files_is_raised_and_the_hard_one_respected() -> None
             print(error)
         """
     ).splitlines()
-    assert out[:2] == ["(64, 200)", "(150, 200)"]
+    assert out[:2] == ["(114, 200)", "(200, 200)"], "64 beside them, as far as they go"
     assert out[2].startswith("open 201 files: the hard limit is 200; raise LimitNOFILE=")
 
 

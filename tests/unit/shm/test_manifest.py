@@ -21,6 +21,13 @@ from tests.support.scale import is_full_run
 from tests.unit.shm import children
 
 BOOT = bytes.fromhex("0123456789abcdef0123456789abcdef")
+WANTED = {
+    "ENOSPC": "DiskFullError",
+    "EDQUOT": "DiskFullError",
+    "EROFS": "DiskReadOnlyError",
+    "EMFILE": "LimitError",
+}
+"""What a system call's error is, where it is not just a ShmError."""
 
 
 def _manifest(hot_count: int = 2) -> Manifest:
@@ -319,7 +326,7 @@ def test_failed_save_raises_and_leaves_the_old_or_the_new(
         if not met:
             break
         if "saving" in out and "saved" not in out:
-            wanted = "DiskFullError" if error in ("ENOSPC", "EDQUOT") else "ShmError"
+            wanted = WANTED.get(error, "ShmError")
             assert re.search(rf"{wanted} (write|read) {path}", out), out
             count += 1
     assert count

@@ -1,6 +1,5 @@
 """Memory limits: seen in every shape that Linux gives them, respected before memory is taken."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from shmq.errors import ShmError, ShmFullError
 from shmq.shm.memory import memory_left, mount_of, require_memory
-from tests.support.require import require_or_skip, require_root
+from tests.support.memory_group import memory_group
 from tests.unit.shm import children
 
 MIB = 1 << 20
@@ -172,26 +171,10 @@ def test_path_is_on_the_nearest_mount_and_of_two_on_the_last(tmp_path: Path) -> 
 
 @pytest.fixture
 def small_group() -> Iterator[Path]:
-    """A real memory cgroup of 96 MiB, beside and not below the one the test runs in."""
-    require_root()
-    for root, limit in (
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
-        (Path("/sys/fs/cgroup"), "memory.max"),
-    ):
-        group = root / f"shmq-test-{os.getpid()}"
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        try:
-            (group / limit).write_text(str(96 * MIB))
-        except OSError:
-            group.rmdir()
-            continue
-        yield group
-        group.rmdir()
-        return
-    require_or_skip("no right to make a memory cgroup")
+    """A real memory cgroup of 96 MiB."""
+    with memory_group() as group:
+        group.limit(96 * MIB)
+        yield group.folder
 
 
 def test_memory_of_a_small_container_is_refused_before_the_kernel_kills(small_group: Path) -> None:

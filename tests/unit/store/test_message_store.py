@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from shmq.store.queues import QueueHandle
 from shmq.store.sessions import SessionOffer
 from shmq.tools.fsck import fsck
 from tests.support import rocketmq_decoder
+from tests.support.mounts import in_dev_shm_of
 from tests.support.require import require_root
 from tests.support.store_process import ROOT, ClientSide, StoreClient, StoreProcess, wait_until
 
@@ -490,15 +490,6 @@ def _object(config: StoreConfig, kind: str) -> Path:
 # ---- a small machine -----------------------------------------------------------------------------
 
 
-def _in_dev_shm_of(size: str) -> tuple[str, ...]:
-    """A command that runs another one with a /dev/shm of its own."""
-    require_root()
-    if not shutil.which("unshare"):
-        pytest.skip("unshare not found: apt install util-linux")
-    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
-    return ("unshare", "--mount", "sh", "-c", mount, "sh")
-
-
 def _unasked(config: StoreConfig) -> StoreConfig:
     """The same store, with no size that anybody asked for."""
     return StoreConfig(
@@ -512,7 +503,7 @@ def test_sizes_nobody_asked_for_shrink_and_a_container_of_64_mib_works(
     config: StoreConfig,
 ) -> None:
     """Docker's default /dev/shm: small and large messages, several files long, read back."""
-    with StoreProcess(_unasked(config), wrapper=_in_dev_shm_of("64m")) as store:
+    with StoreProcess(_unasked(config), wrapper=in_dev_shm_of("64m")) as store:
         handle = store.add_queue("orders")
         with StoreClient(store) as client:
             client.grant(handle)
@@ -536,7 +527,7 @@ def test_sizes_nobody_asked_for_shrink_and_a_container_of_64_mib_works(
 def test_explicit_sizes_that_do_not_fit_are_refused_with_the_remedy(config: StoreConfig) -> None:
     asked = replace(_unasked(config), commit_log_file_size_bytes=64 << 20, hot_segment_count=4)
     with pytest.raises(ShmFullError) as raised:
-        StoreProcess(asked, wrapper=_in_dev_shm_of("64m"))
+        StoreProcess(asked, wrapper=in_dev_shm_of("64m"))
     message = str(raised.value)
     assert "commit_log_file_size_bytes" in message
     assert "hot_segment_count" in message
@@ -548,7 +539,7 @@ def test_explicit_sizes_that_do_not_fit_are_refused_with_the_remedy(config: Stor
 
 def test_too_little_dev_shm_is_refused_with_the_remedy(config: StoreConfig) -> None:
     with pytest.raises(ShmFullError, match="remount,size="):
-        StoreProcess(_unasked(config), wrapper=_in_dev_shm_of("4m"))
+        StoreProcess(_unasked(config), wrapper=in_dev_shm_of("4m"))
     with StoreProcess(_unasked(config)) as store:  # nothing was left that would hinder
         assert not store.is_adopted
 
@@ -666,7 +657,7 @@ def test_too_many_queues_are_refused_and_those_there_go_on(config: StoreConfig) 
     small = replace(config, queue_row_count_max=64)
     with MessageStore(small) as store:
         made = [store.queues.add("orders", queue_id) for queue_id in range(64)]
-        with pytest.raises(ShmError, match="largest size"):
+        with pytest.raises(ShmFullError, match="largest size"):
             store.queues.add("orders", 64)
         _send(store, made[-1], b"one")
         assert _bodies(store, made[-1]) == [b"one"]

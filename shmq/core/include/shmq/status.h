@@ -32,7 +32,10 @@
     S(NOT_WRITABLE, -22, "the queue or the store takes no messages now")                           \
     S(OFFSET_TOO_SMALL, -23, "below the first queue_offset that is kept")                          \
     S(STOPPED, -24, "the loop was asked to stop")                                                  \
-    S(IN_SYNC_REPLICAS_NOT_ENOUGH, -25, "not stored: fewer slaves in sync than the broker asks for")
+    S(IN_SYNC_REPLICAS_NOT_ENOUGH, -25, "not stored: fewer slaves in sync than the broker asks for")   \
+    S(SHM_FULL, -26, "the log gets no more memory: /dev/shm, a memory limit or the arena is full")     \
+    S(LIMIT, -27, "the broker's process is at a limit, most likely of open files: raise LimitNOFILE=") \
+    S(DISK_READ_ONLY, -28, "the next CommitLog file cannot be made: the file system is read-only")
 
 enum shmq_status {
 #define SHMQ_STATUS_MEMBER(name, value, meaning) SHMQ_##name = (value),
