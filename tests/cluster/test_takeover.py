@@ -157,6 +157,24 @@ def test_slave_copies_topics_and_groups_when_they_change_and_needs_no_disk_of_it
         assert consume(client, 1) == [b"0"]
 
 
+def test_successor_has_what_only_the_memory_had_of_a_master_whose_disk_is_gone(pair: Pair) -> None:
+    runtime = pair.cluster.runtime
+    with shmq.connect(runtime) as client, shmq.Admin(runtime) as admin:
+        admin.create_topic("young", queues=1)
+        wait_for(lambda: "young" in config(pair.slave, "topics.json")["topicConfigTable"])
+        producer = client.producer()
+        producer.send("young", b"0")
+        pair.await_equal()
+        pair.slave.kill()
+        producer.send("young", b"1")
+        pair.master.kill()
+        shutil.rmtree(pair.master.store_path)
+        pair.slave.restart()
+        pair.take_over(client, admin)
+        assert consume(client, 2) == [b"0", b"1"]
+        assert [epoch for epoch, _ in admin.epochs(NAME, 1)] == [1, 2]
+
+
 def test_delayed_message_goes_on_waiting_at_the_successor_since_it_was_sent(pair: Pair) -> None:
     runtime = pair.cluster.runtime
     with shmq.connect(runtime) as client, shmq.Admin(runtime) as admin:
