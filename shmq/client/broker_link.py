@@ -130,9 +130,14 @@ class BrokerLink:
         """Where the next free claim is looked for: behind the last that was taken."""
         self._readers: dict[int, core.Reader] = {}
         self._memfds: dict[str, int] = {}
+        self._chunk: core.ChunkMemory | None = None
         self._is_closed = False
         self._shared: SharedSocket | None = None
         self._closing: list[core.Lane | core.Reader | core.LogMap] = []
+        self._mappings: list[core.Mapping] = []
+        """What they look at, but for what a successor gave; closed behind them."""
+        self._mapped: dict[str, tuple[int, core.Mapping]] = {}
+        """What was mapped last, by name, with its inode."""
         self.generation = 0
         """Counts sessions: lanes and readers of an older one are of no use any more."""
         self.stale_handles: frozenset[Handle] = frozenset()
@@ -210,11 +215,11 @@ class BrokerLink:
                 self.log_map.start(fds["log"])
             self.lanes = self._make_lanes(fds, completion) if "ingress" in fds else []
             self._memfds = {name: fds.pop(name) for name in kept}
-            self._chunk: core.ChunkMemory | None = None
             self._consumer, self._completion = consumer, completion
             self.reader = self._new_reader(0)
             self._readers = {0: self.reader}
             self._closing = [*self.lanes, self.reader, self.log_map]
+            self._mappings = [mapping for _, mapping in self._mapped.values()]
             with self._lock:
                 self._handles.clear()
                 self._bells.clear()
@@ -274,7 +279,16 @@ class BrokerLink:
     def _map(self, fds: dict[str, int], name: str, *, writable: bool = False) -> core.Mapping:
         size = os.fstat(fds[name]).st_size
         reserve = max(size, _int(self._fields.get(f"{name}Bytes", size)))
-        return core.Mapping(fds[name], size, writable=writable, reserve=reserve)
+        mapping = core.Mapping(fds[name], size, writable=writable, reserve=reserve)
+        self._mapped[name] = os.fstat(fds[name]).st_ino, mapping
+        return mapping
+
+    def _map_anew(self, fds: dict[str, int], name: str) -> core.Mapping:
+        """What a successor gave; the mapping there is if that is the same object, as it is where
+        the successor went on with its predecessor's memory.
+        """
+        inode, mapping = self._mapped[name]
+        return mapping if os.fstat(fds[name]).st_ino == inode else self._map(fds, name)
 
     def reconnect(self, socket_name: str | None = None) -> bool:
         """After the broker went: resume the session with its successor. True: everything goes on;
@@ -344,8 +358,8 @@ class BrokerLink:
         fds = dict(zip(str(answer.ext_fields["fds"]).split(","), answer.take_fds(), strict=True))
         try:
             self._check_epoch("resume", answer.ext_fields)
-            control = self._map(fds, "control")
-            completion = self._map(fds, "completion")
+            control = self._map_anew(fds, "control")
+            completion = self._map_anew(fds, "completion")
             if self._chunk is not None:
                 self._chunk.resume(control)
             for lane in self.lanes:
@@ -409,10 +423,17 @@ class BrokerLink:
             self._close_memory()
 
     def _close_memory(self) -> None:
-        for owner in self._closing:
+        """Nothing of a session that is over stays mapped until somebody collects garbage, but for
+        what a thread that still waits in it looks at: it is about to get up.
+        """
+        self._chunk = None
+        mapped = [mapping for _, mapping in self._mapped.values()]
+        for owner in (*self._closing, *self._mappings, *mapped):
             with contextlib.suppress(ShmqError, BufferError):
                 owner.close()
         self._closing = []
+        self._mappings = []
+        self._mapped = {}
         for fd in self._memfds.values():
             os.close(fd)
         self._memfds = {}

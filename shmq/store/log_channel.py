@@ -8,7 +8,9 @@ What lives here: `LogChannel`, the broker's end of one SOCK_SEQPACKET pair per c
                        FILE     map this file (fd): the answer to a client's FILE
                        GONE     the file is not kept any more: the other answer to FILE
     client -> broker   RETIRED  done: nothing of the segment is mapped any more
-                       FILE     wanted: a file behind the hot log
+                       FILE     wanted: a file behind the hot log, also one whose segment it maps
+                                still: a new channel begins with HOT of all that is in memory, in
+                                order, so it knows what retired while it had none
 
 Which process: the broker, one thread of its own for what clients say. Nothing here waits for a
 client but `retire`, which the keeper calls with a bound: packets go with MSG_DONTWAIT, and what a

@@ -8,6 +8,7 @@ is a NameServer whose cluster file starts tests.unit.namesrv.tiny_broker in plac
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
@@ -38,6 +39,7 @@ class NamesrvProcess:
         self.runtime = runtime
         self.name = name
         self.lines: list[str] = []
+        self._reader: threading.Thread | None = None
         command = [sys.executable, "-m", module, "--runtime", str(runtime), "--name", name]
         self.process = subprocess.Popen(
             [*command, *arguments], stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environ
@@ -57,6 +59,16 @@ class NamesrvProcess:
                 return line
         raise AssertionError(f"ended without {text!r}:\n{''.join(self.lines)}")
 
+    def read_on(self) -> None:
+        """From now on its log is read in a thread: a full pipe would stop one that runs long."""
+
+        def read() -> None:
+            assert self.process.stderr is not None
+            self.lines.extend(self.process.stderr)
+
+        self._reader = threading.Thread(target=read, daemon=True)
+        self._reader.start()
+
     def connect(self) -> Client:
         with RuntimeFolder.open(self.runtime) as folder:
             return Client(folder, namesrv_socket_name(self.name), role="test", timeout_s=60)
@@ -64,9 +76,18 @@ class NamesrvProcess:
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal, wait for the end; its exit code."""
         self.process.send_signal(number)
-        _, rest = self.process.communicate()
-        self.lines += rest.splitlines(keepends=True)
+        if self._reader is None:
+            self.read_on()
+        self._close()
         return self.process.returncode
+
+    def _close(self) -> None:
+        """After its end, or when that is on its way."""
+        self.process.wait()
+        if self._reader is not None:
+            self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
     def __enter__(self) -> "NamesrvProcess":
         return self
@@ -74,8 +95,8 @@ class NamesrvProcess:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.end()
-        elif self.process.stderr is not None:
-            self.process.stderr.close()
+        elif self.process.stderr is not None and not self.process.stderr.closed:
+            self._close()
 
 
 def _load_tiny(file: Path, runtime_path: Path, *, command: Sequence[str] | None = None) -> object:

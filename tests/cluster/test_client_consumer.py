@@ -26,6 +26,7 @@ from shmq.errors import (
 from shmq.remoting.codes import RequestCode
 from shmq.status import ConsumeStatus, PullStatus
 from tests.support.cluster import Cluster, Program, wait_for
+from tests.support.footprint import Footprint, differences
 from tests.support.require import require_program
 
 pytestmark = pytest.mark.cluster
@@ -397,6 +398,25 @@ def test_client_that_was_closed_maps_nothing_any_more(cluster, topic, group, way
     del client, consumer
     gc.collect()
     assert mapped_objects() == before
+
+
+def test_clients_that_come_and_go_leave_no_mapping_to_the_garbage_collector(cluster, topic):
+    """A program that connects for each message would map more and more until it looks."""
+    with cluster.connect() as client:
+        client.create_topic(topic, queues=1)
+    gc.collect()
+    before = Footprint.of(os.getpid())
+    gc.disable()
+    try:
+        for _ in range(5):
+            with cluster.connect() as client, client.pull_consumer(topic) as pull:
+                send(client, topic, 1)
+                (queue,) = pull.queues()
+                assert pull.pull(queue, 0).messages
+        after = Footprint.of(os.getpid())
+    finally:
+        gc.enable()
+    assert list(differences(before.counts, after.counts)) == []
 
 
 def test_second_member_in_one_client_is_refused(client, topic, group):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -40,7 +41,20 @@ class Exporter:
                 self.url = found[1]
                 break
         assert self.url
+        self._reader = threading.Thread(target=self._read_on, daemon=True)
+        self._reader.start()
         self.target = self.url.removeprefix("http://").removesuffix("/metrics")
+
+    def _read_on(self) -> None:
+        """What it says later: a full pipe would stop it."""
+        assert self.process.stderr is not None
+        for _ in self.process.stderr:
+            pass
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self.process.kill()
+        self._end()
 
     def page(self) -> str:
         with urllib.request.urlopen(self.url, timeout=TIMEOUT_S) as answer:
@@ -53,8 +67,14 @@ class Exporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        assert self.process.wait(TIMEOUT_S) == 0
+        if self.process.poll() is None:
+            self.process.terminate()
+            assert self.process.wait(TIMEOUT_S) == 0
+            self._end()
+
+    def _end(self) -> None:
+        self.process.wait()
+        self._reader.join()
         assert self.process.stderr is not None
         self.process.stderr.close()
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,20 +49,10 @@ class Pair:
         self.runtime = folder / "run"
         self.runtime.mkdir(mode=0o750)
         self.namesrv = NamesrvProcess(self.runtime, "--cluster", str(file))
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.namesrv.process.stderr is not None
-        for line in self.namesrv.process.stderr:
-            self.namesrv.lines.append(line)
+        self.namesrv.read_on()
 
     def close(self) -> None:
-        self.namesrv.process.send_signal(signal.SIGTERM)
-        self.namesrv.process.wait()
-        self._reader.join()
-        assert self.namesrv.process.stderr is not None
-        self.namesrv.process.stderr.close()
+        self.namesrv.end()
         print("".join(self.namesrv.lines[-60:]))  # pytest shows it where a test failed
 
     def members(self) -> dict[str, Mapping[str, Any]]:

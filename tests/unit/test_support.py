@@ -1,5 +1,6 @@
 """What the tests stand on finds leaks, races, hangs and missing things when they are planted."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 
 from tests.c.conftest import STRICT, VARIANTS, CProgramFailed, run
 from tests.support.dev_shm import DEV_SHM, RUN_TOKEN, left_behind, ours_in_dev_shm
+from tests.support.footprint import Footprint, differences
 from tests.support.require import require_or_skip, require_program
 from tests.support.scale import scaled
 
@@ -81,6 +83,16 @@ def test_missing_thing_skips_here_and_fails_in_ci(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="required in CI: a thing"):
         require_or_skip("a thing")
+
+
+def test_what_a_process_holds_is_counted_by_kind(tmp_path: Path) -> None:
+    before = Footprint.of(os.getpid())
+    with (tmp_path / "log.1").open("wb"), (tmp_path / "log.2").open("wb"):
+        now = Footprint.of(os.getpid())
+    assert list(differences(before.counts, now.counts)) == ["fds: log.#: 0 before, 2 now"]
+    assert list(differences(before.counts, now.counts, {"log.#": 2})) == []
+    (told,) = differences(before.counts, now.counts, {"log.#": 1})
+    assert told == "fds: log.#: 0 before, 2 now, 1 at most"
 
 
 def test_full_runs_do_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,6 +239,22 @@ static int log_retire(struct shmq_log_map *self, uint64_t file_position, int fd)
     return error == 0 ? 0 : -1;
 }
 
+/* The first segment at or behind a position that is mapped as hot memory, or UINT64_MAX. */
+static uint64_t log_next_hot(struct shmq_log_map *self, uint64_t position)
+{
+    uint64_t found = UINT64_MAX;
+    pthread_mutex_lock(&self->lock);
+    for (uint32_t i = 0; i < SHMQ_LOG_BUCKETS; ++i) {
+        for (struct shmq_log_entry *entry = self->buckets[i]; entry != NULL; entry = entry->next) {
+            if (entry->hot_fd >= 0 && entry->file_position >= position && entry->file_position < found) {
+                found = entry->file_position;
+            }
+        }
+    }
+    pthread_mutex_unlock(&self->lock);
+    return found;
+}
+
 /* True unless something is mapped for file_position still, because it is pinned. */
 static int log_forget(struct shmq_log_map *self, uint64_t file_position)
 {
@@ -312,6 +328,21 @@ static int log_receive(int channel_fd, struct log_packet *packet, int *fd)
     return 1;
 }
 
+/* Asks for the files of segments before the first one in memory. They retired while we had no channel: nobody asks
+ * us to leave them, and their memory, unlinked, would stay as long as we do. */
+static void log_leave_behind(struct shmq_log_map *self, uint64_t hot_min)
+{
+    uint64_t position = log_next_hot(self, 0);
+    while (position < hot_min) { /* bounded: the segments that are mapped */
+        const struct log_packet request = {
+            .kind = LOG_PACKET_FILE, .file_position = position, .size_bytes = self->file_size_bytes};
+        if (!log_send(self, &request, -1)) {
+            return; /* stopped, or the broker is gone: the next channel begins with this again */
+        }
+        position = log_next_hot(self, position + 1);
+    }
+}
+
 /* Serves one packet and takes its fd. */
 static void log_serve(struct shmq_log_map *self, const struct log_packet *packet, int fd)
 {
@@ -319,7 +350,14 @@ static void log_serve(struct shmq_log_map *self, const struct log_packet *packet
                  packet->size_bytes == self->file_size_bytes;
     int is_done = 0;
     int is_answered = 0;
-    if (is_fit && fd >= 0 && (packet->kind == LOG_PACKET_HOT || packet->kind == LOG_PACKET_FILE)) {
+    if (is_fit && fd >= 0 && packet->kind == LOG_PACKET_FILE &&
+        log_next_hot(self, packet->file_position) == packet->file_position) {
+        is_done = log_retire(self, packet->file_position, fd) == 0;
+    } else if (is_fit && fd >= 0 && (packet->kind == LOG_PACKET_HOT || packet->kind == LOG_PACKET_FILE)) {
+        if (packet->kind == LOG_PACKET_HOT && !self->is_hot_known) { /* a channel begins with all of them, in order */
+            self->is_hot_known = 1;
+            log_leave_behind(self, packet->file_position);
+        }
         is_done = log_add(self, packet->file_position, fd, packet->kind == LOG_PACKET_HOT) == 0;
     } else if (is_fit && fd >= 0 && packet->kind == LOG_PACKET_RETIRED) {
         is_done = is_answered = log_retire(self, packet->file_position, fd) == 0;
@@ -583,6 +621,7 @@ static PyObject *log_map_start(struct shmq_log_map *self, PyObject *argument)
     if (own < 0) {
         return NULL;
     }
+    self->is_hot_known = 0;
     self->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     self->channel_fd = own;
     int error = self->stop_fd < 0 ? errno : 0;

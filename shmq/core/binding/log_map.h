@@ -53,6 +53,7 @@ struct shmq_log_map {
     int channel_fd;     /* ours, -1 while stopped */
     int stop_fd;        /* eventfd */
     shmq_word32 channel_open;
+    int is_hot_known; /* this channel has named the first segment in memory; the remap thread's */
 };
 
 /* Pins the entry that holds a physical_offset, or NULL. Any thread. */

@@ -457,6 +457,36 @@ def test_map_takes_the_channel_of_a_successor(log: LogInMemory) -> None:
     second.ours.close()
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_segment_that_retired_without_a_channel_is_left_on_the_next(
+    log: LogInMemory, hot_file: Path, is_kept: bool
+) -> None:
+    """Nobody would ask for it any more, and its memory, unlinked, stay for as long as we do."""
+    log.map(hot=True)
+    view = log.read(0, 1)[0].body if is_kept else None
+    log.read(len(log.entries) - 1, 1)  # the reader looks at the second file now
+    channel = Channel(log.log_map)
+    try:
+        channel.send(HOT, FILE_SIZE, log.file_fds[1])
+        assert channel.receive() == (FILE, 0)
+        with hot_file.open("rb") as file:
+            if is_kept:
+                channel.send(FILE, 0, file.fileno())
+            else:
+                channel.send(GONE, 0)
+                assert channel.receive() == (RETIRED, 0)
+        wait_until(lambda: (0, True, 0) not in log.log_map.files())
+        wait_until(lambda: all(not hot for at, hot, _ in log.log_map.files() if at == 0))
+        if view is not None:
+            assert bytes(view) == b"first"
+            assert hot_file.name in behind(address_of(view))
+        channel.send(HOT, 2 * FILE_SIZE, log.file_fds[1])  # it asks but once
+        channel.refused(0)
+    finally:
+        log.log_map.stop()
+        channel.ours.close()
+
+
 def test_full_channel_delays_a_request_and_nothing_else(channel: Channel, log: LogInMemory) -> None:
     """Answers that the broker does not read fill the channel; requests then run out of time."""
     fd = memfd(FILE_SIZE)
