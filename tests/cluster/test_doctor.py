@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import shmq
+from shmq.shm.fds import open_files
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.mounts import Ext4OnLoop
@@ -228,6 +229,13 @@ def test_a_broker_with_few_files_is_found(tmp_path: Path, cluster_name: str) -> 
     prlimit = require_program("prlimit", "util-linux")
     with Cluster(tmp_path, cluster_name) as made:
         pid = made.brokers[0].pid
+        assert examine(made.runtime).of("open-files")[0] == "ok"
+        before = open_files(pid)
+        nearly = before.open_count * 100 // 82
+        subprocess.run([prlimit, f"--pid={pid}", f"--nofile={nearly}:"], check=True)
+        said, seen = examine(made.runtime).of("open-files")
+        assert (said, f"of {nearly} files open" in seen) == ("warning", True), seen
+        subprocess.run([prlimit, f"--pid={pid}", f"--nofile={before.limit}:"], check=True)
         assert examine(made.runtime).of("open-files")[0] == "ok"
         subprocess.run([prlimit, f"--pid={pid}", "--nofile=500:500"], check=True)
         said, seen = examine(made.runtime).of("open-files")

@@ -32,7 +32,8 @@ from shmq.errors import (
 )
 from shmq.remoting.codes import RequestCode
 from shmq.shm.fds import open_files
-from tests.support.broker_process import BrokerClient
+from tests.cluster.namesrv_process import NamesrvProcess
+from tests.support.broker_process import SMALL, BrokerClient, RunningBroker
 from tests.support.cluster import Cluster, Program, wait_for
 from tests.support.dev_shm import SHARED
 from tests.support.exporter import Exporter, value
@@ -194,6 +195,11 @@ class Scene:
         shmq_check = (sys.executable, "-m", "shmq.tools.cli", "check")
         return self.inside(*shmq_check, name, "-n", str(self.cluster.runtime)).stdout
 
+    def run_doctor(self) -> str:
+        """What `shmq doctor` prints."""
+        doctor = (sys.executable, "-m", "shmq.tools.cli", "doctor")
+        return self.inside(*doctor, "-n", str(self.cluster.runtime)).stdout
+
     def await_check(self, name: str, state: str, seen: str = "") -> None:
         said = ("", "")
 
@@ -318,6 +324,7 @@ def test_memory_limit_is_seen_told_and_over_when_it_is_raised(scene: Scene) -> N
         words = "the log gets no more memory: /dev/shm, a memory limit"
         scene.check_refusal(ShmFullError, "SHM_FULL", words, limit)
         scene.await_check("memory", "CRITICAL")
+        assert re.search(r"broker-a:0 has \d+ of \d+ MiB left by .*/memory\.", scene.run_doctor())
         group.limit(None)
         scene.check_healed()
         scene.await_check("memory", "OK")
@@ -405,6 +412,55 @@ def test_few_descriptors_are_seen_told_and_over_when_there_are_more(scene: Scene
     scene.check_healed()
     scene.await_check("files", "OK")
     scene.send_as_another()
+
+
+HOG = """
+import sys, time
+sys.stdin.readline()
+taken = []
+while True:
+    taken.append(b"x" * (1 << 20))
+    time.sleep(0.005)
+"""
+"""Takes memory until somebody else is killed for it."""
+
+
+@pytest.mark.crash
+def test_broker_that_the_kernel_kills_for_memory_is_back_with_all_that_was_acknowledged(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o750)
+    file = tmp_path / "cluster.toml"
+    settings = "\n".join(f'{key} = "{text}"' for key, text in (SMALL | SETTINGS).items())
+    file.write_text(
+        f'[broker.a]\nstore_path = "store-a"\ncluster_name = "{cluster_name}"\n'
+        f'keep_memory = "never"\n{settings}\n'
+    )
+    broker = RunningBroker(runtime, "a")
+    with (
+        NamesrvProcess(runtime, "--cluster", str(file)),
+        memory_group() as group,
+        Program(HOG) as hog,
+        shmq.connect(runtime) as client,
+    ):
+        wait_for(lambda: broker.said().get("phase") == "RUNNING", "the broker")
+        wait_for(client.routes.brokers, "its route")
+        ledger = Ledger(client)
+        for _ in range(2 * FILE_SENDS):
+            ledger.send()
+        pid = broker.status()["pid"]
+        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+        with group.of(pid), group.of(hog.process.pid):
+            group.limit(group.usage + 32 * MIB)
+            hog.say()
+            while not group.kill_count:
+                ledger.send(TIMEOUT_S)
+            group.limit(None)
+            hog.kill()
+        ledger.go_on()
+        assert broker.status()["pid"] != pid
+        ledger.check()
 
 
 def _connect_for_ever(scene: Scene, others: contextlib.ExitStack) -> None:

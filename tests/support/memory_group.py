@@ -36,6 +36,13 @@ class MemoryGroup:
         """Bytes charged to it."""
         return int((self.folder / self._usage).read_text())
 
+    @property
+    def kill_count(self) -> int:
+        """Processes of it that the kernel killed for memory."""
+        name = "memory.oom_control" if "limit" in self._limit else "memory.events"
+        lines = (self.folder / name).read_text().splitlines()
+        return int(dict(line.split() for line in lines)["oom_kill"])
+
     @contextlib.contextmanager
     def of(self, pid: int) -> Iterator[None]:
         """What a process takes from now on is charged to it; its own group has it back then."""
