@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MemoryRoom",
     "Mount",
+    "READ_ONLY_OPTIONS",
     "memory_left",
     "memory_room",
     "memory_total",
@@ -115,6 +116,10 @@ def memory_total(proc: Path = Path("/proc")) -> int:
     totals = [_meminfo(proc, "MemTotal")]
     totals += [folder.limit_bytes for folder in _cgroup_limits(proc)]
     return min(totals)
+
+
+READ_ONLY_OPTIONS = frozenset({"ro", "emergency_ro"})
+"""Options of a mount that takes no writes; the latter of one that the kernel found damaged."""
 
 
 class Mount(NamedTuple):

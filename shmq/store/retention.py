@@ -20,6 +20,7 @@ May fail: what the disk says; it is logged, and tried again in the next round.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -27,9 +28,11 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.errors import DiskFullError, ShmqError
+from shmq.shm.memory import READ_ONLY_OPTIONS, mount_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from shmq.clock import Clock
     from shmq.config import StoreConfig
@@ -81,24 +84,31 @@ class DiskState(NamedTuple):
     file_max: int
     """Files that there may be; 0 where the file system has no such limit."""
     is_read_only: bool
-    """It, or its mount."""
+    """It, or its mount; also where the kernel has made it so for an error."""
 
 
-def disk_state(path: str | os.PathLike[str]) -> DiskState:
+def disk_state(path: str | Path) -> DiskState:
     """Look at the file system of a folder.
 
     Raises:
         OSError: it cannot be asked.
     """
     said = os.statvfs(path)
-    used = (said.f_blocks - said.f_bfree) * said.f_frsize
-    usage = DiskUsage(used, said.f_bavail * said.f_frsize)
-    return DiskState(usage, said.f_favail, said.f_files, bool(said.f_flag & os.ST_RDONLY))
+    is_read_only = bool(said.f_flag & os.ST_RDONLY)
+    # ext4 of Linux 6.15 on says it there alone; without a descriptor it cannot be read.
+    with contextlib.suppress(OSError):
+        is_read_only |= not READ_ONLY_OPTIONS.isdisjoint(mount_of(path).options)
+    return DiskState(_usage_of(said), said.f_favail, said.f_files, is_read_only)
 
 
 def disk_usage(path: str | os.PathLike[str]) -> DiskUsage:
     """How full the file system of a folder is. Errors as `disk_state`."""
-    return disk_state(path).usage
+    return _usage_of(os.statvfs(path))
+
+
+def _usage_of(said: os.statvfs_result) -> DiskUsage:
+    used = (said.f_blocks - said.f_bfree) * said.f_frsize
+    return DiskUsage(used, said.f_bavail * said.f_frsize)
 
 
 class AgeClock:

@@ -25,7 +25,7 @@ from shmq.core import core
 from shmq.errors import ShmError, ShmqError
 from shmq.shm.budget import HotLogRequest, Machine, open_files_wanted, plan_sizes
 from shmq.shm.fds import open_files
-from shmq.shm.memory import memory_room, mount_of
+from shmq.shm.memory import READ_ONLY_OPTIONS, memory_room, mount_of
 from shmq.shm.reaper import Verdict, reap
 from shmq.shm.segment import SHM_FOLDER
 from shmq.store.retention import disk_state
@@ -391,11 +391,12 @@ def _check_file_system(patient: _Patient) -> Iterator[_Said]:
                 " cut loses what was promised to be on disk",
                 f"mount -o remount,barrier=1 {mount.point}",
             )
-        elif "ro" in mount.options:
+        elif not READ_ONLY_OPTIONS.isdisjoint(mount.options):
             yield (
                 Severity.ERROR,
                 f"{store} is on {mount.point}, which is read-only: sends are refused",
-                f"see the kernel's log for why, then mount -o remount,rw {mount.point}",
+                f"see the kernel's log for why, then mount -o remount,rw {mount.point}; where it"
+                " found errors: stop the broker, umount, fsck, mount, start it",
             )
         else:
             yield _ok(f"{store} is on {mount.kind}, {mount.point}")

@@ -24,14 +24,18 @@ import shmq
 from shmq.errors import (
     DiskFullError,
     DiskReadOnlyError,
+    FlushFailedError,
     LimitError,
     OutcomeUnknownError,
     SendTimeoutError,
     ShmFullError,
     ShmqError,
 )
+from shmq.monitor.monitor import Monitor
 from shmq.remoting.codes import RequestCode
 from shmq.shm.fds import open_files
+from shmq.tools.checks import CHECKS
+from shmq.tools.reading import Reading
 from tests.cluster.namesrv_process import NamesrvProcess
 from tests.support.broker_process import SMALL, BrokerClient, RunningBroker
 from tests.support.cluster import Cluster, Program, wait_for
@@ -90,7 +94,7 @@ class Ledger:
         number, self._count = self._count, self._count + 1
         try:
             self._producer.send("orders", b"%08d" % number * (BODY_SIZE // 8), timeout=timeout)
-        except OutcomeUnknownError:
+        except (OutcomeUnknownError, FlushFailedError):  # it may be in the ring, for a successor
             self.unknown.add(number)
             raise
         self.acked.add(number)
@@ -412,6 +416,40 @@ def test_few_descriptors_are_seen_told_and_over_when_there_are_more(scene: Scene
     scene.check_healed()
     scene.await_check("files", "OK")
     scene.send_as_another()
+
+
+def test_disk_that_the_kernel_finds_damaged_loses_nothing_that_was_acknowledged(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    """What was not written before is in memory: the next broker has it, once the disk is mended."""
+    store = tmp_path / "store-broker-a"
+    with (
+        Ext4OnLoop(tmp_path / "image", store, size=100 * MIB) as disk,
+        Cluster(tmp_path, cluster_name, **SETTINGS) as cluster,
+    ):
+        broker = cluster.brokers[0]
+        with cluster.connect() as client:
+            ledger = Ledger(client)
+            ledger.send()
+            disk.find_error()
+            with pytest.raises(FlushFailedError, match="the disk refused a write for good"):
+                ledger.go_on()
+            assert len(ledger.acked) > 1
+            wait_for(lambda: "flush failed: " in broker.log, "the log line")
+            assert "Read-only file system (EROFS)" in broker.log
+            checks = Monitor(cluster.runtime)
+            wait_for(lambda: _disk_says(checks) == "the disk of broker-a:0 is read-only", "check")
+            checks.close()
+            broker.stop()
+            disk.boot()
+            broker.restart()
+            ledger.go_on()
+            ledger.check()
+
+
+def _disk_says(monitor: Monitor) -> str:
+    check = CHECKS["disk"]
+    return "; ".join(check.run("disk", Reading.read(monitor), check.limits).seen)
 
 
 HOG = """

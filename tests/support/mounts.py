@@ -80,7 +80,8 @@ class Ext4OnLoop:
         self._mount()
 
     def _mount(self) -> None:
-        command = ["mount", "-t", "ext4", "-o", "loop", str(self._image), str(self.folder)]
+        options = "loop,errors=remount-ro"
+        command = ["mount", "-t", "ext4", "-o", options, str(self._image), str(self.folder)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             require_or_skip(f"cannot mount ext4 on a loop device: {result.stderr.strip()}")
@@ -95,6 +96,14 @@ class Ext4OnLoop:
             require_or_skip(f"the kernel does not shut ext4 down: {error}")
         finally:
             os.close(fd)
+
+    def find_error(self) -> None:
+        """Let the kernel find it damaged: it makes it read-only, under whoever writes to it."""
+        device = os.stat(self.folder).st_dev
+        name = os.path.basename(
+            os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+        )
+        Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("shmq test", "utf-8")
 
     def boot(self) -> None:
         """Mount again what has reached the disk. Nobody may have a file of it open or mapped."""
