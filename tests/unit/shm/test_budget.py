@@ -325,4 +325,4 @@ def test_what_is_no_tmpfs_is_warned_about() -> None:
         print(*Machine.read().warnings, sep="\\n")
         """,
     )
-    assert "/dev/shm is ramfs, not tmpfs" in out
+    assert "/dev/shm is on ramfs, not tmpfs" in out
