@@ -236,26 +236,26 @@ class Everything:
             self.programs[role].__exit__()
             self._start_programs(role)
 
-    def strike(self, spared: tuple[str, ...], rng: random.Random) -> str:
-        """One death or halt of somebody; what it was."""
+    def strike(self, spared: tuple[str, ...], rng: random.Random) -> list[str]:
+        """One death or halt of somebody; what it was, nothing if that one was dead already."""
         roles = [role for role in (*BROKERS, *DAEMONS, *CLIENTS) if role not in spared]
         role = rng.choice(roles)
         stop_s = rng.uniform(0.05, STOP_MAX_S) if rng.random() < STOP_SHARE else 0.0
         pid = self.pids().get(role)
         if pid is None:  # it died a moment ago
-            return ""
+            return []
         if not stop_s:
             self.kill(role, pid)
-            return f"{role} killed"
+            return [f"{role} killed"]
         try:
             stop_process(pid)
             time.sleep(stop_s)
         except OSError:
-            return ""
+            return []
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-        return f"{role} stopped"
+        return [f"{role} stopped"]
 
     def kill_everybody(self) -> None:
         """Each role once: who is left is a successor, as after the run."""
@@ -374,7 +374,7 @@ def test_all_is_as_before_after_load_and_deaths_of_all_roles(
             everything.go_on()
             end_s = time.monotonic() + ERA_S
             while time.monotonic() < end_s:
-                deaths[everything.strike(spared, rng)] += 1
+                deaths.update(everything.strike(spared, rng))
                 with contextlib.suppress(OSError):
                     everything.exporter.page()
                 ledger.read()
@@ -388,7 +388,9 @@ def test_all_is_as_before_after_load_and_deaths_of_all_roles(
             print(f"sparing {spared}: {deaths}, KiB grown {grown}", flush=True)
             most |= grown
 
-        _report(ledger, deaths, most, (time.monotonic_ns() - begin_ns) / 1e9)
+        figures = _figures(ledger, deaths, most, (time.monotonic_ns() - begin_ns) / 1e9)
+        record_property("figures", figures)
+        print(figures)
         for history in ledger.histories.values():
             history.check_acked_is_delivered()
             history.check_nothing_is_invented()
@@ -397,9 +399,9 @@ def test_all_is_as_before_after_load_and_deaths_of_all_roles(
         assert not too_much, f"KiB more than before: {too_much}"
 
 
-def _report(ledger: Ledger, deaths: Counter[str], most: Counter[str], took_s: float) -> None:
+def _figures(ledger: Ledger, deaths: Counter[str], most: Counter[str], took_s: float) -> str:
     doubled = {kind: each.doubled_count() for kind, each in ledger.histories.items()}
-    print(
+    return (
         f"soak: {ledger.acked_count} acknowledged in {took_s:.0f} s, deaths and halts "
         f"{dict(sorted(deaths.items()))}, came twice {doubled}, KiB grown {dict(most)}"
     )
