@@ -427,7 +427,8 @@ class Broker:
         try:
             async with asyncio.timeout(timeout_s):
                 await self.sessions.drained()
-                while not all(
+                # What a disk that refused has left in the rings is its successor's.
+                while self.store.failure is None and not all(
                     self.store.sessions.is_drained(s.session) for s in self.sessions.sessions
                 ):
                     await asyncio.sleep(_LOOK_S)

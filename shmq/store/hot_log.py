@@ -72,6 +72,8 @@ class HotLog:
         """The file that waits for slaves, and since when."""
         self._ready: dict[int, tuple[HotSegment, int]] = {}
         self._spare: list[HotSegment] = []
+        self._unwanted: list[int] = []
+        """Numbers of segments that are to go: a full disk may not take the list without them."""
         self._complete_end = 0
         self._derived_end = 0
         self._changed = threading.Condition()
@@ -113,6 +115,8 @@ class HotLog:
         Raises:
             DiskFullError, ShmFullError: no room; nothing has changed.
         """
+        with self._retiring:
+            self._drop_unwanted()
         old = file_position - self.segment_count * self.file_size_bytes
         if old in self._ready and not self._retire(old):
             return False
@@ -172,9 +176,15 @@ class HotLog:
         if self._channel.retire(file_position, self._remap_timeout_s):
             self._spare.append(hot)
         else:
-            self._memory.drop_hot(hot.number)
+            self._unwanted.append(hot.number)
             self._channel.enforce_budget(self._retired_bytes_max)
+            self._drop_unwanted()
         return True
+
+    def _drop_unwanted(self) -> None:
+        while self._unwanted:
+            self._memory.drop_hot(self._unwanted[0])
+            del self._unwanted[0]
 
     def close(self) -> None:
         """Close the files' fds; the memory is the store memory's."""

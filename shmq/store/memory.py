@@ -375,11 +375,17 @@ class StoreMemory:
         return tuple(self._hot)
 
     def drop_hot(self, number: int) -> None:
-        """Forget and unlink a hot segment; whoever has mapped it keeps its bytes."""
+        """Forget and unlink a hot segment; whoever has mapped it keeps its bytes.
+
+        Raises:
+            DiskFullError and others of `manifests.save`: it is there still; call it again.
+        """
         with self._lock:
-            hot = self._hot.pop(number)
-            self.manifest = self.manifest.without_object(hot.segment.name)
-            manifests.save(self.manifest, self._path)
+            hot = self._hot[number]
+            manifest = self.manifest.without_object(hot.segment.name)
+            manifests.save(manifest, self._path)
+            self.manifest = manifest
+            del self._hot[number]
         segment.unlink(hot.segment.name)
         hot.segment.close()
 

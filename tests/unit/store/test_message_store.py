@@ -18,6 +18,7 @@ from shmq.core import core
 from shmq.errors import (
     ClosedError,
     ConfigError,
+    DiskFullError,
     LayoutVersionError,
     LimitError,
     OwnerError,
@@ -39,7 +40,7 @@ from shmq.store.queues import QueueHandle
 from shmq.store.sessions import SessionOffer
 from shmq.tools.fsck import fsck
 from tests.support import rocketmq_decoder
-from tests.support.mounts import in_dev_shm_of
+from tests.support.mounts import in_dev_shm_of, small_file_system
 from tests.support.require import require_root
 from tests.support.store_process import ROOT, ClientSide, StoreClient, StoreProcess, wait_until
 
@@ -857,3 +858,25 @@ def test_stranger_that_takes_a_sessions_name_first_takes_that_slot_and_no_more(
     slot, refusal = said.splitlines()
     assert slot == "2"
     assert "all 4 slots are taken, 3 by objects that another uid put in their places" in refusal
+
+
+def test_memory_that_a_full_disk_does_not_let_go_goes_when_there_is_room(
+    config: StoreConfig, tmp_path: Path
+) -> None:
+    with (
+        small_file_system(tmp_path / "disk", size=32 << 20) as disk,
+        MessageStore(replace(config, store_path=disk / "store")) as store,
+    ):
+        made = store._memory.create_hot()
+        filler = disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:  # until the disk is full
+                file.write(bytes(4096))
+        for _ in range(2):
+            with pytest.raises(DiskFullError):
+                store._memory.drop_hot(made.number)
+            assert Path(f"/dev/shm{made.segment.name}").exists()
+        filler.unlink()
+        store._memory.drop_hot(made.number)
+        assert made.number not in store._memory.hot_numbers()
+        assert not Path(f"/dev/shm{made.segment.name}").exists()
