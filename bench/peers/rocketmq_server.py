@@ -29,6 +29,7 @@ SETTINGS = (
 _SOURCE = Path(__file__).with_name("rocketmq")
 _UPDATE_AND_CREATE_TOPIC, _GET_ROUTEINFO_BY_TOPIC = 17, 105
 _UPDATE_AND_CREATE_SUBSCRIPTIONGROUP = 200
+_QUERY_CONSUMER_OFFSET, _UPDATE_CONSUMER_OFFSET = 14, 15
 _NAMESRV_OPTIONS = "-Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 """It is not on the way of a message: what makes it start quickly."""
 _TOPIC_TIMEOUT_S = 30.0
@@ -213,10 +214,23 @@ class Server:
             )
             if said != 0:
                 raise PeerError(f"create group {group}: the broker answers {said}")
+            for queue in range(queues):
+                self._begin_at_first(group, name, queue)
         while _request(self._namesrv_port, _GET_ROUTEINFO_BY_TOPIC, {"topic": name}) != 0:
             if time.monotonic() > deadline:
                 raise PeerError(f"create topic {name}: the NameServer has not heard of it")
             time.sleep(0.02)
+
+    def _begin_at_first(self, group: str, topic: str, queue: int) -> None:
+        """Unless the group has been there. Clients that pop begin at the last message otherwise,
+        if the first one is not in the page cache.
+        """
+        place: dict[str, object] = {"consumerGroup": group, "topic": topic, "queueId": queue}
+        if _request(self._broker_port, _QUERY_CONSUMER_OFFSET, place) == 0:
+            return
+        said = _request(self._broker_port, _UPDATE_CONSUMER_OFFSET, {**place, "commitOffset": 0})
+        if said != 0:
+            raise PeerError(f"group {group}, first offset of {topic}: the broker answers {said}")
 
 
 def _request(port: int, code: int, fields: dict[str, object], body: str = "") -> int:

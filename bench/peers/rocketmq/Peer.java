@@ -43,6 +43,7 @@ public class Peer {
     private static final int PULL = 256;
     private static final long SLEEP_NS = 100_000;  // a pause that is longer is slept
     private static final int LOOK_MS = 5;
+    private static final int SETTLE_MS = 50;
     private static final int TIMEOUT_MS = 60_000;
     private static final VarHandle WORDS =
         MethodHandles.byteBufferViewVarHandle(long[].class, ByteOrder.LITTLE_ENDIAN);
@@ -253,7 +254,8 @@ public class Peer {
     /**
      * Wait until the whole group is there and this member has its final share of the queues. All
      * members see the same list then, so that no queue changes hands any more: what is being
-     * consumed of one that does comes to its next owner once more.
+     * consumed of one that does comes to its next owner once more. A first heartbeat that another
+     * thread's was in the way of comes again after 30 s, so that it is sent anew here.
      */
     private static void awaitShare(DefaultMQPushConsumer consumer, String topic, int members)
             throws Exception {
@@ -265,6 +267,9 @@ public class Peer {
         long deadline = System.nanoTime() + TIMEOUT_MS * 1_000_000L;
         while (System.nanoTime() < deadline) {
             ids = client.findConsumerIdList(topic, group);
+            if (ids == null || !ids.contains(client.getClientId())) {
+                client.sendHeartbeatToAllBrokerWithLock();
+            }
             Set<MessageQueue> queues = impl.getRebalanceImpl().getTopicSubscribeInfoTable().get(topic);
             if (ids != null && ids.size() == members && queues != null) {
                 List<String> sortedIds = new ArrayList<>(ids);
@@ -278,8 +283,9 @@ public class Peer {
                 if (held.equals(new HashSet<>(share))) {
                     return;
                 }
+                client.rebalanceImmediately();
             }
-            Thread.sleep(LOOK_MS);
+            Thread.sleep(SETTLE_MS);
         }
         throw new IllegalStateException("group " + group + " not divided: " + members
             + " members wanted, there are " + ids + "; this one has " + held);
