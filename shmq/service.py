@@ -12,7 +12,6 @@ import os
 import queue
 import signal
 import socket
-import threading
 from array import array
 from collections.abc import Callable, Sequence
 from enum import StrEnum, unique
@@ -20,6 +19,7 @@ from typing import Protocol
 
 from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.errors import ConfigError, ShmqError
+from shmq.threads import NamedThread
 
 __all__ = [
     "DRAIN_TIMEOUT_S",
@@ -160,7 +160,7 @@ def _wait_for_signal(
             number = signal.sigwait(signals)
             taken.put(number)
 
-    threading.Thread(target=take, name="shmq-signals", daemon=True).start()
+    NamedThread(target=take, name="shmq-signals", daemon=True).start()
     was_healthy = True
     while True:
         try:

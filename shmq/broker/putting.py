@@ -9,11 +9,11 @@ Which process: a master's broker. Writes: its ring. May fail: as a send.
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from shmq.core import core
 from shmq.errors import ShmqError, for_status
+from shmq.threads import thread_pool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +43,7 @@ class Putter:
 
     def __init__(self, store: MessageStore) -> None:
         self._service = store.open_service(PUT_SERVICE_ID)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shmq-put")
+        self._thread = thread_pool("shmq-put", 1)
 
     async def put(
         self,

@@ -38,6 +38,7 @@ from shmq.shm.mastership import Mastership
 from shmq.status import BrokerRole, Elected
 from shmq.store.cuts import begin_cut
 from shmq.store.log_end import log_end
+from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,7 +111,7 @@ class Member:
         """Of the slave that this was, until it is released."""
         self._changing = threading.Lock()
         """Held while a role begins or ends."""
-        self._thread = threading.Thread(target=self._run, name="shmq-roles", daemon=True)
+        self._thread = NamedThread(target=self._run, name="shmq-roles", daemon=True)
         self._link: ControllerLink | None = None
         self._state = LogState(0, 0, 0)
         if config.enable_controller_mode:

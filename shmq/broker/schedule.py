@@ -26,6 +26,7 @@ from shmq.errors import ClosedError, ShmqError, StoreCorruptError, TopicNotExist
 from shmq.shm.incarnation import boot_id
 from shmq.store.config_files import ConfigFiles, DataVersion, DelayOffsets
 from shmq.store.delay_marks import DELAY_MARKS_FILE, DelayMarks
+from shmq.threads import NamedThread
 from shmq.topic import SCHEDULE_TOPIC
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class ScheduleService:
         """As delay_marks.json has them since it was written last; never changed. Any thread."""
         self._service: StoreService | None = None
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="shmq-schedule", daemon=True)
+        self._thread = NamedThread(target=self._run, name="shmq-schedule", daemon=True)
         self.delivered_count = 0
         """Messages delivered by this broker."""
         self.dropped_count = 0

@@ -28,6 +28,7 @@ from shmq.client.wake_hub import WakeHub
 from shmq.config import WaitingPolicy
 from shmq.errors import ClosedError, LoopError
 from shmq.subscription import ConsumeFromWhere, MessageModel
+from shmq.threads import thread_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,7 +49,7 @@ producers and consumers."""
 
 async def _begin(open_: Callable[[], Client]) -> AsyncClient:
     loop = asyncio.get_running_loop()
-    executor = ThreadPoolExecutor(_THREAD_MAX, thread_name_prefix="shmq-aio")
+    executor = thread_pool("shmq-aio", _THREAD_MAX)
     opening = loop.run_in_executor(executor, open_)
     try:
         client = await asyncio.shield(opening)

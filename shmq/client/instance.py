@@ -49,6 +49,7 @@ from shmq.errors import (
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.runtime_folder import RuntimeFolder
 from shmq.subscription import ConsumeFromWhere, MessageModel, check_group
+from shmq.threads import NamedThread
 from shmq.topic import QUEUE_NUMS_MAX, check_topic
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Client(Closable):
         self._bell_count = 0
         self._is_closed = False
         self._closed = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, name="shmq-client", daemon=True)
+        self._keeper = NamedThread(target=self._keep, name="shmq-client", daemon=True)
         self._keeper.start()
 
     # ---- what programs use -----------------------------------------------------------------------
@@ -680,7 +681,7 @@ class Client(Closable):
                 for producer in producers:
                     producer.refresh()
 
-            self._followers[_REFRESHER] = thread = threading.Thread(
+            self._followers[_REFRESHER] = thread = NamedThread(
                 target=look, name="shmq-refresh", daemon=True
             )
             thread.start()
@@ -691,7 +692,7 @@ class Client(Closable):
             known = self._followers.get(name)
             if self._is_closed or (known is not None and known.is_alive()):
                 return
-            self._followers[name] = thread = threading.Thread(
+            self._followers[name] = thread = NamedThread(
                 target=self._reconnect, args=(name, link), name="shmq-follow", daemon=True
             )
         thread.start()

@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from shmq.errors import ClosedError, ForkError
+from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
     from shmq.client.consumer import Consumer
@@ -50,7 +51,7 @@ class ListenerPool(Generic[T]):
             if self._is_closed or self._idle_count or len(self._threads) >= self._thread_max:
                 return
             self._idle_count += 1
-            thread = threading.Thread(
+            thread = NamedThread(
                 target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True
             )
             self._threads.append(thread)

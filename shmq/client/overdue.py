@@ -20,6 +20,7 @@ from shmq.client.process_queue import ProcessQueue
 from shmq.errors import ShmqError
 from shmq.remoting.codes import RequestCode
 from shmq.subscription import SubscriptionGroupConfig
+from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
     from collections import deque
@@ -100,7 +101,7 @@ class OverdueWatch:
         """From now on look after a pool; `give_up` sends a message back and passes on the rest."""
         self._pools.append((calls, give_up))
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="shmq-overdue", daemon=True)
+            self._thread = NamedThread(target=self._run, name="shmq-overdue", daemon=True)
             self._thread.start()
 
     def close(self) -> None:

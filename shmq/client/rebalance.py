@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import PermissionDeniedError, ShmqError
+from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
     from shmq.client.assignment import Assignment
@@ -58,9 +59,7 @@ class RebalanceService:
             first_ns = _SETTLE_FIRST_NS if assignment.is_complete else _RETRY_FIRST_NS
             self._set_due(assignment, SYSTEM_CLOCK.monotonic_ns() + first_ns)
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="shmq-rebalance", daemon=True
-                )
+                self._thread = NamedThread(target=self._run, name="shmq-rebalance", daemon=True)
                 self._thread.start()
             self._turn.notify()
 

@@ -18,6 +18,7 @@ from shmq.client.pending_sends import PendingSend, PendingSends
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
 from shmq.errors import ClosedError
+from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +56,7 @@ class Settler:
         self._pending: PendingSends[Pending] = PendingSends()
         self._wanted = threading.Event()
         self._is_closed = False
-        self._thread = threading.Thread(target=self._run, name=f"shmq-{name}"[:15], daemon=True)
+        self._thread = NamedThread(target=self._run, name=f"shmq-{name}"[:15], daemon=True)
         self._thread.start()
 
     def add(self, pending: Pending) -> None:

@@ -18,6 +18,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from shmq.errors import ConfigError
 from shmq.exporter.text_page import CONTENT_TYPE, text_page
+from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -142,7 +143,7 @@ class MetricsServer:
                 raise ConfigError(f"listen on {host}:{port}: {error.strerror}") from error
         self._server = _Server(self._sock)
         self._server.set_app(self._answer)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="shmq-metrics")
+        self._thread = NamedThread(target=self._server.serve_forever, name="shmq-metrics")
         self._thread.start()
         _log.info("metrics at %s", self.address)
 

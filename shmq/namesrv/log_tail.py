@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from shmq.threads import NamedThread
+
 __all__ = ["LogTail", "LogTails"]
 
 _POLL_INTERVAL_S: Final = 0.25
@@ -72,7 +74,7 @@ class LogTails:
         self._done: list[LogTail] = []
         self._lock = threading.Lock()
         self._is_stopping = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="shmq-log-tail", daemon=True)
+        self._thread = NamedThread(target=self._serve, name="shmq-log-tail", daemon=True)
 
     def start(self) -> None:
         """Begin to forward."""

@@ -41,6 +41,7 @@ from shmq.remoting.command import (
 )
 from shmq.remoting.identity import peer_of
 from shmq.remoting.runtime_folder import RuntimeFolder
+from shmq.threads import NamedThread
 
 __all__ = ["Client", "NotifyHandler"]
 
@@ -122,7 +123,7 @@ class Client:
             raise
         if on_notify is not None:
             self._is_reading = True
-            self._reader = threading.Thread(
+            self._reader = NamedThread(
                 target=self._read_for_ever, name=f"shmq-{name}"[:15], daemon=True
             )
             self._reader.start()

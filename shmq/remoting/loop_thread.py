@@ -8,11 +8,12 @@ logged, and the loop of a daemon one of whose tasks is gone (`in_background`) is
 
 import asyncio
 import logging
-import threading
 import traceback
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
+
+from shmq.threads import NamedThread, thread_pool
 
 __all__ = ["LoopThread", "in_background"]
 
@@ -58,9 +59,10 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._note)
+        self._loop.set_default_executor(thread_pool("shmq-pool"))
         self.problem: str | None = None
         """Which task of `in_background` is gone, and why, in one line; None: all run."""
-        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread = NamedThread(target=self._serve, name=name, daemon=True)
         self._asked_count = 0
         self._answered_count = 0
 

@@ -12,12 +12,12 @@ of memory and one of open files: what failed is tried again until the cause is g
 from __future__ import annotations
 
 import logging
-import threading
 from typing import TYPE_CHECKING
 
 from shmq.core import core
 from shmq.core.fields import control_place
 from shmq.errors import DiskReadOnlyError, LimitError, ShmError, ShmFullError, ShmqError
+from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,8 +78,8 @@ class AppendService:
         self.problem: str | None = None
         self._refused = 0
         self._stopping = False
-        self._thread = threading.Thread(target=appender.run, name="shmq-append", daemon=True)
-        self._keeper = threading.Thread(target=self._keep, name="shmq-keeper", daemon=True)
+        self._thread = NamedThread(target=appender.run, name="shmq-append", daemon=True)
+        self._keeper = NamedThread(target=self._keep, name="shmq-keeper", daemon=True)
 
     def start(self) -> None:
         """Begin to take messages."""

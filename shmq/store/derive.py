@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from shmq.errors import ShmqError
 from shmq.store.consume_queue_files import load_floors
 from shmq.store.recovery import QueueRange
+from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
@@ -67,7 +68,7 @@ class DeriveService:
         self._changed = threading.Condition()
         self._stopping = False
         self.failure: ShmqError | None = None
-        self._thread = threading.Thread(target=self._run, name="shmq-derive", daemon=True)
+        self._thread = NamedThread(target=self._run, name="shmq-derive", daemon=True)
 
     def start(self) -> None:
         """Begin."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from shmq.core import core
 from shmq.errors import FlushFailedError
+from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,7 @@ class FlushService:
         self._on_failed = on_failed
         self._on_file_complete = on_file_complete
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="shmq-flush", daemon=True)
+        self._thread = NamedThread(target=self._run, name="shmq-flush", daemon=True)
 
     def start(self, file_position: int) -> None:
         """Begin with the file at `file_position`, in which flushed_position lies."""

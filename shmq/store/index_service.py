@@ -31,6 +31,7 @@ from shmq.store.index_files import (
     index_positions,
     write_index,
 )
+from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -109,7 +110,7 @@ class IndexService:
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.failure: ShmqError | None = None
         """Why the next file could not be built at the last attempt; None where it could."""
-        self._thread = threading.Thread(target=self._run, name="shmq-index", daemon=True)
+        self._thread = NamedThread(target=self._run, name="shmq-index", daemon=True)
 
     # ---- life ------------------------------------------------------------------------------------
 

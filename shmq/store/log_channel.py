@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 from shmq.errors import ShmqError, StoreCorruptError
 from shmq.shm import segment as segments
 from shmq.shm.fds import open_error
+from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +91,7 @@ class LogChannel:
         self._wake_in.setblocking(False)
         self._selector.register(self._wake_out, selectors.EVENT_READ, None)
         self._stopping = False
-        self._thread = threading.Thread(target=self._serve, name="shmq-log-channel", daemon=True)
+        self._thread = NamedThread(target=self._serve, name="shmq-log-channel", daemon=True)
 
     def start(self) -> None:
         """Begin to serve."""

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shmq.errors import DiskFullError, ShmqError
 from shmq.shm.memory import READ_ONLY_OPTIONS, mount_of
+from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -253,7 +254,7 @@ class Retention:
         self._is_full = False
         self._wanted = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="shmq-retention", daemon=True)
+        self._thread = NamedThread(target=self._run, name="shmq-retention", daemon=True)
         self.expired_file_count = 0
         self.expired_bytes = 0
         self.problem: str | None = None

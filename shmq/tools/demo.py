@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import shmq
 from shmq.client.local import forget_memory
 from shmq.clock import SYSTEM_CLOCK
+from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -234,7 +235,7 @@ class _Progress:
         self._changed = threading.Condition()
         # A consumer that has nothing to do says nothing: each is heard by a thread of its own.
         self._followers = [
-            threading.Thread(target=self._follow, args=(index, consumer), daemon=True)
+            NamedThread(target=self._follow, args=(index, consumer), daemon=True)
             for index, consumer in enumerate(consumers)
         ]
         for follower in self._followers:

@@ -72,7 +72,6 @@ def differences(
     before: Mapping[str, Counter[str]],
     now: Mapping[str, Counter[str]],
     caches: Mapping[str, int] | None = None,
-    slack: Mapping[str, int] | None = None,
 ) -> Iterable[str]:
     """What is more or less than before, as a person reads it.
 
@@ -80,14 +79,12 @@ def differences(
         before: counts of kinds.
         now: the same, later.
         caches: kinds of which there may be any number up to a bound.
-        slack: by which of the counts: so many of a kind may be more or less.
     """
     for what in sorted({*before, *now}):
         was, is_ = before.get(what, Counter()), now.get(what, Counter())
         for name in sorted({*was, *is_}):
             most = (caches or {}).get(name)
-            change = abs(is_[name] - was[name])
-            if change > (slack or {}).get(what, 0) if most is None else is_[name] > most:
+            if is_[name] != was[name] if most is None else is_[name] > most:
                 bound = "" if most is None else f", {most} at most"
                 yield f"{what}: {name}: {was[name]} before, {is_[name]} now{bound}"
 

@@ -10,7 +10,6 @@ until there is something to give: who waits sleeps on its bell, which the append
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from shmq.remoting.codes import RequestCode, ResponseCode
 from shmq.remoting.command import FIELDS_BYTES_MAX, LONG_FRAME_BYTES_MAX, Command, response_to
 from shmq.remoting.server import Connection, Processor
 from shmq.subscription import SubscriptionData
+from shmq.threads import thread_pool
 from shmq.topic import Permission
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class PullProcessor:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._threads = ThreadPoolExecutor(THREAD_COUNT, thread_name_prefix="shmq-pull")
+        self._threads = thread_pool("shmq-pull", THREAD_COUNT)
         self._turns: dict[int, _Turns] = {}
 
     def table(self) -> dict[int, Processor]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import queue
 import signal
 import tempfile
-import threading
 from pathlib import Path
 
 import click
 
 from shmq.client.local import LOG, start
 from shmq.config import default_runtime_folder
+from shmq.threads import NamedThread
 
 __all__ = ["dev"]
 
@@ -68,7 +68,7 @@ def dev(folder: Path | None, brokers: int, slaves: int, runtime: Path | None) ->
 def _follow(log: Path) -> None:
     """Print what is logged until a stop signal comes."""
     taken: queue.SimpleQueue[int] = queue.SimpleQueue()
-    threading.Thread(target=lambda: taken.put(signal.sigwait(_STOP_SIGNALS)), daemon=True).start()
+    NamedThread(target=lambda: taken.put(signal.sigwait(_STOP_SIGNALS)), daemon=True).start()
     with open(log, encoding="utf-8", errors="replace") as lines:
         lines.seek(0, 2)
         while True:
