@@ -497,11 +497,15 @@ class Broker:
         task.add_done_callback(self._tasks.discard)
 
     async def _scan_clients(self) -> None:
-        """End clients that are alive and say nothing."""
+        """End clients that are alive and say nothing. Slaves are watched by the HAService, and by
+        where they are: they have nothing to say.
+        """
         while True:  # until the broker stops
             await asyncio.sleep(self.config.client_scan_interval_ms / 1000)
             expiry_ms = self.config.client_expiry_ms
             for client in self.registry.silent(expiry_ms):
+                if self.ha is not None and self.ha.has(client.connection):
+                    continue
                 client.connection.close(
                     RequestTimeoutError(
                         f"client {client.client_id}: no heartbeat for {expiry_ms} ms"

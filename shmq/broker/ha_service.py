@@ -173,6 +173,10 @@ class HAService:
         if replica.standing is ReplicaStanding.IN_SYNC:
             self.on_changed(self.sync_state_set)
 
+    def has(self, connection: Connection) -> bool:
+        """Whether a slave's control plane is this connection."""
+        return connection in self._replicas
+
     def notify(self, code: RequestCode, fields: Mapping[str, Scalar]) -> None:
         """Tell all slaves that topics or groups changed: they copy at once what they copy."""
         for connection in self._replicas:

@@ -137,12 +137,12 @@ class Adoption:
         return False
 
     def next_epoch(self, memory_epoch: int, *, is_ours: bool) -> int:
-        """Return, and keep, the epoch of this mastership: the last one goes on where we were master
-        and have that memory.
+        """Return, and keep, the epoch of this mastership: the last one goes on where we were its
+        master and have its memory.
 
         Args:
-            memory_epoch: of the memory that the store goes on with; 0: it is new.
-            is_ours: this member was its master.
+            memory_epoch: of the memory that the store goes on with; 0: it is new, or a slave's.
+            is_ours: that memory is of this member.
         """
         if self._mastership is None:
             self.master_epoch = 0 if self._is_slave else memory_epoch  # 0: the memory of no master
@@ -151,7 +151,8 @@ class Adoption:
         else:
             record = self._mastership.record
             last = max(record.master_epoch if record else 0, self.epochs.last_epoch, memory_epoch)
-            self.master_epoch = max(last if is_ours else last + 1, 1)
+            goes_on = is_ours and memory_epoch == last > 0
+            self.master_epoch = last if goes_on else last + 1
         return self.master_epoch
 
     def declare(self) -> None:

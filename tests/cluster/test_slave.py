@@ -15,6 +15,7 @@ from shmq.errors import ServiceNotAvailableError, SystemBusyError
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
 from shmq.status import SendStatus
+from tests.support.broker_process import BrokerClient
 from tests.support.cluster import Cluster, wait_for
 from tests.support.rocketmq_decoder import decode_commit_log
 from tests.support.slave import Pair, check_equal_logs, start
@@ -96,6 +97,16 @@ def test_slave_started_before_its_master_waits_for_it(pair: Pair) -> None:
     pair.master.restart()
     wait_for(lambda: pair.slave.said().get("replicaProblem", "?") is None, "the master")
     pair.await_in_sync()
+
+
+def test_slave_has_nothing_to_say_and_is_not_ended_as_a_silent_client_is(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    times = {"client_expiry_ms": "1000", "client_scan_interval_ms": "100"}
+    for pair in start(tmp_path, cluster_name, **times):
+        with BrokerClient(pair.master, "silent"):  # came after the slave
+            wait_for(lambda: "client silent: no heartbeat for 1000 ms" in pair.master.log, "its end")
+        assert "slave left" not in pair.master.log
 
 
 def test_slave_that_had_no_descriptor_left_follows_again(pair: Pair) -> None:

@@ -329,6 +329,25 @@ def test_own_memory_of_a_dead_slave_goes_to_its_files_first(
     assert not list(SHM.glob(f"{own.store}.*"))
 
 
+def test_own_memory_of_a_dead_slave_is_of_no_mastership(
+    config: StoreConfig, other: StoreConfig, members: Members
+) -> None:
+    """Its master's is gone: what it writes is told apart from what that one wrote last."""
+    theirs = manifests.load(manifests.manifest_path(config.store_path))
+    assert theirs is not None
+    slave = MessageStore(other, is_slave=True)
+    slave.open()
+    slave.stop(keep_memory=True)
+    for path in SHM.glob(f"{theirs.store}.*"):
+        path.unlink()
+    assert config.runtime_path is not None
+    record = load_record(config.runtime_path)
+    assert record is not None
+    store = members.open(other)
+    assert store.is_adopted
+    assert store.master_epoch == record.master_epoch + 1
+
+
 def test_store_that_is_not_master_uses_no_memory_of_another_member(
     config: StoreConfig,
     other: StoreConfig,
