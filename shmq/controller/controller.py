@@ -185,7 +185,10 @@ class Controller:
         if known is not None or broker_id < 0:
             return _refuse(
                 ResponseCode.CONTROLLER_BROKER_ID_INVALID,
-                f"{broker_name}: broker_id {broker_id} is not free; ask for the next one",
+                f"{broker_name}: broker_id {broker_id} is not free: another store registered as"
+                " that; is this the same member on a new or emptied disk, have the old one"
+                f" forgotten: shmq ha clean {broker_name} --id {broker_id}, and this one registers"
+                " by itself; else give it a broker_id of its own",
             )
         record = BrokerIdApplied(
             cluster_name=cluster_name,
@@ -310,7 +313,15 @@ class Controller:
         """
         info = self._table.get(broker_name)
         if info is None or (broker_id is not None and info.find(broker_id) is None):
-            return _unregistered(broker_name, broker_id)
+            return _unknown(info, broker_name, broker_id)
+        holder = self._host.mastership_holder(broker_name)
+        if holder is not None and info.find(holder) is None:
+            return _refuse(
+                ResponseCode.CONTROLLER_ELECT_MASTER_FAILED,
+                f"{broker_name}: {'a process' if holder < 0 else f'broker_id {holder}'} that has"
+                " not registered with this Controller is master and lives: nobody is elected under"
+                " it; set enableControllerMode at all members or at none, and stop that one first",
+            )
         if broker_id is None or broker_id == info.master_broker_id:
             decided = self._decided(info, now_ns=now_ns)
             if decided.records:
@@ -586,7 +597,18 @@ def _refuse(code: ResponseCode, remark: str) -> Outcome:
     return Outcome(code=code, remark=remark)
 
 
-def _unregistered(broker_name: str, broker_id: int | None) -> Outcome:
+def _unknown(info: ReplicasInfo | None, broker_name: str, broker_id: int | None) -> Outcome:
+    """For a person who names whom the Controller does not know."""
+    ids = ", ".join(str(each.broker_id) for each in info.brokers) if info else ""
+    return _refuse(
+        ResponseCode.CONTROLLER_BROKER_NEED_TO_BE_REGISTERED,
+        f"{broker_name}: the Controller knows no such replica set"
+        if info is None
+        else f"{broker_name}: broker_id {broker_id} is not registered; those that are: {ids}",
+    )
+
+
+def _unregistered(broker_name: str, broker_id: int) -> Outcome:
     return _refuse(
         ResponseCode.CONTROLLER_BROKER_NEED_TO_BE_REGISTERED,
         f"{broker_name}: broker_id {broker_id} is not registered; register first",

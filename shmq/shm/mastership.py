@@ -131,7 +131,8 @@ class Mastership:
             if SYSTEM_CLOCK.monotonic_ns() >= deadline_ns:
                 raise OwnerError(
                     f"become master in {folder}: {_describe(load_record(folder))}; a promotion"
-                    " waits until that process has ended: stop it, or kill it if it hangs"
+                    " waits until that process has ended: stop it, or kill it if it hangs",
+                    hint="shmq ha status shows who is master",
                 )
             time.sleep(_RETRY_INTERVAL_S)
 

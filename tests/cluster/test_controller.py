@@ -349,7 +349,9 @@ def test_verbs_show_who_is_in_sync_elect_and_clean(tmp_path: Path, cluster_name:
         said = _shell(led, "ha", "elect", NAME, "--to", "1", "--json")
         assert orjson.loads(said.stdout)["brokerId"] == 1, said.stderr
         led.await_in_sync(0, 1)
-        (_, _, learner) = orjson.loads(_shell(led, "ha", "status", "--json").stdout)["members"]
+        members = orjson.loads(_shell(led, "ha", "status", "--json").stdout)["members"]
+        assert [each["isInSync"] for each in members] == [True, None, False]
+        learner = members[2]
         assert (learner["lagBytes"], learner["catchUpS"]) == (0, 0.0)
         assert "caught up" in _shell(led, "ha", "status").stdout
         refused = _shell(led, "ha", "elect", NAME, "--to", "2")
@@ -409,8 +411,13 @@ def test_store_of_another_member_is_refused(tmp_path: Path, cluster_name: str) -
         assert "this store is broker-a:0" in led.members[1].log
         path.unlink()  # the Controller alone knows the code now, and it is another one
         led.start_member(1)
-        wait_for(lambda: "broker_id 1 is not free" in led.members[1].log, "the refusal")
+        problem = wait_for(lambda: led.members[1].said().get("controllerProblem"), "the refusal")
+        assert "broker_id 1 is not free" in problem
+        assert f"shmq ha clean {NAME} --id 1" in problem
         assert len(led.data().members) == 2
+        said = _shell(led, "ha", "clean", NAME, "--id", "1", "--yes")
+        assert said.returncode == 0, said.stderr
+        led.await_in_sync(0, 1)
 
 
 CLUSTER = """

@@ -1,5 +1,7 @@
 """The Controller: who gets which broker_id, who is elected and when, who is fenced, who refused."""
 
+import pytest
+
 from shmq.controller.controller import Fence
 from shmq.remoting.codes import ResponseCode
 from shmq.status import Elected
@@ -305,6 +307,29 @@ def test_election_by_hand_of_who_is_not_there_fails() -> None:
     assert machine.elect().code == ResponseCode.CONTROLLER_MASTER_NOT_AVAILABLE
     machine.beat(2)
     assert machine.elect(2).code == ResponseCode.SUCCESS
+
+
+@pytest.mark.parametrize("stranger", [-1, 0])
+def test_nobody_is_elected_by_hand_under_a_process_that_has_not_registered(stranger: int) -> None:
+    """A member without enableControllerMode is master: the elected one could never begin."""
+    machine = Machine()
+    machine.register(1, 2)
+    machine.host.holder = stranger
+    machine.beat(1)
+    for broker_id in (1, None):
+        outcome = machine.elect(broker_id)
+        assert outcome.code == ResponseCode.CONTROLLER_ELECT_MASTER_FAILED
+        assert "that has not registered with this Controller is master" in outcome.remark
+    assert machine.info.master_epoch == 0
+    machine.host.holder = None
+    assert machine.elect(1).code == ResponseCode.SUCCESS
+
+
+def test_election_by_hand_of_an_unknown_replica_set_says_so() -> None:
+    machine = Machine()
+    assert machine.elect().remark == f"{NAME}: the Controller knows no such replica set"
+    machine.register(1, 2)
+    assert machine.elect(7).remark.endswith("broker_id 7 is not registered; those that are: 1, 2")
 
 
 def test_master_that_keeps_its_mastership_is_elected_again() -> None:
