@@ -18,6 +18,7 @@ from shmq.status import SendStatus
 from tests.support.broker_process import BrokerClient
 from tests.support.cluster import Cluster, wait_for
 from tests.support.rocketmq_decoder import decode_commit_log
+from tests.support.shell import Shell
 from tests.support.slave import Pair, check_equal_logs, start
 from tests.support.standing_still import stop_process
 
@@ -141,6 +142,9 @@ def test_sync_master_waits_for_its_slave_and_says_what_it_did_not_get(sync_pair:
         pair.slave.kill()
         pair.await_in_sync(0)
         assert producer.send("safe", b"alone").send_status is SendStatus.SLAVE_NOT_AVAILABLE
+        said = Shell(pair.cluster.runtime).run("pub", "safe", "alone too", "-c", "2").stderr
+        assert said.startswith(b"safe: 2 sent, "), said
+        assert said.endswith(b", 2 of them SLAVE_NOT_AVAILABLE\n"), said
         pair.slave.restart()
         pair.await_in_sync()
         assert producer.send("safe", b"again").send_status is SendStatus.SEND_OK

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import os
 import sys
+from collections import Counter
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ import orjson
 from shmq.client.instance import connect
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ShmqError
+from shmq.status import SendStatus
 from shmq.tools.cli.output import SECONDS, cluster_option, echo_json, json_option
 
 if TYPE_CHECKING:
@@ -57,7 +59,13 @@ _BAR_STEP = 1000
     "the brokers' message_delay_level says otherwise; 0 at once.",
 )
 @click.option("-c", "--count", type=click.IntRange(1), default=1, help="Send each so many times.")
-@click.option("--timeout", type=SECONDS, default=3.0, show_default=True, help="Seconds for each.")
+@click.option(
+    "--timeout",
+    type=SECONDS,
+    default=10.0,  # longer than brokers wait for a slave (slaveTimeout) or a disk
+    show_default=True,
+    help="Seconds for each.",
+)
 @json_option
 @cluster_option
 def pub(
@@ -78,7 +86,8 @@ def pub(
 ) -> None:
     """Send messages to TOPIC: each BODY, else each line of the files, else of standard input.
 
-    Each is stored when it is counted; the first that cannot be sent ends it.
+    Each is stored when it is counted; the first that cannot be sent ends it. What is stored and
+    less safe than its broker promises (SLAVE_NOT_AVAILABLE, say) is counted by its status.
     """
     if bodies and (files or whole or jsonl):
         raise click.UsageError("bodies on the command line, or files: not both")
@@ -93,6 +102,7 @@ def pub(
         "timeout": timeout,
     }
     sent = 0
+    less_safe: Counter[str] = Counter()
     with connect(namesrv) as client, client.producer("shmq-pub") as producer:
 
         def send(body: bytes, more: dict[str, Any]) -> None:
@@ -100,6 +110,8 @@ def pub(
             for _ in range(count):
                 result = producer.send(topic, body, **{**options, **more})
                 sent += 1
+                if result.send_status is not SendStatus.SEND_OK:
+                    less_safe[result.send_status] += 1
                 if is_json:
                     echo_json(
                         {
@@ -124,7 +136,8 @@ def pub(
     if not is_json:
         seconds = max(1e-9, (SYSTEM_CLOCK.monotonic_ns() - begin_ns) / 1e9)
         rate = f", {sent / seconds:.0f}/s" if sent > 1 else ""
-        click.echo(f"{topic}: {sent} sent{rate}", err=True)
+        but = "".join(f", {number} of them {status}" for status, number in less_safe.items())
+        click.echo(f"{topic}: {sent} sent{rate}{but}", err=True)
 
 
 def _send_file(
