@@ -326,7 +326,8 @@ class Member:
             f" its log in {record.store_path} goes on: it ends at {theirs.end_position} in master"
             f" epoch {theirs.master_epoch}, ours at {ours.end_position} in {ours.master_epoch}",
             hint=f"start broker_id {number}, then shmq ha switch {name} --to {number}; or go on"
-            f" without what only it has: shmq ha switch {name} --to {config.broker_id}",
+            " without what only it has, which is appended again behind newer messages once it"
+            f" copies: shmq ha switch {name} --to {config.broker_id} --unclean",
         )
 
     def _begin_broker(self, mastership: Mastership, change: _Change) -> None:

@@ -28,6 +28,7 @@ from shmq.shm.incarnation import Incarnation
 from shmq.status import BrokerRole
 from shmq.store import positions
 from shmq.store.epochs import EpochFile
+from shmq.store.log_end import log_end
 from shmq.version import version_text
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from shmq.broker.controller_link import ControllerLink
     from shmq.broker.processors.role import OnTold
     from shmq.config import BrokerConfig
+    from shmq.store.log_end import LogEnd
     from shmq.store.replica import LogBegin
 
 __all__ = ["Standby"]
@@ -80,6 +82,8 @@ class Standby:
         self._on_told = on_told
         self.promotion_problem: str | None = None
         """Why it did not become master when it was told last."""
+        self._log_end: LogEnd | None = None
+        """As whoever asked first had it looked for: the store is closed, its log stays."""
         self._own = Incarnation.current()
         self._loop = LoopThread("shmq-control")
         self._folder: RuntimeFolder | None = None
@@ -166,8 +170,8 @@ class Standby:
         """How it is; in the loop's thread."""
         store_path = self._config.store_path
         known = positions.load(positions.positions_path(store_path))
-        end_position = known.flushed_position if known else 0
-        epochs = EpochFile.load(store_path)
+        if self._log_end is None:
+            self._log_end = log_end(store_path)
         return {
             "phase": Phase.RUNNING,
             "brokerVersionDesc": version_text(),
@@ -183,10 +187,10 @@ class Standby:
             "promotionProblem": self.promotion_problem,
             "controllerProblem": None if self._link is None else self._link.problem,
             "replicaProblem": None if self._finder is None else self._finder.problem,
-            "masterEpoch": epochs.last_epoch,
-            "logEpoch": epochs.epoch_at(end_position),
-            "flushedPosition": end_position,
-            "committedPosition": end_position,
+            "masterEpoch": EpochFile.load(store_path).last_epoch,
+            "logEpoch": self._log_end.master_epoch,
+            "flushedPosition": known.flushed_position if known else 0,
+            "committedPosition": self._log_end.end_position,
         }
 
     def _refuse(self, _connection: Connection, command: Command) -> Command:

@@ -231,16 +231,26 @@ class Admin(Closable):
         return ha.members(self._call, self._folder.socket_names("broker"), broker_name)
 
     def ha_progress(self, broker_name: str | None = None) -> list[HaMember]:
-        """As `ha_members`, with the time until each has caught up with its master; blocks for half
-        a second where one is behind.
+        """As `ha_members`, with the time until each has caught up with its master, and whether that
+        counts it as in sync; blocks for half a second where one is behind.
         """
-        return ha.progress(lambda: self.ha_members(broker_name))
+        found = ha.progress(lambda: self.ha_members(broker_name))
+        return ha.with_standing(self._call, found)
 
     def epochs(self, broker_name: str, broker_id: int) -> list[tuple[int, int]]:
         """(master_epoch, start_position) of the masterships under which a member's log was written
         (RocketMQ's GET_BROKER_EPOCH_CACHE).
+
+        Raises:
+            ServiceNotAvailableError: it does not answer.
         """
-        return ha.epochs_of(self._call, broker_socket_name(broker_name, broker_id))
+        try:
+            return ha.epochs_of(self._call, broker_socket_name(broker_name, broker_id))
+        except ServiceNotAvailableError as error:
+            raise ServiceNotAvailableError(
+                f"{broker_name}: broker_id {broker_id} does not answer: {error}",
+                hint="shmq ha status lists the members that do",
+            ) from error
 
     def switch_master(
         self, broker_name: str, broker_id: int | None = None, *, is_unclean: bool = False
@@ -249,13 +259,14 @@ class Admin(Closable):
 
         Args:
             broker_name: of the replica set.
-            broker_id: which member; None: the one of those that wait with the lowest id that is no
-                learner.
+            broker_id: which member; None: of those that wait and are no learners the one whose log
+                goes furthest, and of equals the lowest id.
             is_unclean: also a member whose log the last master's memory does not continue: what
-                only that memory has is given up.
+                only that memory has is given up; and, where nobody is master, one whose log ends
+                before that of another that waits.
 
         Raises:
-            ConfigError: there is no such member that waits and answers.
+            ConfigError: there is no such member that waits and answers, or it lacks messages.
             ServiceNotAvailableError: it did not become master; the old one was told to go on.
         """
         known = self.ha_members(broker_name)
@@ -268,7 +279,7 @@ class Admin(Closable):
                 " enableElectUncleanMaster"
             )
         if broker_id is None:
-            broker_id = ha.chosen(known, broker_name, None).broker_id
+            broker_id = ha.chosen(known, broker_name, None, is_led=True).broker_id
         return ha.elect(self._call, controller, known, broker_name, broker_id)
 
     def _controller_of(self, broker_name: str) -> str | None:

@@ -33,6 +33,7 @@ __all__ = [
     "progress",
     "switch",
     "sync_states",
+    "with_standing",
 ]
 
 _SWITCH_TIMEOUT_NS = 30_000_000_000
@@ -83,6 +84,11 @@ class HaMember(NamedTuple):
     """Why it did not become master when it was told last."""
     is_async_learner: bool = False
     """It copies, and becomes master only where a person names it."""
+    log_epoch: int = 0
+    """Of the mastership under which the last byte of its log was written."""
+    is_in_sync: bool | None = None
+    """Its master waits for it where sends are to be on a slave; None: it is master, there is none,
+    or nobody asked it."""
 
     @property
     def is_master(self) -> bool:
@@ -122,6 +128,7 @@ def members(call: Call, socket_names: Iterable[str], broker_name: str | None) ->
                 take.optional_text("cutProblem") or take.optional_text("replicaProblem") or "",
                 promotion_problem=take.optional_text("promotionProblem") or "",
                 is_async_learner=take.flag("asyncLearner", False),
+                log_epoch=take.number("logEpoch", 0),
             )
             found.append(member)
     found.sort(key=lambda member: (member.broker_name, member.broker_id))
@@ -155,6 +162,27 @@ def progress(look: Callable[[], list[HaMember]]) -> list[HaMember]:
             left_s = lag * seconds / (known - lag)
         found.append(each._replace(catch_up_s=left_s))
     return found
+
+
+def with_standing(call: Call, known: list[HaMember]) -> list[HaMember]:
+    """The members, and which of them their masters count as in sync."""
+    in_sync: dict[tuple[str, int], bool] = {}
+    for master in known:
+        if not master.is_master:
+            continue
+        try:
+            said = call(master.socket_name, Command(RequestCode.GET_BROKER_HA_STATUS)).json()
+        except ShmqError:
+            continue  # it has ended just now
+        slaves: list[dict[str, int]] = said["haConnectionInfo"]  # type: ignore[assignment]
+        in_sync |= {(master.broker_name, each["brokerId"]): bool(each["inSync"]) for each in slaves}
+    masters = {each.broker_name for each in known if each.is_master}
+    return [
+        each
+        if each.is_master or each.broker_name not in masters
+        else each._replace(is_in_sync=in_sync.get((each.broker_name, each.broker_id), False))
+        for each in known
+    ]
 
 
 def epochs_of(call: Call, socket_name: str) -> list[tuple[int, int]]:
@@ -229,30 +257,70 @@ def elect(
     )
 
 
-def chosen(known: list[HaMember], broker_name: str, to_id: int | None) -> HaMember:
-    """Whom to switch over to: the member named; else the lowest id that waits and is no learner.
+def chosen(
+    known: list[HaMember],
+    broker_name: str,
+    to_id: int | None,
+    *,
+    is_unclean: bool = False,
+    is_led: bool = False,
+) -> HaMember:
+    """Whom to switch over to: the member named; else, of those that wait and are no learners, the
+    one whose log goes furthest, and of equals the lowest id.
+
+    Args:
+        known: the members that answer.
+        broker_name: of the replica set.
+        to_id: who is named; None: nobody.
+        is_unclean: also one that lacks what another one has that waits.
+        is_led: a Controller says who is master; what may be given up is for that to say.
 
     Raises:
-        ConfigError: there is none that answers, or it is master already.
+        ConfigError: there is none that answers, it is master already, or it lacks messages.
     """
     others = [member for member in known if not member.is_master]
-    for member in others:
-        if member.broker_id == to_id or (to_id is None and not member.is_async_learner):
-            return member
+    able = [member for member in others if not member.is_async_learner]
+    furthest = max(able, key=_furthest, default=None)
+    if to_id is None and furthest is not None:
+        return furthest
     whom = "another member" if to_id is None else f"broker_id {to_id}"
     what = f"switch over {broker_name} to {whom}"
+    named = next((member for member in others if member.broker_id == to_id), None)
+    if named is not None:
+        is_master_there = len(others) < len(known)  # whose memory it goes on with
+        if not (is_unclean or is_led or is_master_there or furthest is None):
+            _require_furthest(what, named, furthest)
+        return named
     ids = ", ".join(
         f"{member.broker_id}{' (a learner)' if member.is_async_learner else ''}"
         for member in others
     )
     waiting = f"members that wait: {ids or 'none'}; see shmq ha status"
     if to_id is None:
-        raise ConfigError(f"{what}: {waiting}", hint="start one, or name a learner with --to")
+        learner = "a Controller elects no learner" if is_led else "or name a learner with --to"
+        hint = f"start one{'; ' if is_led else ', '}{learner}" if others else "start one"
+        raise ConfigError(f"{what}: {waiting}", hint=hint)
     if any(member.broker_id == to_id for member in known):
         raise ConfigError(f"{what}: it is master already", hint="name another member")
     raise ConfigError(
         f"{what}: it does not answer; {waiting}", hint="start it, or name one that waits"
     )
+
+
+def _furthest(member: HaMember) -> tuple[int, int, int]:
+    """Orders members as elections do: by the mastership that their last byte is of, then bytes."""
+    return member.log_epoch, member.committed_position, -member.broker_id
+
+
+def _require_furthest(what: str, named: HaMember, furthest: HaMember) -> None:
+    if _furthest(named)[:2] < _furthest(furthest)[:2]:
+        raise ConfigError(
+            f"{what}: its log ends at {named.committed_position} in master epoch"
+            f" {named.log_epoch}, that of broker_id {furthest.broker_id} at"
+            f" {furthest.committed_position} in {furthest.log_epoch}, and nobody is master",
+            hint=f"name broker_id {furthest.broker_id}; or --unclean: what only that one has is"
+            " then appended again once it copies, behind newer messages",
+        )
 
 
 def switch(
@@ -262,11 +330,12 @@ def switch(
 
     Raises:
         ConfigError: as `chosen`.
-        ServiceNotAvailableError: it did not become master; the old one was told to go on.
+        ServiceNotAvailableError: it did not become master; the old one was told to go on, unless
+            a third one has become it meanwhile.
     """
     what = f"switch over {broker_name}"
     master = next((member for member in known if member.is_master), None)
-    target = chosen(known, broker_name, to_id)
+    target = chosen(known, broker_name, to_id, is_unclean=is_unclean)
     told = Command(
         RequestCode.NOTIFY_BROKER_ROLE_CHANGED,
         {"masterBrokerId": target.broker_id, "isUnclean": is_unclean},
@@ -278,6 +347,13 @@ def switch(
     if now.is_master:
         return now
     goes_on = ""
+    other = _master_now(call, known, broker_name)
+    if other is not None and (master is None or other.broker_id != master.broker_id):
+        raise ServiceNotAvailableError(
+            f"{what} to broker_id {target.broker_id}: broker_id {other.broker_id} has become master"
+            f" meanwhile, epoch {other.master_epoch}, process {other.pid}: somebody else switched",
+            hint="if that is not the one that is wanted, switch again",
+        )
     if master is not None:
         back = {"masterBrokerId": master.broker_id}
         _tell(call, master.socket_name, Command(RequestCode.NOTIFY_BROKER_ROLE_CHANGED, back))
@@ -288,6 +364,12 @@ def switch(
         f" {now.promotion_problem or 'it does not say why'}{goes_on}",
         hint="its log says why",
     )
+
+
+def _master_now(call: Call, known: list[HaMember], broker_name: str) -> HaMember | None:
+    """Who is master now, of those that answered before; None: nobody."""
+    found = members(call, [member.socket_name for member in known], broker_name)
+    return next((member for member in found if member.is_master), None)
 
 
 def _tell(call: Call, socket_name: str, told: Command) -> None:

@@ -170,6 +170,14 @@ def test_members_and_epochs_are_shown_and_a_broker_on_its_own_has_nobody_to_swit
     assert "start it, or name one that waits" in said
     said = shell.fails("ha", "status", "broker-z", code=1)
     assert "broker-z: no member of such a replica set answers" in said
+    said = shell.fails("broker", "epoch", "broker-a", "--id", "9", code=1)
+    assert "broker-a: broker_id 9 does not answer" in said
+    assert "shmq ha status lists the members that do" in said
+
+
+def test_a_folder_where_no_broker_answers_is_no_empty_table(tmp_path: Path) -> None:
+    tmp_path.chmod(0o750)
+    assert "no broker answers" in Shell(tmp_path).fails("ha", "status", code=1)
 
 
 def test_shared_memory_in_use_is_listed_and_kept(shell: Shell) -> None:

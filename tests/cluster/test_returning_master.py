@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shmq
+from shmq.errors import ConfigError
 from shmq.store.cuts import CutList
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
@@ -250,7 +251,10 @@ def test_master_by_its_id_waits_where_another_was_master_last_and_has_more(
         assert f"start broker_id 1, then shmq ha switch {name} --to 1" in waits.problem
         assert "not master: become master with" in pair.master.log
         pair.slave.restart()
-        assert admin.switch_master(name, 1).broker_id == 1
+        wait_for(lambda: len(admin.ha_members(name)) == 2, "both members")
+        with pytest.raises(ConfigError, match="that of broker_id 1 at"):
+            admin.switch_master(name, 0)
+        assert admin.switch_master(name).broker_id == 1
         wait_for(lambda: pair.ha_status(pair.slave)["inSyncSlaveNums"] == 1, "the slave")
         pair.send("after")
         assert pair.bodies() == ["after", "alone-1", "both"]

@@ -36,19 +36,21 @@ def _status(namesrv: str | None, is_json: bool, name: str | None) -> None:
     """Show the members of BROKER, or of all: who is master, and how far each one is.
 
     Where one is behind, it is looked at twice, half a second apart, for the time until it has
-    caught up; a dash: it does not come closer.
+    caught up; a dash: it does not come closer. IN SYNC: its master counts it, and waits for it
+    where sends are to be on a slave.
     """
     with Admin(namesrv) as admin:
         members = admin.ha_progress(name)
-    if name is not None and not members:
-        raise click.ClickException(f"{name}: no member of such a replica set answers")
+    if not members:
+        nobody = "no member of such a replica set answers"
+        raise click.ClickException(f"{name}: {nobody}" if name else "no broker answers")
     if is_json:
         echo_json({"members": [named(member) for member in members]})
         return
     echo_table(
         (
             *("BROKER", "ID", "ROLE", "EPOCH", "PID", "LOG", "ON DISK", "BEHIND", "CAUGHT UP IN"),
-            *("RESENT", "LOST", "PROBLEM"),
+            *("IN SYNC", "RESENT", "LOST", "PROBLEM"),
         ),
         (
             (
@@ -61,6 +63,7 @@ def _status(namesrv: str | None, is_json: bool, name: str | None) -> None:
                 bytes_text(member.flushed_position),
                 "" if member.lag_bytes is None else bytes_text(member.lag_bytes),
                 _time_left(member.catch_up_s),
+                "" if member.is_in_sync is None else _yes(member.is_in_sync),
                 member.resent_count,
                 member.lost_count,
                 member.problem or member.replica_problem,
@@ -193,7 +196,7 @@ def _clean(
     "to_id",
     type=int,
     metavar="ID",
-    help="This member; else the lowest id that is no learner.",
+    help="This member; else the one whose log goes furthest, no learner.",
 )
 @click.option(
     "--unclean", is_flag=True, help="Also one that lacks messages, which are then given up."
