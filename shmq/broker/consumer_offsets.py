@@ -108,6 +108,7 @@ class OffsetTable:
         self._reports: dict[str, dict[int, int]] = {}
         self._copied_claim = 0
         self._topic_groups: dict[str, set[str]] = {}
+        self._begun: dict[tuple[str, int], int] = {}
         self._other: Mapping[str, object] = {}
         self._next_claim = 1
         self._claim_bound = 0
@@ -147,8 +148,9 @@ class OffsetTable:
                 cut.end,
             )
         self._offsets = {key: dict(queues) for key, queues in offsets.items()}
-        for key in self._offsets:
+        for key, queues in self._offsets.items():
             self._note(key)
+            self._begun |= {(key, queue_id): offset for queue_id, offset in queues.items()}
         self._is_changed = bool(clamped)
         self._load_claims(found.other.get(_CLAIMS_KEY))
         self._other = {key: value for key, value in found.other.items() if key != _CLAIMS_KEY}
@@ -198,6 +200,8 @@ class OffsetTable:
         if queues is None:
             queues = self._offsets[key] = {}
             self._note(key)
+        if queue_id not in queues:
+            self._begun[key, queue_id] = consumer_offset
         if queues.get(queue_id) != consumer_offset:
             queues[queue_id] = consumer_offset
             if self._is_copy:
@@ -216,6 +220,13 @@ class OffsetTable:
     def table(self) -> Mapping[str, Mapping[int, int]]:
         """All of them, by topic@group and queue_id."""
         return self._offsets
+
+    def take_begun(self) -> Mapping[tuple[str, int], int]:
+        """Queues that have an offset since this was asked last (as this life began, or as a group
+        did), by topic@group and queue_id: the first one, from which progress counts.
+        """
+        begun, self._begun = self._begun, {}
+        return begun
 
     @property
     def next_claim(self) -> int:

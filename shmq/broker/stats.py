@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from shmq.errors import ShmqError, TopicNotExistError
 from shmq.shm.fds import OpenFiles, open_files
 from shmq.shm.memory import MemoryRoom, memory_room
-from shmq.store.config_files import split_offset_key
+from shmq.store.config_files import offset_key, split_offset_key
 from shmq.store.quarantine import Quarantine
 from shmq.store.retention import DiskState, disk_state
 from shmq.store.stats import Progress
@@ -147,9 +147,13 @@ class StatsService:
         self, places: list[_Place], times: dict[tuple[str, QueueHandle], int]
     ) -> None:
         before, self._seen = self._seen, {}
+        begun = self._broker.offsets.take_begun()
         for place in places:
             key = place.group, place.handle
-            seen = before.get(key) or _Seen(place.consumer_offset, 0, 0)
+            seen = before.get(key)
+            if seen is None:
+                named = offset_key(place.topic, place.group), place.queue_id
+                seen = _Seen(begun.get(named, place.consumer_offset), 0, 0)
             waiting_since = 0
             if place.is_behind:
                 # A time that was not looked up yet is that of an older message.

@@ -53,13 +53,40 @@ def test_shows_what_was_sent_and_consumed(
         labels = {"group": group, "topic": topic}
         wait_for(shows(exporter, "shmq_consumer_lag_messages", 0, **labels), "no lag")
         seen = exporter.look()
-        assert value(seen, "shmq_messages_out_total", **labels) is not None
+        assert value(seen, "shmq_messages_out_total", **labels) == 100
         assert value(seen, "shmq_consumer_lag_seconds", **labels) == 0
         assert value(seen, "shmq_consumer_members", group=group) == 1
     producer.send(topic, b"more")
     wait_for(shows(exporter, "shmq_consumer_lag_messages", 1, **labels), "a lag of one")
     wait_for(lambda: (value(exporter.look(), "shmq_consumer_lag_seconds", **labels) or 0) > 2)
     wait_for(shows(exporter, "shmq_consumer_members", 0, group=group), "no members")
+
+
+def test_what_a_group_passed_counts_from_where_it_began(own_cluster: Cluster) -> None:
+    broker = own_cluster.brokers[0]
+    name = "shmq_messages_out_total"
+
+    def pass_some(client: shmq.Client, count: int, group: str) -> None:
+        with client.consumer("t", group=group) as consumer:
+            for _ in range(count):
+                message = consumer.try_next(TIMEOUT_S)
+                assert message is not None
+                with message.process():
+                    pass
+
+    with own_cluster.connect() as client, Exporter(own_cluster.runtime) as exporter:
+        producer = client.producer()
+        for _ in range(30):
+            producer.send("t", b"x")
+        pass_some(client, 10, "g")  # it comes and goes between two rounds of the broker
+        wait_for(shows(exporter, name, 10, group="g"), "the first ten")
+        with client.consumer("t", group="late", from_where="CONSUME_FROM_LAST_OFFSET") as consumer:
+            assert consumer.try_next(0.1) is None
+        wait_for(shows(exporter, name, 0, group="late"), "a group that begins at the end")
+        broker.stop()
+        broker.restart()
+        pass_some(client, 5, "g")
+        wait_for(shows(exporter, name, 5, group="g"), "those of this life")
 
 
 def test_a_group_waits_since_its_next_message_was_stored(
