@@ -85,11 +85,15 @@ class Check:
     """(warning, critical)."""
     unit: str
     """What the limits are, for people."""
+    judges_none: bool = False
+    """Whether it has something to say where no broker is."""
 
     def run(self, name: str, reading: Reading, limits: tuple[float, float]) -> Verdict:
         """Judge what was read."""
         verdict = Verdict(name)
-        if not reading.by_broker("shmq_broker_up"):
+        if not reading.by_broker("shmq_broker_up") and not (
+            self.judges_none and reading.wanted_brokers
+        ):
             verdict.find(State.UNKNOWN, "no broker's memory is there to be read")
             return verdict
         self.judge(reading, verdict, limits)
@@ -108,6 +112,11 @@ def _most(values: Iterable[float]) -> float:
 
 def _brokers(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> None:
     up = reading.by_broker("shmq_broker_up")
+    if len(up) < reading.wanted_brokers:  # who was stopped, or cannot start, has left no memory
+        there = ", ".join(map(_name, up)) or "none"
+        verdict.find(
+            State.CRITICAL, f"{len(up)} of {reading.wanted_brokers} brokers are there: {there}"
+        )
     for broker, is_up in up.items():
         if not is_up:
             verdict.find(State.CRITICAL, f"{_name(broker)} has died; its memory waits for it")
@@ -228,7 +237,7 @@ def _dlq(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> Non
 
 
 CHECKS: dict[str, Check] = {
-    "broker": Check(_brokers, (5.0, 15.0), "seconds since its control thread went round"),
+    "broker": Check(_brokers, (5.0, 15.0), "seconds since its control thread went round", True),
     "lag": Check(_lag, (60.0, 300.0), "seconds that the oldest message of a group waits"),
     "disk": Check(_disk, (80.0, 90.0), "per cent used of a store's disk"),
     "shm": Check(_shm, (80.0, 90.0), "per cent used of /dev/shm"),

@@ -31,19 +31,23 @@ class Reading:
     Attributes:
         taken_ns: when, CLOCK_MONOTONIC.
         dev_shm: room in /dev/shm.
+        wanted_brokers: how many brokers are to be there; 0: nobody said.
         problems: what of the brokers' memory could not be read, one line each.
     """
 
-    def __init__(self, taken_ns: int, dev_shm: DiskUsage) -> None:
+    def __init__(self, taken_ns: int, dev_shm: DiskUsage, wanted_brokers: int = 0) -> None:
         self.taken_ns = taken_ns
         self.dev_shm = dev_shm
+        self.wanted_brokers = wanted_brokers
         self.problems: list[str] = []
         self._numbers: defaultdict[str, dict[_Labels, float]] = defaultdict(dict)
 
     @classmethod
-    def read(cls, monitor: Monitor, clock: Clock = SYSTEM_CLOCK) -> Reading:
+    def read(
+        cls, monitor: Monitor, clock: Clock = SYSTEM_CLOCK, *, wanted_brokers: int = 0
+    ) -> Reading:
         """Look at everything now."""
-        reading = cls(clock.monotonic_ns(), disk_usage(SHM_FOLDER))
+        reading = cls(clock.monotonic_ns(), disk_usage(SHM_FOLDER), wanted_brokers)
         monitor.look(reading.take)
         reading.problems = [f"{store}: {text}" for store, text in monitor.problems.items()]
         return reading

@@ -27,7 +27,7 @@ from pathlib import Path
 from shmq.config import LISTEN_PORTS
 from shmq.errors import ConfigError
 
-__all__ = ["Installation", "PREFIX", "broker_unit", "installed_prefix", "sources"]
+__all__ = ["Installation", "PREFIX", "broker_configs", "broker_unit", "installed_prefix", "sources"]
 
 PREFIX = Path("/opt/shmq")
 """Of the files as they are written."""
@@ -71,6 +71,11 @@ def sources() -> Path:
         if (folder / "shmq.target").exists():
             return folder
     raise ConfigError(f"find the unit files: not in {beside}, not in {shared}; install shmq anew")
+
+
+def broker_configs(root: Path = Path("/")) -> list[Path]:
+    """The brokers' files below /etc/shmq, one for each broker that is to run as a service."""
+    return sorted((root / _CONFIG / "brokers").glob("*.toml"))
 
 
 def broker_unit(name: str) -> str:

@@ -80,6 +80,9 @@ def test_all_is_well_and_each_check_has_a_line_with_figures(checks: Checks) -> N
 def test_nothing_that_can_be_read_is_unknown(tmp_path: Path) -> None:
     code, said = Checks(tmp_path).says("lag")
     assert (code, said) == (3, "SHMQ LAG UNKNOWN - no broker's memory is there to be read\n")
+    code, said = Checks(tmp_path).says("broker", "--brokers", 2)
+    assert (code, said.split("|")[0]) == (2, "SHMQ BROKER CRITICAL - 0 of 2 brokers are there: none ")
+    assert Checks(tmp_path).says("lag", "--brokers", 2)[0] == 3
 
 
 @pytest.mark.parametrize(
@@ -106,6 +109,9 @@ def test_broker_that_hangs_or_died_is_critical_until_it_is_back(
     with stopped(broker.pid):
         assert "has not gone round" in checks.await_state(2, "broker", *limits)
     checks.await_state(0, "broker", *limits)
+    assert checks.says("broker", "--brokers", 1)[0] == 0
+    said = "SHMQ BROKER CRITICAL - 1 of 2 brokers are there: broker-a:0 |"
+    assert checks.says("broker", "--brokers", 2)[1].startswith(said)
     broker.kill()
     assert "broker-a:0 has died" in checks.says("broker")[1]
     said = "SHMQ HA CRITICAL - broker-a has no master | masters=0 lag_bytes=0\n"

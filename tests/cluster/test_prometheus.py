@@ -191,6 +191,9 @@ def test_alerts_come_and_go_in_a_real_prometheus(scene: Scene) -> None:
         scene.exporter.process.send_signal(signal.SIGCONT)
     scene.wait_over("ShmqExporterDown")
 
+    scene.pair.slave.stop()  # in order: no series is left that could be 0
+    scene.wait_firing("ShmqMemberGone", "ShmqReplicasFewer")
+
 
 def dashboard() -> dict[str, Any]:
     found: dict[str, Any] = json.loads((MONITORING / "shmq-dashboard.json").read_text("utf-8"))

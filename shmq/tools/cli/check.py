@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
-from shmq.config import default_namesrv_folder
+from shmq.config import SERVICES_FOLDER, default_namesrv_folder
 from shmq.monitor.monitor import Monitor
 from shmq.tools.checks import CHECKS, State
 from shmq.tools.cli.output import cluster_option, echo_json, json_option
 from shmq.tools.reading import Reading
+from shmq.tools.units import broker_configs
 
 __all__ = ["check"]
 
@@ -30,11 +31,19 @@ _URGENCY = (State.OK, State.UNKNOWN, State.WARNING, State.CRITICAL)
 @click.argument("names", metavar="CHECK...", nargs=-1, type=click.Choice([*CHECKS, "all"]))
 @click.option("-w", "--warn", type=float, metavar="N", help="From there on it is a warning.")
 @click.option("-c", "--crit", type=float, metavar="N", help="From there on it is critical.")
+@click.option(
+    "--brokers",
+    "wanted_brokers",
+    type=click.IntRange(0),
+    metavar="N",
+    help="So many brokers are to be there; of services as many as /etc/shmq/brokers has.",
+)
 @json_option
 @cluster_option
 def check(
     namesrv: str | None,
     is_json: bool,
+    wanted_brokers: int | None,
     warn: float | None,
     crit: float | None,
     names: tuple[str, ...],
@@ -50,9 +59,12 @@ def check(
     chosen = list(CHECKS) if "all" in names else list(dict.fromkeys(names))
     if len(chosen) > 1 and (warn is not None or crit is not None):
         raise click.UsageError("--warn and --crit are limits of one check: name that one")
-    monitor = Monitor(Path(namesrv) if namesrv else default_namesrv_folder())
+    runtime = Path(namesrv) if namesrv else default_namesrv_folder()
+    if wanted_brokers is None:
+        wanted_brokers = len(broker_configs()) if runtime == SERVICES_FOLDER else 0
+    monitor = Monitor(runtime)
     try:
-        reading = Reading.read(monitor)
+        reading = Reading.read(monitor, wanted_brokers=wanted_brokers)
     finally:
         monitor.close()
     verdicts = []

@@ -13,7 +13,7 @@ from click import UsageError
 
 from shmq.errors import ConfigError, ShmqError
 from shmq.tools.cli.service import service
-from shmq.tools.units import Installation, sources
+from shmq.tools.units import Installation, broker_configs, sources
 from tests.support.require import require_program
 
 UNITS = "usr/local/lib/systemd/system"
@@ -186,3 +186,12 @@ def test_without_systemd_it_is_said(system: Path) -> None:
 def test_root_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match="does not exist"):
         run("install", "--root", "/none")
+
+
+def test_brokers_that_are_to_run_are_those_with_a_file(tmp_path: Path) -> None:
+    assert broker_configs(tmp_path) == []
+    folder = tmp_path / "etc/shmq/brokers"
+    folder.mkdir(parents=True)
+    for name in ("b.toml", "a.toml", "a.toml.old"):
+        (folder / name).touch()
+    assert [path.name for path in broker_configs(tmp_path)] == ["a.toml", "b.toml"]
