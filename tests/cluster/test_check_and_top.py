@@ -81,7 +81,8 @@ def test_nothing_that_can_be_read_is_unknown(tmp_path: Path) -> None:
     code, said = Checks(tmp_path).says("lag")
     assert (code, said) == (3, "SHMQ LAG UNKNOWN - no broker's memory is there to be read\n")
     code, said = Checks(tmp_path).says("broker", "--brokers", 2)
-    assert (code, said.split("|")[0]) == (2, "SHMQ BROKER CRITICAL - 0 of 2 brokers are there: none ")
+    assert code == 2
+    assert said.startswith("SHMQ BROKER CRITICAL - 0 of 2 brokers are there: none |")
     assert Checks(tmp_path).says("lag", "--brokers", 2)[0] == 3
 
 
