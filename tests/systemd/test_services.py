@@ -216,6 +216,11 @@ def test_page_is_followed_to_the_end() -> None:
     }
 
 
+def test_what_a_prometheus_needs_is_installed(installed: Machine) -> None:
+    wanted = {path.name for path in (ROOT / "systemd/monitoring").iterdir()}
+    assert set(installed.run("ls /opt/shmq/share/shmq/systemd/monitoring").split()) == wanted
+
+
 def test_another_user_sends_and_receives(installed: Machine) -> None:
     assert "systemctl start shmq.target" in said(installed, "Install0")
     assert re.search(rf"^{BROKER} +enabled +active", said(installed, "Install0"), re.MULTILINE)

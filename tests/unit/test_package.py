@@ -20,6 +20,20 @@ def test_package_says_it_is_typed() -> None:
     assert (Path(shmq.__file__).parent / "py.typed").exists()
 
 
+def test_everything_of_systemd_is_installed() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    installed = {}
+    for folder, patterns in declared["tool"]["setuptools"]["data-files"].items():
+        for path in (path for pattern in patterns for path in ROOT.glob(pattern)):
+            installed[path] = folder
+    wanted = {
+        path: f"share/shmq/{path.parent.relative_to(ROOT)}"
+        for path in (ROOT / "systemd").rglob("*")
+        if path.is_file()
+    }
+    assert installed == wanted
+
+
 def test_another_system_is_refused_in_one_line() -> None:
     code = "import sys; sys.platform = 'darwin'; import shmq"
     result = _run(code)
