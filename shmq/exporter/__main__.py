@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--queues", action="store_true", help="series by queue, too")
     add(
         "--series-max",
-        type=int,
+        type=_count,
         default=SERIES_MAX,
         metavar="N",
         help=f"series shown at most, those of brokers first (default: {SERIES_MAX})",
@@ -69,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
         help="lowest level that is logged",
     )
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: wanted a whole number from 1 on")
+    return int(text)
 
 
 def _place(listen: str) -> tuple[str, int]:

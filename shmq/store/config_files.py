@@ -73,6 +73,7 @@ _END = re.compile(rb'"([^"]{9})": "([0-9A-Fa-f]{8})"\n}\n\Z')
 # A text, or a number that stands where a key must: behind { or , and before a colon.
 _TEXT_OR_BARE_KEY = re.compile(r'"(?:[^"\\]|\\.)*"|(?<=[{,])(\s*)(-?[0-9]+)(?=\s*:)')
 _T = TypeVar("_T")
+_RESTORE = "otherwise restore the file from a backup"
 
 
 @unique
@@ -123,13 +124,13 @@ class ConfigFile:
             ConfigError: neither can be read: names file, line, column and reason of both.
             StoreError: the system refuses.
         """
-        problem = None
+        problem = hint = None
         data = read_file(self.path, size_max=_SIZE_MAX)
         if data:
             try:
                 contents, is_checked = parse(data, self.path)
             except ConfigError as error:
-                problem = str(error)
+                problem, hint = str(error), error.hint
             else:
                 self._is_good = True
                 return Loaded(contents, Source.FILE, is_checked, None)
@@ -137,12 +138,13 @@ class ConfigFile:
         backup = read_file(self.backup_path, size_max=_SIZE_MAX)
         if not backup:
             if problem is not None:
-                raise ConfigError(f"{problem}; and there is no {self.backup_path.name}")
+                raise ConfigError(f"{problem}; and there is no {self.backup_path.name}", hint=hint)
             return Loaded({}, Source.DEFAULT, False, None)
         try:
             contents, is_checked = parse(backup, self.backup_path)
         except ConfigError as error:
-            raise ConfigError(f"{problem}; {error}" if problem else str(error)) from None
+            said = f"{problem}; {error}" if problem else str(error)
+            raise ConfigError(said, hint=hint or error.hint) from None
         reason = problem or f"read {self.path}: {'empty' if data is not None else 'missing'}"
         _log.warning("config taken from %s: %s", self.backup_path.name, reason)
         return Loaded(contents, Source.BACKUP, is_checked, reason)
@@ -188,17 +190,21 @@ def parse(data: bytes, path: Path) -> tuple[dict[str, object], bool]:
     end = _END.search(data)
     if end is None and CHECKSUM_KEY not in value:
         return value, False
-    last_line = data.count(b"\n") - 1
+    name = max(0, data.rfind(CHECKSUM_KEY.encode())) if end is None else end.start(1)
+    line, column = _line_and_column(data[: max(0, name - 1)].decode("utf-8"))
     edited = f'if it was edited by hand, remove the line with "{CHECKSUM_KEY}"'
     if end is None or end[1] != CHECKSUM_KEY.encode():
         if end is not None and CHECKSUM_KEY not in value and not _is_near(end[1]):
             return value, False
-        raise ConfigError(f"read {path}, line {last_line}, column 3: checksum damaged; {edited}")
+        raise ConfigError(
+            f"read {path}, line {line}, column {column}: checksum damaged; {edited}", hint=_RESTORE
+        )
     wanted = zlib.crc32(data[: end.start(2)] + _NO_CHECKSUM + data[end.end(2) :])
     if end[2] != b"%08x" % wanted:
         raise ConfigError(
-            f"read {path}, line {last_line}, column 3: checksum {end[2].decode()}, wanted "
-            f"{wanted:08x}: damaged; {edited}"
+            f"read {path}, line {line}, column {column}: checksum {end[2].decode()}, wanted "
+            f"{wanted:08x}: damaged; {edited}",
+            hint=_RESTORE,
         )
     del value[CHECKSUM_KEY]
     return value, True

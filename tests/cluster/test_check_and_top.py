@@ -92,6 +92,8 @@ def test_nothing_that_can_be_read_is_unknown(tmp_path: Path) -> None:
         ((), "name what to check: broker, lag"),
         (("lag", "disk", "-w", "1"), "limits of one check"),
         (("lag", "-w", "9", "-c", "3"), "--warn not above --crit"),
+        (("lag", "-w", "nan", "-c", "nan"), "--warn not above --crit"),
+        (("lag", "-w", "nan"), "--warn not above --crit"),
         (("lags",), "'lags' is not one of"),
     ],
 )

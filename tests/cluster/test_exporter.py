@@ -324,9 +324,19 @@ def test_listens_on_the_socket_that_systemd_passes(own_cluster: Cluster) -> None
         assert process.wait(TIMEOUT_S) == 0
 
 
-def test_refuses_a_place_that_is_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [
+        ("--listen", "here", "--listen here: wanted HOST:PORT"),
+        ("--series-max", "-1", "-1: wanted a whole number from 1 on"),
+        ("--series-max", "0", "0: wanted a whole number from 1 on"),
+    ],
+)
+def test_refuses_options_that_make_no_sense(
+    tmp_path: Path, option: str, value: str, wanted: str
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "shmq.exporter", "--listen", "here", "--runtime", str(tmp_path)],
+        [sys.executable, "-m", "shmq.exporter", option, value, "--runtime", str(tmp_path)],
         cwd=ROOT,
         env={**os.environ},
         capture_output=True,
@@ -335,4 +345,4 @@ def test_refuses_a_place_that_is_none(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert "--listen here: wanted HOST:PORT" in done.stderr
+    assert wanted in done.stderr

@@ -71,7 +71,7 @@ def check(
     for name in chosen:
         low, high = CHECKS[name].limits
         limits = (low if warn is None else warn, high if crit is None else crit)
-        if limits[0] > limits[1]:
+        if not limits[0] <= limits[1]:  # not a number, for one
             raise click.UsageError(
                 f"check {name}: warning from {limits[0]:g}, critical from {limits[1]:g} on; wanted"
                 " --warn not above --crit"

@@ -297,3 +297,16 @@ def test_value_of_another_kind_is_told_with_its_line(
     (tmp_path / "config" / name).write_text(text)
     with pytest.raises(ConfigError, match=re.escape(wanted)):
         load(ConfigFiles(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (b'{"a": 1, "shmqCrc32": "00000000"}', "line 1, column 10"),
+        (b'{\n  "a": 1,\n  "shmqCrc32": "00000000"\n}\n', "line 3, column 3"),
+    ],
+)
+def test_damaged_checksum_is_told_where_it_is(data: bytes, place: str) -> None:
+    with pytest.raises(ConfigError, match=f"{place}: checksum") as caught:
+        config_files.parse(data, Path("topics.json"))
+    assert caught.value.hint.startswith("otherwise restore")
