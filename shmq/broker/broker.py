@@ -861,7 +861,8 @@ class Broker:
     def _own_problem(self) -> str | None:
         problem = self._failure or self.problem
         if problem is None and self._is_loaded:
-            problem = self.store.append_problem or self.store.retention.problem
+            both = (self.store.append_problem, self.store.retention.problem)
+            problem = "; ".join(filter(None, both)) or None
         return problem
 
     # ---- notices -----------------------------------------------------------------------------
