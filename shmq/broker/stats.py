@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from shmq.broker.broker import Broker
     from shmq.store.queues import QueueHandle
 
-__all__ = ["StatsService"]
+__all__ = ["ROUND_MAX_S", "StatsService"]
 
 _log = logging.getLogger("shmq.broker")
 
@@ -37,8 +37,9 @@ _ROUND_S = 1.0
 """Between two rounds."""
 _SHARE = 100
 """A round may take one part in so many of the time."""
-_ROUND_MAX_S = 10.0
-"""But the next one comes within this time: an alert takes three times that for a hang."""
+ROUND_MAX_S = 10.0
+"""But the next one comes within this time: `shmq check` warns at half as much again, and the alert
+takes three times that for a hang."""
 _MACHINE_NS = 2_000_000_000
 """Between two looks at what the machine gives: the disk, memory, open files."""
 _LOOKUPS_MAX = 256
@@ -96,7 +97,7 @@ class StatsService:
             begin_ns = clock.monotonic_ns()
             await self.round()
             took_s = (clock.monotonic_ns() - begin_ns) / 1e9
-            await asyncio.sleep(min(max(_ROUND_S, _SHARE * took_s), _ROUND_MAX_S))
+            await asyncio.sleep(min(max(_ROUND_S, _SHARE * took_s), ROUND_MAX_S))
 
     async def round(self) -> None:
         """One round."""

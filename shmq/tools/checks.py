@@ -237,7 +237,7 @@ def _dlq(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> Non
 
 
 CHECKS: dict[str, Check] = {
-    "broker": Check(_brokers, (5.0, 15.0), "seconds since its control thread went round", True),
+    "broker": Check(_brokers, (15.0, 30.0), "seconds since its control thread went round", True),
     "lag": Check(_lag, (60.0, 300.0), "seconds that the oldest message of a group waits"),
     "disk": Check(_disk, (80.0, 90.0), "per cent used of a store's disk"),
     "shm": Check(_shm, (80.0, 90.0), "per cent used of /dev/shm"),
