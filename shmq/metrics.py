@@ -189,6 +189,13 @@ _TABLE = (
     Metric("shmq_consumer_members", _G, _MASTER, "Members of a group connected.", ("group",)),
     Metric("shmq_retries_total", _C, _MASTER, "Messages sent back, to be consumed again."),
     Metric("shmq_dead_letters_total", _C, _MASTER, "Messages given up: moved to %DLQ% topics."),
+    Metric(
+        "shmq_dead_letters_waiting",
+        _G,
+        _MASTER,
+        "Dead letters of a group that were not replayed.",
+        ("group",),
+    ),
     Metric("shmq_delayed_messages", _G, _MASTER, "Delayed messages that wait for their time."),
     Metric("shmq_delayed_delivered_total", _C, _MASTER, "Delayed messages put where they belong."),
     Metric("shmq_delayed_dropped_total", _C, _MASTER, "Delayed messages that could not be."),

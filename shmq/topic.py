@@ -23,6 +23,7 @@ __all__ = [
     "BROKER_ROLE_ATTRIBUTE",
     "BrokerData",
     "DLQ_PREFIX",
+    "DLQ_REPLAY_GROUP",
     "FLUSH_DISK_TYPE_ATTRIBUTE",
     "NAME_CHARACTERS",
     "NOT_SENDABLE_TOPICS",
@@ -58,6 +59,8 @@ NAME_CHARACTERS = re.compile(r"[%|a-zA-Z0-9_-]+")
 
 RETRY_PREFIX = "%RETRY%"
 DLQ_PREFIX = "%DLQ%"
+DLQ_REPLAY_GROUP = "shmq-dlq-replay"
+"""Its offsets in a %DLQ% topic say how far `shmq dlq replay` came. It is never behind."""
 SYSTEM_TOPIC_PREFIX = "rmq_sys_"
 AUTO_CREATE_TOPIC = "TBW102"
 """The template of topics that a send creates."""

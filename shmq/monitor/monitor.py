@@ -23,6 +23,7 @@ from shmq.monitor.broker_pages import (
     find_stores,
     segment_sizes,
 )
+from shmq.topic import DLQ_PREFIX, DLQ_REPLAY_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -251,10 +252,17 @@ class _BrokerLook:
         lags: defaultdict[tuple[str, str], _Lag] = defaultdict(_Lag)
         now_ms = self._clock.wall_ms()
         age_s = max(0, self._clock.monotonic_ns() - self._stats.looked_ns) / 1e9
+        letters = {
+            index: _kept(row) for index, row in rows.items() if row.topic.startswith(DLQ_PREFIX)
+        }
         for progress in self._stats.groups:
             row = rows.get(progress.queue_row)
             if row is None or row.generation != progress.row_generation:
                 continue  # the queue went after the broker's last round
+            if progress.group == DLQ_REPLAY_GROUP:
+                begin = max(progress.consumer_offset, row.min_queue_offset)
+                letters[progress.queue_row] = max(0, row.visible_max - begin)
+                continue
             lag = lags[progress.group, row.topic]
             begin = max(progress.consumer_offset, row.min_queue_offset)
             messages = max(0, row.visible_max - begin)
@@ -273,6 +281,11 @@ class _BrokerLook:
                     topic=row.topic,
                     queue=str(row.queue_id),
                 )
+        waiting: defaultdict[str, int] = defaultdict(int)
+        for index, count in letters.items():
+            waiting[rows[index].topic.removeprefix(DLQ_PREFIX)] += count
+        for group, count in waiting.items():
+            self._add("shmq_dead_letters_waiting", count, group=group)
         for (group, topic), lag in lags.items():
             self._add("shmq_consumer_lag_messages", lag.messages, group=group, topic=topic)
             self._add("shmq_consumer_lag_seconds", lag.seconds, group=group, topic=topic)

@@ -12,7 +12,7 @@ from enum import IntEnum, unique
 from typing import TYPE_CHECKING
 
 from shmq.core import core
-from shmq.topic import DLQ_PREFIX
+from shmq.topic import dlq_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -229,10 +229,10 @@ def _ha(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> None
 
 def _dlq(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> None:
     total = 0.0
-    for (topic,), count in sorted(reading.by("shmq_topic_messages", "topic").items()):
-        if topic.startswith(DLQ_PREFIX):
-            total += count
-            verdict.judge(count, limits, f"{count:.0f} in {topic}: shmq dlq ls")
+    for (group,), count in sorted(reading.by("shmq_dead_letters_waiting", "group").items()):
+        total += count
+        seen = f"{count:.0f} in {dlq_topic(group)}: shmq dlq ls {group}, shmq dlq replay {group}"
+        verdict.judge(count, limits, seen)
     verdict.figures |= {"messages": total}
 
 
@@ -244,6 +244,6 @@ CHECKS: dict[str, Check] = {
     "memory": Check(_memory, (85.0, 95.0), "per cent used of a broker's memory limit"),
     "files": Check(_files, (80.0, 90.0), "per cent of the files that a broker may open"),
     "ha": Check(_ha, (float(64 << 20), float(256 << 20)), "bytes that a slave is behind"),
-    "dlq": Check(_dlq, (1.0, 100.0), "dead letters of a group"),
+    "dlq": Check(_dlq, (1.0, 100.0), "dead letters of a group, not replayed"),
 }
 """By name, in the order of `shmq check all`."""

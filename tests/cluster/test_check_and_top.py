@@ -156,6 +156,19 @@ def test_dead_letters_are_told(checks: Checks, own_client: shmq.Client) -> None:
     assert "1 in %DLQ%failing: shmq dlq ls" in said
     assert checks.says("dlq", "-w", "2", "-c", "3")[0] == 0
 
+    def replay() -> int:
+        done = run("dlq", "replay", "failing", "--yes", "--json", "-n", checks.runtime)
+        return int(json.loads(done.stdout)["replayed"])
+
+    assert replay() == 1
+    checks.await_state(0, "dlq")  # it is kept, and there is nothing left to do about it
+    with own_client.push_consumer("failing", _fail, max_reconsume_times=0) as push:
+        push.subscribe("orders")  # it fails again
+        said = checks.await_state(1, "dlq")
+    assert "1 in %DLQ%failing" in said
+    # Who replays is not behind with what nobody has replayed.
+    assert "DLQ" not in checks.says("lag", "-w", "0.01", "-c", "0.02")[1]
+
 
 def test_full_disk_and_full_shared_memory_are_told_until_there_is_room(
     tmp_path: Path, cluster_name: str

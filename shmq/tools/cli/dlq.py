@@ -18,7 +18,7 @@ from shmq.tools.cli.output import (
     json_option,
     time_text,
 )
-from shmq.topic import dlq_topic
+from shmq.topic import DLQ_REPLAY_GROUP, dlq_topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["dlq"]
 
-REPLAY_GROUP = "shmq-dlq-replay"
-"""Remembers, for each dead letter topic, how far it was replayed."""
 REPLAY_DELAY_LEVEL = 1
 """The shortest: a second, unless the brokers say otherwise."""
 _PULL_COUNT = 256
@@ -82,7 +80,7 @@ def _replay(namesrv: str | None, group: str, count: int | None, yes: bool, is_js
             _say_replayed(group, 0, is_json)
             return
         confirm(f"deliver the dead letters of {group} once more", yes)
-        with client.consumer(dlq_topic(group), REPLAY_GROUP, auto_settle=False) as consumer:
+        with client.consumer(dlq_topic(group), DLQ_REPLAY_GROUP, auto_settle=False) as consumer:
             while count is None or done < count:
                 message = consumer.try_next(_IDLE_S)
                 if message is None:
