@@ -30,7 +30,14 @@ from shmq.remoting.loop_thread import in_background
 from shmq.remoting.runtime_folder import broker_socket_name
 from shmq.service import Phase
 from shmq.status import BrokerRole
-from shmq.store.common_log import LogFacts, LogSpan, comparable, find_common_end, plan_cut
+from shmq.store.common_log import (
+    LogFacts,
+    LogSpan,
+    comparable,
+    find_common_end,
+    has_begun_anew,
+    plan_cut,
+)
 from shmq.store.config_files import DataVersion, DelayOffsets, numbers_by_number
 from shmq.store.consume_queue_files import QueueKey
 from shmq.store.delay_marks import DELAY_MARKS_KEY
@@ -310,6 +317,20 @@ class HAClient:
                 " nothing says that it ever was a copy of it; give this broker its own store, or"
                 " an empty folder to copy anew"
             )
+        if has_begun_anew(ours, theirs, plan):
+            name, own_id = self._broker.config.broker_name, self._broker.config.broker_id
+            path = self._broker.config.store_path
+            problem = (
+                f"copy the master's log over {path}: this log, from {ours.min_position} to"
+                f" {ours.end_position}, has nothing of the master's, which begins in master epoch"
+                f" {theirs.epochs[0].master_epoch}, this one in {ours.epochs[0].master_epoch}. Has"
+                f" the master lost its disk: shmq ha switch {name} --to {own_id} --unclean; what it"
+                " has taken since is appended again. Is it this log that is to go: stop this"
+                f" broker, move {path}/shmq/epochs.json away, start it; its messages are appended"
+                " again"
+            )
+            store.replica.refuse(problem)
+            raise ConfigError(problem)
         self._finder.problem = (
             f"copy the master's log behind {ours.end_position}: the two are the same up to "
             f"{common}, the master keeps it from {theirs.min_position} on: this log is cut at "

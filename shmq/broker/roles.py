@@ -28,16 +28,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from shmq.broker.broker import Broker
 from shmq.broker.controller_link import ControllerLink, LogState
 from shmq.broker.identity import BrokerIdentity
+from shmq.broker.newest import require_newest, require_own_memory
 from shmq.broker.standby import Standby
 from shmq.clock import SYSTEM_CLOCK, Clock
 from shmq.errors import FencedError, ShmqError
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.shm.fd_store import FdStore
-from shmq.shm.left_memory import has_memory
 from shmq.shm.mastership import Mastership
 from shmq.status import BrokerRole, Elected
 from shmq.store.cuts import begin_cut
-from shmq.store.log_end import log_end
 from shmq.threads import NamedThread
 
 if TYPE_CHECKING:
@@ -266,6 +265,8 @@ class Member:
         if isinstance(self._current, Broker):
             self._current.succeeds = True
         try:
+            if self._link is None and not change.is_unclean:
+                require_own_memory(self.config, self._folder, mastership.record)
             self._end_current()
             self._begin_broker(mastership, change)
         except _FAILURES:
@@ -283,7 +284,7 @@ class Member:
     def _begin_first(self, mastership: Mastership) -> None:
         """At the start of the process: nobody was master."""
         try:
-            self._require_newest(mastership)
+            require_newest(self.config, self._folder, mastership.record)
             self._begin_broker(mastership, _Change(is_master=True, master_epoch=None))
         except FencedError as error:
             problem = f"{error}; {error.hint}"
@@ -292,43 +293,6 @@ class Member:
             self._begin_standby()
             assert isinstance(self._current, Standby)
             self._current.promotion_problem = problem
-
-    def _require_newest(self, mastership: Mastership) -> None:
-        """Return if nobody needs to be asked: no other member was master since our log ended.
-
-        What we lack would come back only by being appended again, behind newer messages
-        (resend.py). A person who wants that says so: who is told is not asked this.
-
-        Raises:
-            FencedError: the member that was master last has more on its disk.
-        """
-        config, record = self.config, mastership.record
-        if record is None or record.broker_id == config.broker_id:
-            return
-        try:
-            if has_memory(self._folder, record):
-                return  # we go on with that, or the store says why not
-            theirs = log_end(record.store_path)
-            ours = log_end(config.store_path)
-        except ShmqError as error:  # their disk may be lost; ours says so when it is opened
-            _log.warning(
-                "which log goes further than broker %s:%d's is not known: %s",
-                record.broker_name,
-                record.broker_id,
-                error,
-            )
-            return
-        if theirs <= ours:
-            return
-        name, number = record.broker_name, record.broker_id
-        raise FencedError(
-            f"become master with {config.store_path}: broker {name}:{number} was master last, and"
-            f" its log in {record.store_path} goes on: it ends at {theirs.end_position} in master"
-            f" epoch {theirs.master_epoch}, ours at {ours.end_position} in {ours.master_epoch}",
-            hint=f"start broker_id {number}, then shmq ha switch {name} --to {number}; or go on"
-            " without what only it has, which is appended again behind newer messages once it"
-            f" copies: shmq ha switch {name} --to {config.broker_id} --unclean",
-        )
 
     def _begin_broker(self, mastership: Mastership, change: _Change) -> None:
         self._mastership = mastership

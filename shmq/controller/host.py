@@ -20,8 +20,8 @@ from shmq.errors import ShmqError
 from shmq.remoting.identity import has_ended
 from shmq.remoting.runtime_folder import broker_socket_name
 from shmq.shm.incarnation import Incarnation
-from shmq.shm.left_memory import has_memory
 from shmq.shm.mastership import holder_pid, load_record
+from shmq.store.left_memory import has_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -50,9 +50,9 @@ from shmq.remoting.loop_thread import in_background
 from shmq.remoting.runtime_folder import RuntimeFolder, broker_socket_name
 from shmq.shm.fds import is_open_in
 from shmq.shm.incarnation import Incarnation, boot_id
-from shmq.shm.left_memory import has_memory
 from shmq.shm.mastership import load_record
 from shmq.status import BrokerRole
+from shmq.store.left_memory import has_memory
 
 __all__ = ["LOCK_NAME", "SupervisedBroker", "Supervisor"]
 

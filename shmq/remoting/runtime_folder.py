@@ -258,6 +258,13 @@ class RuntimeFolder:
         found = (name.removesuffix(_SUFFIX) for name in os.listdir(self._fd))
         return sorted({n for n in found if _SOCKET_NAME.fullmatch(n) and n.startswith(f"{kind}-")})
 
+    def locked_names(self, kind: str) -> list[str]:
+        """The names of a kind on which somebody has listened since the folder was made, sorted;
+        whether anybody does is another matter: locks stay.
+        """
+        found = (name.removesuffix(".lock") for name in os.listdir(self._fd) if ".lock" in name)
+        return sorted({n for n in found if _SOCKET_NAME.fullmatch(n) and n.startswith(f"{kind}-")})
+
     def private(self, name: str) -> Path:
         """The folder `<name>.d`, mode 0700, made if missing: for one daemon's marks and records.
 

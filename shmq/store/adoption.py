@@ -32,12 +32,12 @@ from shmq.errors import (
 from shmq.shm import manifest as manifests
 from shmq.shm.in_use import InUseMark
 from shmq.shm.incarnation import boot_id
-from shmq.shm.left_memory import find_list, has_memory
 from shmq.shm.mastership import living_master
 from shmq.store import boot_files, positions
 from shmq.store.cuts import finish_cuts
 from shmq.store.durable_file import disk_error, write_fully
 from shmq.store.epochs import EpochFile
+from shmq.store.left_memory import find_list, has_memory
 from shmq.store.log_files import LogFiles
 from shmq.store.memory import StoreMemory
 from shmq.store.recovery import recover_files

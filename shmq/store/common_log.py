@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
     from shmq.store.epochs import Epoch
 
-__all__ = ["LogFacts", "LogSpan", "STRETCH_BYTES", "comparable", "find_common_end", "plan_cut"]
+__all__ = [
+    "LogFacts",
+    "LogSpan",
+    "STRETCH_BYTES",
+    "comparable",
+    "find_common_end",
+    "has_begun_anew",
+    "plan_cut",
+]
 
 STRETCH_BYTES = 256 << 10
 """Compared at once: less than a request may ask the master to read in its loop."""
@@ -93,6 +101,23 @@ def plan_cut(
         is_resent=False,
         reason="the master keeps nothing that is the same: nobody knows what it had",
     )
+
+
+def has_begun_anew(ours: LogFacts, theirs: LogFacts, plan: CutPlan) -> bool:
+    """Whether the master may have lost the log that ours is: nothing of ours would stay, and no
+    mastership of the master's is older than our first one. The other way round it is our log that
+    began anew, and goes.
+
+    Args:
+        ours: our log.
+        theirs: the master's.
+        plan: what is to be cut of ours.
+    """
+    if plan.position > ours.min_position or plan.position == plan.end_position:
+        return False
+    if not plan.is_kept or not ours.epochs or not theirs.epochs:
+        return False  # the master had all of it; or a person has taken our epochs away
+    return theirs.epochs[0].master_epoch >= ours.epochs[0].master_epoch
 
 
 def find_common_end(

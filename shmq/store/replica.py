@@ -209,6 +209,11 @@ class ReplicaService:
         log_map.close()
         control.close()
 
+    def refuse(self, problem: str) -> None:
+        """The master's log is not to be copied over ours, and why; until one is followed."""
+        with self._lock:
+            self._set(ReplicaState.DIVERGED, problem)
+
     # ---- the keeper --------------------------------------------------------------------------
 
     def serve(self) -> None:

@@ -477,8 +477,8 @@ def _check_left_memory(patient: _Patient) -> Iterator[_Said]:
         yield (
             Severity.WARNING,
             f"{len(left)} objects of dead brokers in {SHM_FOLDER}, {size // _MIB} MiB",
-            "start those brokers: they adopt it, with messages that their disks may lack; or"
-            " shmq shm clean",
+            "it may have messages that no disk has: start those brokers; where a store is gone,"
+            " have another member go on with it: shmq ha switch; or give it up: shmq shm clean",
         )
         return
     yield _ok(f"no dead broker's memory in {SHM_FOLDER}")

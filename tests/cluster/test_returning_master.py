@@ -17,7 +17,7 @@ from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.exporter import Exporter, value
 from tests.support.scale import scaled
-from tests.support.slave import Pair, check_equal_logs
+from tests.support.slave import ParentedPair
 
 if TYPE_CHECKING:
     import random
@@ -27,66 +27,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.cluster
 
 TOTALS = ("cutResentTotal", "cutPresentTotal", "cutLostTotal")
-
-
-class ParentedPair(Pair):
-    """A master and a slave, of which the master goes on alone, and then the slave without it."""
-
-    def send(self, *bodies: str, **options: Any) -> None:
-        with self.cluster.connect() as client:
-            producer = client.producer()
-            for body in bodies:
-                producer.send("t", body.encode(), key=body, **options)
-
-    def begin(self) -> None:
-        with self.cluster.connect() as client:
-            client.create_topic("t", queues=2)
-        self.send("both")
-        wait_for(lambda: '"t"' in self.config("topics.json"), "the topic at the slave")
-        self.await_equal()
-
-    def config(self, name: str) -> str:
-        path = self.slave.store_path / "config" / name
-        return path.read_text("utf-8") if path.exists() else ""
-
-    def part(self, alone: tuple[str, ...], after: tuple[str, ...]) -> None:
-        """The master stores `alone` and ends, memory and all; the slave, as master, `after`."""
-        self.slave.stop()
-        self.send(*alone)
-        self.master.stop()
-        self.slave.restart()
-        with shmq.Admin(self.cluster.runtime) as admin:
-            (member,) = wait_for(lambda: admin.ha_members(self.master.name), "the member")
-            if not member.is_master:  # an id of 0 becomes it by itself
-                admin.switch_master(self.master.name, self.slave.broker_id)
-        with self.cluster.connect() as client:
-            wait_for(lambda: client.routes.brokers(), "the new master")
-        self.send(*after)
-
-    def come_back(self) -> None:
-        self.master.restart()
-        wait_for(lambda: self.ha_status(self.slave)["inSyncSlaveNums"] == 1, "the old master")
-
-    def bodies(self) -> list[str]:
-        """All messages of the topic, by what the master has of it."""
-        found = []
-        with self.cluster.connect() as client, client.pull_consumer("t") as pull:
-            for queue in pull.queues():
-                at = 0
-                while messages := pull.pull(queue, at).messages:
-                    found += [bytes(message.body).decode() for message in messages]
-                    at = messages[-1].queue_offset + 1
-        return sorted(found)
-
-    def check_equal(self, *others: BrokerProcess) -> None:
-        """All logs are equal byte for byte, once all have ended."""
-        end = self.slave.status()["committedPosition"]
-        copies = (self.master, *others)
-        for broker in copies:
-            wait_for(lambda broker=broker: broker.said().get("committedPosition") == end, "a copy")
-        for broker in (*copies, self.slave):
-            broker.stop()
-        check_equal_logs(end, self.slave, *copies)
 
 
 @pytest.fixture

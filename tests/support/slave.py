@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+import shmq
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
 from tests.support.broker_process import BrokerProcess
@@ -64,6 +65,66 @@ class Pair:
 
     def await_in_sync(self, count: int = 1) -> None:
         wait_for(lambda: self.ha_status()["inSyncSlaveNums"] == count, "the SyncStateSet")
+
+
+class ParentedPair(Pair):
+    """A master and a slave, of which the master goes on alone, and then the slave without it."""
+
+    def send(self, *bodies: str, **options: Any) -> None:
+        with self.cluster.connect() as client:
+            producer = client.producer()
+            for body in bodies:
+                producer.send("t", body.encode(), key=body, **options)
+
+    def begin(self) -> None:
+        with self.cluster.connect() as client:
+            client.create_topic("t", queues=2)
+        self.send("both")
+        wait_for(lambda: '"t"' in self.config("topics.json"), "the topic at the slave")
+        self.await_equal()
+
+    def config(self, name: str) -> str:
+        path = self.slave.store_path / "config" / name
+        return path.read_text("utf-8") if path.exists() else ""
+
+    def part(self, alone: tuple[str, ...], after: tuple[str, ...]) -> None:
+        """The master stores `alone` and ends, memory and all; the slave, as master, `after`."""
+        self.slave.stop()
+        self.send(*alone)
+        self.master.stop()
+        self.slave.restart()
+        with shmq.Admin(self.cluster.runtime) as admin:
+            (member,) = wait_for(lambda: admin.ha_members(self.master.name), "the member")
+            if not member.is_master:  # an id of 0 becomes it by itself
+                admin.switch_master(self.master.name, self.slave.broker_id)
+        with self.cluster.connect() as client:
+            wait_for(lambda: client.routes.brokers(), "the new master")
+        self.send(*after)
+
+    def come_back(self) -> None:
+        self.master.restart()
+        wait_for(lambda: self.ha_status(self.slave)["inSyncSlaveNums"] == 1, "the old master")
+
+    def bodies(self) -> list[str]:
+        """All messages of the topic, by what the master has of it."""
+        found = []
+        with self.cluster.connect() as client, client.pull_consumer("t") as pull:
+            for queue in pull.queues():
+                at = 0
+                while messages := pull.pull(queue, at).messages:
+                    found += [bytes(message.body).decode() for message in messages]
+                    at = messages[-1].queue_offset + 1
+        return sorted(found)
+
+    def check_equal(self, *others: BrokerProcess) -> None:
+        """All logs are equal byte for byte, once all have ended."""
+        end = self.slave.status()["committedPosition"]
+        copies = (self.master, *others)
+        for broker in copies:
+            wait_for(lambda broker=broker: broker.said().get("committedPosition") == end, "a copy")
+        for broker in (*copies, self.slave):
+            broker.stop()
+        check_equal_logs(end, self.slave, *copies)
 
 
 def start(

@@ -160,5 +160,5 @@ def _broker(store: StoreName) -> tuple[str, str, int]:
 
 def _state(finding: Finding) -> str:
     if finding.verdict is Verdict.WOULD_REMOVE:
-        return "left by a dead broker: it adopts it when it starts, or: shmq shm clean"
+        return "left by a dead broker: its store's next start adopts it, or another member"
     return f"{finding.verdict}: {finding.reason}"

@@ -78,11 +78,14 @@ def test_socket_of_a_killed_server_is_replaced(folder: RuntimeFolder) -> None:
         cwd=children.ROOT,
     )
     assert killed.returncode == -9
-    assert folder.socket_names("namesrv") == [NAME]
+    assert folder.socket_names("namesrv") == folder.locked_names("namesrv") == [NAME]
+    assert folder.locked_names("broker") == []
     with pytest.raises(ServiceNotAvailableError, match="nothing listens there"):
         folder.connect(NAME, timeout_s=1)
     with folder.listen(NAME), folder.connect(NAME, timeout_s=1):
         pass
+    assert folder.socket_names("namesrv") == []
+    assert folder.locked_names("namesrv") == [NAME]
 
 
 def test_what_is_no_stale_socket_of_ours_is_left_alone(folder: RuntimeFolder) -> None:

@@ -13,6 +13,7 @@ from shmq.store.common_log import (
     LogSpan,
     comparable,
     find_common_end,
+    has_begun_anew,
     plan_cut,
 )
 from shmq.store.cuts import CutPlan
@@ -171,3 +172,28 @@ def test_log_of_which_no_byte_is_the_same_is_resent_where_the_master_has_lost_no
     plan = plan_cut(own, LogFacts(THEIRS, 400, 1000), None, is_resent=True)
     assert plan is not None
     assert not plan.is_resent
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "common", "is_anew"),
+    [
+        pytest.param(((1, 0), 900), ((2, 0), 0), 0, True, id="its disk is lost"),
+        pytest.param(((1, 0), 900), ((1, 0), 50), None, True, id="after a reboot"),
+        pytest.param(((2, 0), 50), ((1, 0), 900), None, False, id="ours is the new disk"),
+        pytest.param(((1, 0), 900), ((1, 0), 300), 300, False, id="some of it stays"),
+        pytest.param(None, ((2, 0), 0), 0, False, id="a person has said so"),
+    ],
+)
+def test_log_that_the_master_may_have_lost_is_told_from_one_that_begins_anew(
+    ours: tuple[tuple[int, int], int] | None,
+    theirs: tuple[tuple[int, int], int],
+    common: int | None,
+    is_anew: bool,
+) -> None:
+    def facts(epoch: tuple[int, int], end: int) -> LogFacts:
+        return LogFacts([Epoch(*epoch)], 0, end)
+
+    own = LogFacts([], 0, 900) if ours is None else facts(*ours)
+    plan = plan_cut(own, facts(*theirs), common, is_resent=True)
+    assert plan is not None
+    assert has_begun_anew(own, facts(*theirs), plan) == is_anew

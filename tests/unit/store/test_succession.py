@@ -11,10 +11,10 @@ import pytest
 
 from shmq.config import StoreConfig
 from shmq.core import core
-from shmq.errors import FencedError, OwnerError
+from shmq.errors import FencedError, OwnerError, ShmError
 from shmq.shm import manifest as manifests
-from shmq.shm.left_memory import has_memory
 from shmq.shm.mastership import Mastership, load_record
+from shmq.store.left_memory import has_memory
 from shmq.store.message_store import MessageStore
 from tests.support.store_process import StoreClient, StoreProcess
 
@@ -199,6 +199,32 @@ def test_memory_is_found_by_its_names_where_its_list_is_gone_with_the_disk(
     assert record is not None
     assert not has_memory(config.runtime_path, record)
     assert not list(SHM.glob(f"shmq.{config.cluster_name}.*"))
+
+
+def test_memory_is_found_by_its_names_where_its_broker_has_begun_a_new_store(
+    config: StoreConfig, other: StoreConfig, members: Members
+) -> None:
+    """Started again before anybody looked: the folder is there, and never saw that mastership."""
+    shutil.rmtree(config.store_path)
+    (config.store_path / "shmq").mkdir(parents=True)
+    store = members.open(other)
+    assert store.is_inherited
+    assert _count(store) == 2
+
+
+def test_memory_whose_list_was_moved_away_is_not_looked_for(
+    config: StoreConfig, other: StoreConfig, members: Members
+) -> None:
+    assert config.runtime_path is not None
+    record = load_record(config.runtime_path)
+    assert record is not None
+    manifests.manifest_path(config.store_path).unlink()
+    assert not has_memory(config.runtime_path, record)
+    (config.store_path / "shmq" / "epochs.json").write_bytes(b"lost")
+    with pytest.raises(ShmError, match="read .*epochs.json"):
+        has_memory(config.runtime_path, record)
+    for path in SHM.glob(f"shmq.{config.cluster_name}.{config.broker_name}.0.*"):
+        path.unlink()
 
 
 def test_memory_found_by_its_names_is_whole_or_left_alone(

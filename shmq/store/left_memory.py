@@ -5,11 +5,13 @@ was master, and that may be gone with its disk, while the memory is there. Then 
 /dev/shm are the list: the marks in the replica set's own folder say which stores have memory, and
 the head of a control segment under which mastership it was written last.
 
-A store that is there and has no list has no memory, or somebody has moved the list away so that its
-memory counts no more: names are not looked at then.
+A store that has no list has no memory, or somebody has moved the list away so that its memory
+counts no more: names are not looked at then. But where the disk is lost and its broker was started
+again, a folder is there that never saw that mastership: its epochs are older than the record. What
+is in it says nothing of the memory.
 
 Which process: whoever elects, and the member that takes over. Reads only. What may fail: ShmError
-for a list or a folder that cannot be read.
+for a list, epochs or a folder that cannot be read.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from shmq.errors import ShmError
+from shmq.errors import ShmError, StoreError
 from shmq.shm import manifest as manifests
 from shmq.shm.in_use import marked_stores
 from shmq.shm.mastership import control_header
 from shmq.shm.names import ObjectKind, label, parse
 from shmq.shm.segment import SHM_FOLDER
+from shmq.store.epochs import EpochFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from shmq.shm.mastership import MasterRecord
     from shmq.shm.names import StoreName
 
-__all__ = ["find_list", "has_memory"]
+__all__ = ["find_list", "has_memory", "is_recorded_store"]
 
 
 def has_memory(folder: Path, record: MasterRecord) -> bool:
@@ -99,8 +102,21 @@ def find_list(folder: Path, record: MasterRecord, *, cluster_name: str) -> Manif
     )
 
 
+def is_recorded_store(store_path: Path, record: MasterRecord) -> bool:
+    """Whether a store is the one of the record's mastership, or went on behind it; False: that disk
+    is lost, not mounted, or has an older copy.
+
+    Raises:
+        ShmError: its epochs cannot be read.
+    """
+    try:
+        return EpochFile.load(store_path).last_epoch >= record.master_epoch
+    except StoreError as error:
+        raise ShmError(str(error), hint=error.hint) from error
+
+
 def _find_store(folder: Path, record: MasterRecord) -> tuple[StoreName, SegmentHeader] | None:
-    if record.manifest_path.parent.exists():
+    if is_recorded_store(record.store_path, record):
         return None
     for store in marked_stores(folder):
         header = control_header(store)
