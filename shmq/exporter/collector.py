@@ -101,7 +101,10 @@ class Collector(BaseCollector):
                 ("shmq_exporter_scrape_seconds", took_s),
                 ("shmq_exporter_series", page.count),
                 ("shmq_exporter_series_dropped", page.dropped),
-                ("shmq_exporter_problems", len(self._monitor.problems)),
+                (
+                    "shmq_exporter_problems",
+                    len(self._monitor.problems) + len(self._monitor.hidden),
+                ),
             ):
                 own.add(name, {}, value)
             own.add("shmq_build_info", {"version": version_text()}, 1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,6 +43,7 @@ __all__ = [
     "QueueRow",
     "StatsLook",
     "find_stores",
+    "hidden_folders",
     "segment_sizes",
 ]
 
@@ -50,12 +52,33 @@ _ROW_READS_MAX = 3
 
 
 def find_stores(runtime: Path) -> set[StoreName]:
-    """Stores whose brokers have left a mark in this runtime folder, of this boot."""
+    """Stores whose brokers have left a mark in this runtime folder, of this boot. Root finds those
+    of all users.
+    """
     boot8 = boot_id().hex()[:8]
     found: set[StoreName] = set()
     for folder in runtime.glob("broker-*.d"):
-        with contextlib.suppress(ShmError):  # not ours to trust, or gone
-            found |= {store for store in marked_stores(folder) if store.boot8 == boot8}
+        with contextlib.suppress(ShmError, FileNotFoundError):  # not ours to trust, or gone
+            owner_uid = folder.stat().st_uid if os.geteuid() == 0 else None
+            marked = marked_stores(folder, owner_uid=owner_uid)
+            found |= {store for store in marked if store.boot8 == boot8}
+    return found
+
+
+def hidden_folders(runtime: Path) -> list[str]:
+    """Folders of brokers that this user may not look into, one line each: whose they are."""
+    found = []
+    for folder in (runtime, *runtime.glob("broker-*.d")):
+        if os.access(folder, os.R_OK | os.X_OK):
+            continue
+        try:
+            owner = pwd.getpwuid(folder.stat().st_uid).pw_name
+        except FileNotFoundError:
+            continue
+        except (PermissionError, KeyError):  # below a folder of theirs, or a uid without a name
+            owner = "the brokers' user"
+        who = "root" if owner == "root" else f"{owner}, or as root"
+        found.append(f"{folder} is not to be read: run it as {who}")
     return found
 
 

@@ -21,6 +21,7 @@ from shmq.monitor.broker_pages import (
     Latency,
     StatsLook,
     find_stores,
+    hidden_folders,
     segment_sizes,
 )
 from shmq.topic import DLQ_PREFIX, DLQ_REPLAY_GROUP
@@ -89,12 +90,14 @@ class Monitor:
 
     Attributes:
         problems: stores that could not be read in full at the last look, and why.
+        hidden: folders of brokers that this user may not look into, one line each.
     """
 
     def __init__(
         self, runtime: Path, *, has_queues: bool = False, clock: Clock = SYSTEM_CLOCK
     ) -> None:
         self.problems: dict[StoreName, str] = {}
+        self.hidden: list[str] = []
         self._runtime = runtime
         self._has_queues = has_queues
         self._clock = clock
@@ -106,6 +109,7 @@ class Monitor:
         for store in self._pages.keys() - stores:
             self._pages.pop(store).close()
         self.problems = {}
+        self.hidden = hidden_folders(self._runtime)
         sizes = segment_sizes()
         rest = []
         for store in sorted(stores, key=str):

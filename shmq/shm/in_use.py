@@ -134,13 +134,17 @@ class InUseMark:
         return f"<InUseMark {self._store} in {self._folder}, {'held' if self.is_held else 'free'}>"
 
 
-def marked_stores(runtime_folder: Path) -> set[StoreName]:
+def marked_stores(runtime_folder: Path, *, owner_uid: int | None = None) -> set[StoreName]:
     """Return the stores that have a mark file in the folder, held or not.
+
+    Args:
+        runtime_folder: of one broker.
+        owner_uid: whose it must be, if not the effective uid's.
 
     Raises:
         OwnerError, ShmError: the folder cannot be trusted or read.
     """
-    with open_private(runtime_folder) as folder_fd:
+    with open_private(runtime_folder, owner_uid=owner_uid) as folder_fd:
         names = os.listdir(folder_fd)
     stores = (parse_store(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX))
     return {store for store in stores if store is not None}

@@ -131,12 +131,17 @@ class LockFile:
 
 
 @contextlib.contextmanager
-def open_private(path: Path) -> Iterator[int]:
+def open_private(path: Path, *, owner_uid: int | None = None) -> Iterator[int]:
     """Open a folder that nobody but the effective uid can enter, for the block.
+
+    Args:
+        path: the folder.
+        owner_uid: whose it must be instead: root may look into another's.
 
     Raises:
         OwnerError, LimitError, ShmError: it is another's or open to others, or cannot be opened.
     """
+    wanted_uid = os.geteuid() if owner_uid is None else owner_uid
     try:
         fd = os.open(path, _FOLDER_FLAGS)
     except OSError as error:
@@ -144,10 +149,10 @@ def open_private(path: Path) -> Iterator[int]:
     try:
         status = os.fstat(fd)
         mode = stat.S_IMODE(status.st_mode)
-        if status.st_uid != os.geteuid() or mode & 0o077:
+        if status.st_uid != wanted_uid or mode & 0o077:
             raise OwnerError(
                 f"open the runtime folder {path}: mode {mode:04o}, owner uid {status.st_uid};"
-                f" wanted 0700, uid {os.geteuid()}: chmod 0700 it, or name another folder"
+                f" wanted 0700, uid {wanted_uid}: chmod 0700 it, or name another folder"
             )
         yield fd
     finally:

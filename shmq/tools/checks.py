@@ -94,7 +94,8 @@ class Check:
         if not reading.by_broker("shmq_broker_up") and not (
             self.judges_none and reading.wanted_brokers
         ):
-            verdict.find(State.UNKNOWN, "no broker's memory is there to be read")
+            for problem in reading.problems or ["no broker's memory is there to be read"]:
+                verdict.find(State.UNKNOWN, problem)
             return verdict
         self.judge(reading, verdict, limits)
         for problem in reading.problems if verdict.state is State.OK else ():

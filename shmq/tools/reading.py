@@ -49,7 +49,10 @@ class Reading:
         """Look at everything now."""
         reading = cls(clock.monotonic_ns(), disk_usage(SHM_FOLDER), wanted_brokers)
         monitor.look(reading.take)
-        reading.problems = [f"{store}: {text}" for store, text in monitor.problems.items()]
+        reading.problems = [
+            *monitor.hidden,
+            *(f"{store}: {text}" for store, text in monitor.problems.items()),
+        ]
         return reading
 
     def take(self, name: str, labels: dict[str, str], value: float, *, suffix: str = "") -> None:
