@@ -47,6 +47,7 @@ __all__ = [
     "load_broker_tables",
     "parsed_settings",
     "setting_text",
+    "names_of",
     "settings",
 ]
 
@@ -729,6 +730,14 @@ def settings(config: StoreConfig) -> list[Setting]:
         )
         for spec in fields(config)
     ]
+
+
+def names_of(setting: str) -> tuple[str, ...]:
+    """What a broker's setting may be called: its own name, then RocketMQ's."""
+    for spec in fields(BrokerConfig):
+        if spec.name == setting:
+            return (setting, *spec.metadata["rocketmq"])
+    return (setting,)
 
 
 def setting_text(value: object) -> str:

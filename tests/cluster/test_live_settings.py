@@ -97,6 +97,10 @@ def test_what_cannot_be_changed_changes_nothing(
 def test_command_line_shows_and_changes_until_the_broker_ends(own_cluster: Cluster) -> None:
     shell = Shell(own_cluster.runtime)
     assert "72" in shell.out("broker", "config", "get", BROKER, "file_reserved_hours")
+    rows = shell.json("broker", "config", "get", BROKER, "fileReservedTime")["settings"]
+    assert [row["name"] for row in rows] == ["file_reserved_hours"]
+    said = shell.fails("broker", "config", "get", BROKER, "delete_when", "fileTime", code=1)
+    assert "setting fileTime of broker" in said
     said = shell.out("broker", "config", "set", BROKER, "fileReservedTime=24", "delete_when=05;06")
     assert f"{BROKER}: file_reserved_hours = 24, until it ends" in said
     changed = {

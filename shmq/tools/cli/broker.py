@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from shmq.client.admin import Admin
+from shmq.config import names_of
+from shmq.errors import ConfigError
 from shmq.tools.cli.output import (
     bytes_text,
     cluster_option,
@@ -104,13 +106,23 @@ def _get(
     keys: tuple[str, ...],
     name: str,
 ) -> None:
-    """Show settings: all, or those with a KEY in their names."""
+    """Show settings: all, or those with a KEY in their names, which are ours or RocketMQ's."""
     with Admin(namesrv) as admin:
         found = admin.broker_config(name, broker_id)
+    by_key = {
+        key: [each for each in found if any(key in known for known in names_of(each.name))]
+        for key in keys
+    }
+    for key, matching in by_key.items():
+        if not matching:
+            raise ConfigError(
+                f"show setting {key} of broker {name}: it has none with that in its name",
+                hint=f"shmq broker config get {name} shows all",
+            )
     found = [
         each
         for each in found
-        if (not keys or any(key in each.name for key in keys))
+        if (not keys or any(each in matching for matching in by_key.values()))
         and not (changed and each.value == each.default)
     ]
     if is_json:
