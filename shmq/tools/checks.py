@@ -12,6 +12,7 @@ from enum import IntEnum, unique
 from typing import TYPE_CHECKING
 
 from shmq.core import core
+from shmq.tools.members import masterless, problem_of
 from shmq.topic import dlq_topic
 
 if TYPE_CHECKING:
@@ -87,13 +88,18 @@ class Check:
     """What the limits are, for people."""
     judges_none: bool = False
     """Whether it has something to say where no broker is."""
+    asks_members: bool = False
+    """Whether it needs Reading.members: those that stand by have no memory."""
 
     def run(self, name: str, reading: Reading, limits: tuple[float, float]) -> Verdict:
         """Judge what was read."""
         verdict = Verdict(name)
-        if not reading.by_broker("shmq_broker_up") and not (
-            self.judges_none and reading.wanted_brokers
-        ):
+        is_something_there = (
+            reading.by_broker("shmq_broker_up")
+            or (self.judges_none and reading.wanted_brokers)
+            or (self.asks_members and reading.members)
+        )
+        if not is_something_there:
             for problem in reading.problems or ["no broker's memory is there to be read"]:
                 verdict.find(State.UNKNOWN, problem)
             return verdict
@@ -217,6 +223,13 @@ def _ha(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> None
     for replica_set in sorted({broker[:2] for broker in reading.by_broker("shmq_broker_up")}):
         if replica_set not in led:
             verdict.find(State.CRITICAL, f"{replica_set[1]} has no master")
+    seen = {name for _, name, _ in reading.by_broker("shmq_broker_up")}
+    for name in masterless(reading.members).keys() - seen:
+        verdict.find(State.CRITICAL, f"{name} has no master")
+    for member in reading.members:
+        if not member.is_master and problem_of(member):
+            who = f"{member.broker_name}:{member.broker_id}"
+            verdict.find(State.WARNING, f"{who}: {problem_of(member)}")
     behind: defaultdict[str, float] = defaultdict(float)
     for labels, size in reading.of("shmq_ha_replica_lag_bytes"):
         behind[f"{labels['broker']}:{labels['replica']}"] += size
@@ -244,7 +257,9 @@ CHECKS: dict[str, Check] = {
     "shm": Check(_shm, (80.0, 90.0), "per cent used of /dev/shm"),
     "memory": Check(_memory, (85.0, 95.0), "per cent used of a broker's memory limit"),
     "files": Check(_files, (80.0, 90.0), "per cent of the files that a broker may open"),
-    "ha": Check(_ha, (float(64 << 20), float(256 << 20)), "bytes that a slave is behind"),
+    "ha": Check(
+        _ha, (float(64 << 20), float(256 << 20)), "bytes that a slave is behind", asks_members=True
+    ),
     "dlq": Check(_dlq, (1.0, 100.0), "dead letters of a group, not replayed"),
 }
 """By name, in the order of `shmq check all`."""

@@ -29,12 +29,14 @@ from shmq.shm.memory import READ_ONLY_OPTIONS, memory_room, mount_of
 from shmq.shm.reaper import Verdict, reap
 from shmq.shm.segment import SHM_FOLDER
 from shmq.store.retention import disk_state
+from shmq.tools.members import masterless, members_in, problem_of
 from shmq.version import version_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from shmq.client.admin import BrokerState
+    from shmq.client.ha import HaMember
 
 __all__ = ["CHECKS", "Finding", "Severity", "examine"]
 
@@ -91,6 +93,8 @@ class _Patient:
     """The runtime folder of the cluster."""
     brokers: Sequence[BrokerState]
     """Those that the NameServers know."""
+    members: list[HaMember]
+    """Those of replica sets that answer: also who stands by, and is in no route."""
     stores: Sequence[Path]
     """Their stores' folders, and those that were named."""
     cluster_problem: str
@@ -115,7 +119,9 @@ def examine(runtime: Path, stores: Iterable[Path] = ()) -> list[Finding]:
     except ShmqError as error:
         problem = str(error)
     folders = {Path(broker.store_path) for broker in brokers if broker.store_path}
-    patient = _Patient(runtime, brokers, sorted(folders | set(stores)), problem)
+    patient = _Patient(
+        runtime, brokers, members_in(runtime), sorted(folders | set(stores)), problem
+    )
     found = []
     for name, check in CHECKS.items():
         try:
@@ -452,6 +458,12 @@ def _check_brokers(patient: _Patient) -> Iterator[_Said]:
             " shmq.target",
         )
         return
+    if not patient.brokers:
+        yield (
+            Severity.WARNING,
+            f"the NameServer of {patient.runtime} knows no broker",
+            "start one; shmq ha status lists those that answer and stand by",
+        )
     for broker in patient.brokers:
         who = f"broker {broker.broker_name}:{broker.broker_id}"
         if broker.phase == "SILENT":
@@ -464,6 +476,28 @@ def _check_brokers(patient: _Patient) -> Iterator[_Said]:
             yield Severity.ERROR, f"{who}: {broker.problem}", "its log says more"
         else:
             yield _ok(f"{who} is {broker.phase}")
+
+
+def _check_replica_sets(patient: _Patient) -> Iterator[_Said]:
+    is_well = True
+    for name, members in masterless(patient.members).items():
+        is_well = False
+        ids = ", ".join(str(member.broker_id) for member in members)
+        yield (
+            Severity.ERROR,
+            f"{name} has no master that answers; broker_id {ids} stands by",
+            f"shmq ha status {name} says why; start the others, or shmq ha switch {name}",
+        )
+    for member in patient.members:
+        if not member.is_master and problem_of(member):
+            is_well = False
+            yield (
+                Severity.WARNING,
+                f"broker {member.broker_name}:{member.broker_id}: {problem_of(member)}",
+                f"what it says; shmq ha status {member.broker_name}, and its log",
+            )
+    if is_well:
+        yield _ok("no broker that answers is without a master")
 
 
 def _check_left_memory(patient: _Patient) -> Iterator[_Said]:
@@ -498,6 +532,7 @@ CHECKS: dict[str, Callable[[_Patient], Iterator[_Said]]] = {
     "disk": _check_disk,
     "replica-disks": _check_replica_disks,
     "brokers": _check_brokers,
+    "replica-sets": _check_replica_sets,
     "left-memory": _check_left_memory,
 }
 """What is looked at, by its name in the report, in its order there."""

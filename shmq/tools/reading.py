@@ -16,6 +16,7 @@ from shmq.store.retention import DiskUsage, disk_usage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from shmq.client.ha import HaMember
     from shmq.monitor.monitor import Monitor
 
 __all__ = ["Broker", "Reading"]
@@ -33,6 +34,7 @@ class Reading:
         dev_shm: room in /dev/shm.
         wanted_brokers: how many brokers are to be there; 0: nobody said.
         problems: what of the brokers' memory could not be read, one line each.
+        members: of replica sets, as they say themselves; empty unless somebody asked them.
     """
 
     def __init__(self, taken_ns: int, dev_shm: DiskUsage, wanted_brokers: int = 0) -> None:
@@ -40,6 +42,7 @@ class Reading:
         self.dev_shm = dev_shm
         self.wanted_brokers = wanted_brokers
         self.problems: list[str] = []
+        self.members: list[HaMember] = []
         self._numbers: defaultdict[str, dict[_Labels, float]] = defaultdict(dict)
 
     @classmethod

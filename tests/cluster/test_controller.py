@@ -26,6 +26,7 @@ from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import WAIT_S, Cluster, wait_for
 from tests.support.repository import ROOT
 from tests.support.scale import scaled
+from tests.support.shell import Shell
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(scaled(180, 3600))]
 
@@ -236,6 +237,10 @@ def test_slave_that_has_another_arbiter_than_its_master_is_refused_and_told_the_
         problem = wait_for(refusal, "the refusal")
         assert f"a slave with enableControllerMode={str(not is_led).lower()} asks" in problem
         assert f"which has {str(is_led).lower()}: who elects one member elects all" in problem
+        done = Shell(runtime).run("check", "ha")
+        assert done.returncode == 1
+        assert b"broker-a:2: " in done.stdout
+        assert b"who elects one member elects all" in done.stdout
         if is_led:
             with led.connect() as client:
                 client.create_topic("t", queues=1)

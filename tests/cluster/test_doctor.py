@@ -207,6 +207,12 @@ def test_no_cluster_is_said_and_a_running_one_is_well(running: Cluster, nobody: 
     assert examine(running.runtime).of("brokers") == ("ok", "broker broker-a:0 is RUNNING")
 
 
+def test_namesrv_that_knows_no_broker_is_said(running: Cluster) -> None:
+    running.brokers[0].stop()
+    said, seen = examine(running.runtime).of("brokers")
+    assert (said, "knows no broker" in seen) == ("warning", True), seen
+
+
 def test_broker_that_hangs_is_found_until_it_goes_on(running: Cluster) -> None:
     with stopped(running.brokers[0].pid):
         seen = examine(running.runtime)

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
 import shmq
@@ -17,6 +18,7 @@ from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.exporter import Exporter, value
 from tests.support.scale import scaled
+from tests.support.shell import Shell
 from tests.support.slave import ParentedPair
 
 if TYPE_CHECKING:
@@ -190,6 +192,19 @@ def test_master_by_its_id_waits_where_another_was_master_last_and_has_more(
         assert f"broker {name}:1 was master last, and its log in" in waits.problem
         assert f"start broker_id 1, then shmq ha switch {name} --to 1" in waits.problem
         assert "not master: become master with" in pair.master.log
+        shell = Shell(pair.cluster.runtime)
+        done = shell.run("check", "ha")
+        assert done.returncode == 2
+        assert done.stdout.startswith(
+            f"SHMQ HA CRITICAL - {name} has no master; {name}:0: ".encode()
+        )
+        findings = orjson.loads(shell.run("doctor", "--json").stdout)["findings"]
+        said = [one["seen"] for one in findings if one["check"] == "replica-sets"]
+        assert said[0] == f"{name} has no master that answers; broker_id 0 stands by"
+        assert "was master last" in said[1]
+        (row,) = shell.json("cluster", "list")["brokers"]
+        assert (row["brokerName"], row["brokerId"], row["phase"]) == (name, 0, "RUNNING")
+        assert "was master last" in row["problem"]
         pair.slave.restart()
         wait_for(lambda: len(admin.ha_members(name)) == 2, "both members")
         with pytest.raises(ConfigError, match="that of broker_id 1 at"):

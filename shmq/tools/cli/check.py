@@ -11,6 +11,7 @@ from shmq.config import SERVICES_FOLDER, default_namesrv_folder
 from shmq.monitor.monitor import Monitor
 from shmq.tools.checks import CHECKS, State
 from shmq.tools.cli.output import cluster_option, echo_json, json_option
+from shmq.tools.members import members_in
 from shmq.tools.reading import Reading
 from shmq.tools.units import broker_configs
 
@@ -50,9 +51,10 @@ def check(
 ) -> None:
     """Judge brokers as nagios plugins do: broker, lag, disk, shm, memory, files, ha, dlq, or all.
 
-    Reads shared memory and asks no broker: one that hangs does not hold it up. It must run as the
-    brokers' user, or as root. One line for each check, with performance data; exit code 0 ok, 1
-    warning, 2 critical, 3 unknown: the worst of all.
+    Reads shared memory and asks no broker: one that hangs does not hold it up. But ha asks all
+    members, since one that stands by has no memory; each that hangs costs it a second. It must run
+    as the brokers' user, or as root. One line for each check, with performance data; exit code 0
+    ok, 1 warning, 2 critical, 3 unknown: the worst of all.
     """
     if not names:
         raise click.UsageError(f"name what to check: {', '.join(CHECKS)}, or all")
@@ -67,6 +69,8 @@ def check(
         reading = Reading.read(monitor, wanted_brokers=wanted_brokers)
     finally:
         monitor.close()
+    if any(CHECKS[name].asks_members for name in chosen):
+        reading.members = members_in(runtime)
     verdicts = []
     for name in chosen:
         low, high = CHECKS[name].limits

@@ -16,6 +16,7 @@ from shmq.tools.cli.output import (
     json_option,
     named,
 )
+from shmq.tools.members import problem_of
 
 if TYPE_CHECKING:
     from shmq.remoting.controller_requests import SyncStateData
@@ -66,7 +67,7 @@ def _status(namesrv: str | None, is_json: bool, name: str | None) -> None:
                 "" if member.is_in_sync is None else _yes(member.is_in_sync),
                 member.resent_count,
                 member.lost_count,
-                member.problem or member.replica_problem,
+                problem_of(member),
             )
             for member in members
         ),
