@@ -1058,7 +1058,7 @@ class Admin(Closable):
         if not names:
             raise ServiceNotAvailableError(
                 f"{what}: the NameServer that was asked knows no broker",
-                hint="wait until one has registered, or start one: shmq broker list shows them",
+                hint="wait until one has registered, or start one: shmq ha status shows who waits",
             )
         return names
 

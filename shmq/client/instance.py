@@ -369,7 +369,7 @@ class Client(Closable):
         if not names:
             raise ServiceNotAvailableError(
                 f"create topic {topic}: the NameServer that was asked knows no broker",
-                hint="wait until one has registered, or start one: shmq broker list shows them",
+                hint="wait until one has registered, or start one: shmq ha status shows who waits",
             )
         for name in names:
             self.link(name).call(

@@ -78,7 +78,7 @@ class QueueFinder:
         if not names and not wiped:
             raise ServiceNotAvailableError(
                 f"send to {topic}: the NameServer that was asked knows no broker",
-                hint="wait until one has registered, or start one: shmq broker list shows them",
+                hint="wait until one has registered, or start one: shmq ha status shows who waits",
             )
         if not any(queue.lane is not None for queue in queues):
             raise refusal or TopicNotExistError(
