@@ -105,16 +105,14 @@ class Monitor:
 
     def look(self, take: Take) -> None:
         """Read everything once."""
-        stores = find_stores(self._runtime)
+        sizes = segment_sizes()
+        stores = find_stores(self._runtime) & sizes.keys()  # a mark may outlive its memory
         for store in self._pages.keys() - stores:
             self._pages.pop(store).close()
         self.problems = {}
         self.hidden = hidden_folders(self._runtime)
-        sizes = segment_sizes()
         rest = []
         for store in sorted(stores, key=str):
-            if store not in sizes:
-                continue  # a mark that is left of memory that is gone
             pages = self._pages.setdefault(store, BrokerPages(store))
             try:
                 look = _BrokerLook(take, pages, sizes[store], self._clock)

@@ -117,6 +117,7 @@ def connect(folder: str) -> shmq.Client:
 
 def send_sync(folder: str, spool: Spool, orders: Orders) -> None:
     with connect(folder) as client, client.producer() as producer:
+        _send_one(producer, spool)  # what it holds, it holds from here on
         say(True)
         while orders.keep_on():
             _send_one(producer, spool)
@@ -144,6 +145,7 @@ def send_async(folder: str, spool: Spool, orders: Orders) -> None:
                 except ShmqError as error:
                     complain(error)
 
+        _send_one(producer, spool)
         say(True)
         while orders.keep_on(settle):
             (sequence,) = spool.begin()
@@ -158,6 +160,7 @@ def send_async(folder: str, spool: Spool, orders: Orders) -> None:
 
 def send_many(folder: str, spool: Spool, orders: Orders) -> None:
     with connect(folder) as client, client.producer() as producer:
+        _send_one(producer, spool)  # what it holds, it holds from here on
         say(True)
         while orders.keep_on():
             sequences = spool.begin(MANY)

@@ -1,5 +1,6 @@
 """The exporter with real brokers: what it shows is what happened, and goes when its cause goes."""
 
+import contextlib
 import os
 import re
 import signal
@@ -19,8 +20,10 @@ from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
 from shmq.metrics import BROKER_LABELS, METRICS, MetricScope
 from shmq.monitor.broker_pages import BrokerPages, find_stores
+from shmq.monitor.monitor import Monitor
 from tests.support.broker_process import ROOT, BrokerClient, BrokerProcess
 from tests.support.cluster import Cluster, wait_for
+from tests.support.dev_shm import DEV_SHM
 from tests.support.exporter import TIMEOUT_S, Exporter, samples_of, value
 
 
@@ -266,6 +269,25 @@ def test_a_dead_broker_is_shown_as_dead_and_its_successor_as_alive(own_cluster: 
     with Exporter(own_cluster.runtime) as exporter:
         broker.stop()
         assert "shmq_broker_up" not in exporter.look()
+
+
+def test_memory_that_is_gone_is_let_go_of_though_its_mark_is_left(own_cluster: Cluster) -> None:
+    broker = own_cluster.brokers[0]
+    with contextlib.closing(Monitor(own_cluster.runtime)) as monitor:
+        monitor.look(lambda *_, **__: None)
+        broker.kill()
+        for path in DEV_SHM.glob(f"shmq.{broker.cluster_name}.*"):
+            path.unlink()
+        assert find_stores(own_cluster.runtime)
+        assert _mapped(broker.cluster_name)
+        monitor.look(lambda *_, **__: None)
+        assert not _mapped(broker.cluster_name)
+
+
+def _mapped(cluster_name: str) -> list[str]:
+    """Shared memory of a cluster's brokers that this process maps."""
+    lines = Path("/proc/self/maps").read_text("utf-8").splitlines()
+    return [line for line in lines if f"/shmq.{cluster_name}." in line]
 
 
 def test_a_hung_broker_is_shown_without_asking_it(own_cluster: Cluster) -> None:

@@ -64,7 +64,7 @@ ERAS = (BROKERS, DAEMONS, CLIENTS, ())
 """Whom each spares."""
 CLUSTER = """
 [namesrv]
-broker_hung_timeout_ms = 5000
+broker_hung_timeout_ms = 15000
 probe_interval_ms = 200
 [cluster]
 crash_count_max = 100
