@@ -19,6 +19,8 @@ RUN_TOKEN = f"t{os.getpid():x}x"
 SHARED = f"{RUN_TOKEN}shared"
 """How the names of clusters begin that several tests share: who makes one sees to its end."""
 NEIGHBOUR_GRACE_S = 1.0
+ADOPTION_MAX_S = 5.0
+"""For so long a neighbour's dead broker may leave its memory to nobody: its successor takes it."""
 NEIGHBOURS_BENCH = "shmq.bench-"
 """How names begin of a replica set whose members a bench beside us kills: what a dead one leaves is
 its successor's. A bench that a test runs has the run's token in its names (SHMQ_CLUSTER_NAME).
@@ -42,7 +44,8 @@ def left_behind(before: frozenset[str], *, strict: bool) -> list[str]:
         strict: nobody else uses the machine (CI): every new name counts but what another run's
             token claims.
 
-    May wait up to NEIGHBOUR_GRACE_S for an object of unknown origin to go away.
+    May wait up to NEIGHBOUR_GRACE_S for an object of unknown origin to go away, and up to
+    ADOPTION_MAX_S for somebody outside this run to have it.
     """
     stores = {_store(name) for name in before}
     new = {
@@ -61,10 +64,12 @@ def left_behind(before: frozenset[str], *, strict: bool) -> list[str]:
     while unknown and time.monotonic() < deadline:
         time.sleep(0.02)  # polling for a neighbour, not for something under test
         unknown &= ours_in_dev_shm()
-    if unknown:
-        held = _held_outside_this_run()
-        left += [name for name in unknown if name not in held]
-    return sorted(left)
+    deadline = time.monotonic() + ADOPTION_MAX_S
+    while unknown := unknown & ours_in_dev_shm() - _held_outside_this_run():
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)  # polling for a neighbour, not for something under test
+    return sorted({*left, *unknown})
 
 
 def _store(name: str) -> str:
