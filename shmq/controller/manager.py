@@ -31,7 +31,7 @@ from shmq.controller.controller import Controller, Outcome
 from shmq.controller.host import KernelHost
 from shmq.controller.journal import Journal
 from shmq.controller.processor import ControllerProcessor, shown
-from shmq.errors import ConfigError, ShmqError, StoreLockedError
+from shmq.errors import ConfigError, ServiceNotAvailableError, ShmqError, StoreLockedError
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command
 from shmq.remoting.identity import has_ended
@@ -275,7 +275,12 @@ class ControllerManager:
     # ---- members -----------------------------------------------------------------------------
 
     def seen(self, connection: Connection, broker_name: str, broker_id: int) -> None:
-        """A member has spoken through this connection: it is told there, and watched."""
+        """A member has spoken through this connection: it is told there, and watched.
+
+        Raises:
+            ServiceNotAvailableError: its process has ended since: what it said of itself was read
+                late, and would have the dead elected.
+        """
         self._bury()
         key = (broker_name, broker_id)
         known, life = self._members.get(key), connection.identity.incarnation
@@ -287,11 +292,13 @@ class ControllerManager:
         self._forget(key)
         try:
             pidfd = os.pidfd_open(life.pid)
+        except ProcessLookupError as error:
+            raise _ended_since(key) from error
         except OSError:
-            return  # it has ended, or no descriptor is left: its heartbeats tell
-        if Incarnation.of(life.pid) != life:
+            return  # no descriptor is left: its heartbeats tell
+        if has_ended(pidfd) or Incarnation.of(life.pid) != life:
             os.close(pidfd)
-            return
+            raise _ended_since(key)
         self._members[key] = _Member(connection, life, pidfd)
         asyncio.get_running_loop().add_reader(pidfd, self._ended, key)
 
@@ -362,3 +369,8 @@ def _make_private(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(f"make the Controller's folder {path}", error) from error
+
+
+def _ended_since(key: tuple[str, int]) -> ServiceNotAvailableError:
+    name, broker_id = key
+    return ServiceNotAvailableError(f"hear {name}:{broker_id}: its process has ended since")
