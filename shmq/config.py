@@ -45,9 +45,9 @@ __all__ = [
     "load",
     "load_broker_setting",
     "load_broker_tables",
+    "names_of",
     "parsed_settings",
     "setting_text",
-    "names_of",
     "settings",
 ]
 
