@@ -145,15 +145,19 @@ def send_async(folder: str, spool: Spool, orders: Orders) -> None:
                 except ShmqError as error:
                     complain(error)
 
-        _send_one(producer, spool)
-        say(True)
-        while orders.keep_on(settle):
+        def send() -> None:
             (sequence,) = spool.begin()
             body = spool.body(sequence)
             try:
                 flying.append((sequence, producer.send_async(TOPIC, body, timeout=TIMEOUT_S)))
             except ShmqError as error:
                 complain(error)
+
+        send()  # with what settles futures, too
+        settle()
+        say(True)
+        while orders.keep_on(settle):
+            send()
             settle(ASYNC_MAX)
         settle()
 

@@ -306,6 +306,8 @@ class Held:
     """What all processes hold at one time."""
 
     def __init__(self, everything: Everything) -> None:
+        # Between two scrapes it has what the brokers were at the first.
+        everything.exporter.page()
         pids = everything.pids()
         self._roles = sorted(pids)
         self._footprints = {role: Footprint.of(pids[role]) for role in self._roles}
@@ -324,7 +326,6 @@ def _settle(everything: Everything, ledger: Ledger) -> None:
     everything.pause()
     wait_for(everything.is_whole, "a master and its slave in sync")
     _wait_while(ledger.owed, "messages that did not come")
-    everything.exporter.page()  # between two scrapes it has what the brokers were at the first
 
 
 def _wait_while(look: Callable[[], Any], what: str) -> None:
