@@ -56,7 +56,7 @@ CACHES = {"commitlog/#": 17, "#.cq": 64, "a#.log.#": 2, "shmq-pool": POOL_THREAD
 """What there may be any number of, up to a bound: files of the log that are mapped, beside the one
 that is just looked up; open ConsumeQueue files; what the brokers before this one printed."""
 SLACK = dict.fromkeys(("socket:[#]", "anon_inode:[pidfd]"), 8)
-"""A client connects to a NameServer when it wants a route; a NameServer watches who is connected."""
+"""A client connects to a NameServer when it wants a route; a NameServer watches who connects."""
 IN_FLIGHT_MAX = 4 * 1000
 """Messages of a topic's four queues that a member may have taken and not settled."""
 BROKERS = ("master", "slave")
