@@ -8,11 +8,13 @@ from os import kill as signal_pid
 from typing import NamedTuple
 
 from remains import Memory
-from replica_pair import CONTROLLERS, ReplicaPair, kill, stop, wait_for
+from replica_pair import CONTROLLERS, FLUSH_MS, ReplicaPair, kill, stop, wait_for
 
 TOPIC = "failover"
 LAG_MAX_S = 0.02
 """For so long a slave is held before its master's memory goes."""
+RARE_FLUSH_MS = 500
+"""RocketMQ's own: files are far behind memory, so that what a slave has counts."""
 LEADERLESS_MAX_S = 0.3
 """Between the Controller's death and the master's, either first; and before it starts again."""
 
@@ -40,6 +42,8 @@ class Fault(NamedTuple):
     """By Controllers; else whoever has the lock of mastership is master."""
     takes_memory: bool = False
     """Shared memory goes with it."""
+    flush_ms: int = FLUSH_MS
+    """How far behind memory files may be."""
     keeps_confirmed: bool = True
     """With SYNC_MASTER what was told SEND_OK is owed, whatever memory is gone."""
 
@@ -180,9 +184,16 @@ FAULTS = {
     "lock": Fault("the lock of mastership is deleted, and half the masters die later", _lock),
     "upgrade": Fault("the other one is made master, and the one that waits restarted", _upgrade),
     "wiped": Fault(
-        "the master's memory is wiped as it dies, its slave behind", _wiped, takes_memory=True
+        "the master's memory is wiped as it dies, its slave behind, its files further",
+        _wiped,
+        takes_memory=True,
+        flush_ms=RARE_FLUSH_MS,
     ),
     "all-wiped": Fault(
-        "all memory is wiped as both die", _all_wiped, takes_memory=True, keeps_confirmed=False
+        "all memory is wiped as both die",
+        _all_wiped,
+        takes_memory=True,
+        keeps_confirmed=False,
+        flush_ms=RARE_FLUSH_MS,
     ),
 }

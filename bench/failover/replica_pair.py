@@ -52,9 +52,12 @@ broker_role = "{role}"
 store_path = "broker-a{number}"
 keep_memory = "never"
 slave_sync_interval_ms = 200
+flush_interval_ms = {flush_ms}
 enable_controller_mode = {is_led}
 """
 CONTROLLERS = ("c0", "c1")
+FLUSH_MS = 10
+"""The default of flush_interval_ms."""
 
 
 class ReplicaPair:
@@ -240,6 +243,7 @@ def replica_pair(
     *,
     is_supervised: bool = True,
     is_led: bool = False,
+    flush_ms: int = FLUSH_MS,
 ) -> Iterator[ReplicaPair]:
     """Stores on the checkout's file system; a member_count of 1: a master without a slave."""
     with (
@@ -254,6 +258,7 @@ def replica_pair(
                 role=role,
                 cluster_name=folder.name.strip(".").lower(),
                 is_led=str(is_led).lower(),
+                flush_ms=flush_ms,
             )
             for number in range(member_count)
         ]

@@ -42,6 +42,7 @@ def run_rounds(options: argparse.Namespace) -> dict[str, Any]:
             options.hung_ms,
             is_supervised=fault.is_supervised,
             is_led=fault.is_led,
+            flush_ms=fault.flush_ms,
         ) as pair,
         programs() as started,
     ):

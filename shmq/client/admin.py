@@ -20,7 +20,7 @@ from shmq.client import broker_settings, ha
 from shmq.client.arguments import check_count
 from shmq.client.closable import Closable
 from shmq.client.message_finder import MESSAGE_COUNT_DEFAULT, MessageFinder
-from shmq.client.route_cache import ORDER_TOPIC_CONFIG, RouteCache
+from shmq.client.route_cache import ORDER_TOPIC_CONFIG, RouteCache, no_broker
 from shmq.config import default_namesrv_folder
 from shmq.errors import (
     ClosedError,
@@ -1056,10 +1056,7 @@ class Admin(Closable):
     def _some_masters(self, what: str) -> list[str]:
         names = self._masters()
         if not names:
-            raise ServiceNotAvailableError(
-                f"{what}: the NameServer that was asked knows no broker",
-                hint="wait until one has registered, or start one: shmq ha status shows who waits",
-            )
+            raise no_broker(what)
         return names
 
     def _known(self, what: str, brokers: Iterable[str]) -> list[str]:

@@ -33,7 +33,7 @@ from shmq.client.producer import Producer
 from shmq.client.pull_consumer import PullConsumer
 from shmq.client.push_consumer import PushConsumer
 from shmq.client.rebalance import RebalanceService
-from shmq.client.route_cache import RouteCache
+from shmq.client.route_cache import RouteCache, no_broker
 from shmq.client.route_watch import RouteWatch
 from shmq.client.slave_links import SlaveLinks
 from shmq.clock import SYSTEM_CLOCK
@@ -367,10 +367,7 @@ class Client(Closable):
                 hint=f"those that are known: {', '.join(known_names) or 'none'}",
             )
         if not names:
-            raise ServiceNotAvailableError(
-                f"create topic {topic}: the NameServer that was asked knows no broker",
-                hint="wait until one has registered, or start one: shmq ha status shows who waits",
-            )
+            raise no_broker(f"create topic {topic}")
         for name in names:
             self.link(name).call(
                 RequestCode.UPDATE_AND_CREATE_TOPIC,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from shmq.client.deadline import at_most, within
 from shmq.client.queue_selector import SendQueue
+from shmq.client.route_cache import no_broker
 from shmq.core import core
 from shmq.errors import (
     PermissionDeniedError,
@@ -76,10 +77,7 @@ class QueueFinder:
             names = set(self._client.routes.brokers())
             queues, refusal = self._ask(topic, names, {}, wiped, True)
         if not names and not wiped:
-            raise ServiceNotAvailableError(
-                f"send to {topic}: the NameServer that was asked knows no broker",
-                hint="wait until one has registered, or start one: shmq ha status shows who waits",
-            )
+            raise no_broker(f"send to {topic}")
         if not any(queue.lane is not None for queue in queues):
             raise refusal or TopicNotExistError(
                 f"send to {topic}: no broker has it",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from shmq.remoting.runtime_folder import RuntimeFolder
     from shmq.topic import TopicRouteData
 
-__all__ = ["RouteCache"]
+__all__ = ["RouteCache", "no_broker"]
 
 REFRESH_NS = 30_000_000_000
 """How long a route is believed unasked; RocketMQ's pollNameServerInterval."""
@@ -176,6 +176,14 @@ class RouteCache:
             f"ask a NameServer in {self._folder.path}: {last or 'there is none'}",
             hint="start one: shmq-namesrv, or shmq dev",
         )
+
+
+def no_broker(what: str) -> ServiceNotAvailableError:
+    """The error of `what` where a NameServer answers and no master is registered with it."""
+    return ServiceNotAvailableError(
+        f"{what}: the NameServer that was asked knows no broker",
+        hint="wait until one has registered, or start one: shmq ha status shows who waits",
+    )
 
 
 def _shown(topics: Collection[str]) -> str:

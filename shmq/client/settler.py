@@ -56,7 +56,7 @@ class Settler:
         self._pending: PendingSends[Pending] = PendingSends()
         self._wanted = threading.Event()
         self._is_closed = False
-        self._thread = NamedThread(target=self._run, name=f"shmq-{name}"[:15], daemon=True)
+        self._thread = NamedThread(target=self._run, name=f"shmq-{name}", daemon=True)
         self._thread.start()
 
     def add(self, pending: Pending) -> None:

@@ -123,9 +123,7 @@ class Client:
             raise
         if on_notify is not None:
             self._is_reading = True
-            self._reader = NamedThread(
-                target=self._read_for_ever, name=f"shmq-{name}"[:15], daemon=True
-            )
+            self._reader = NamedThread(target=self._read_for_ever, name=f"shmq-{name}", daemon=True)
             self._reader.start()
 
     # ---- asking ------------------------------------------------------------------------------

@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from shmq.core.fields import read_ints, struct_size
 from shmq.errors import ShmError, StoreError
 from shmq.shm import manifest as manifests
+from shmq.shm import segment
 from shmq.shm.in_use import marked_stores
 from shmq.shm.mastership import control_header
 from shmq.shm.names import ObjectKind, label, parse
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from shmq.shm.names import StoreName
 
 __all__ = ["find_list", "has_memory", "is_recorded_store"]
+
+_HEAD_SIZE: Final = struct_size("segment_header") + struct_size("control_config")
 
 
 def has_memory(folder: Path, record: MasterRecord) -> bool:
@@ -75,20 +79,21 @@ def find_list(folder: Path, record: MasterRecord, *, cluster_name: str) -> Manif
     if found is None or found[0].cluster != label(cluster_name):
         return None
     store, header = found
+    file_size = _file_size_bytes(store)
     entries = []
     try:
         with os.scandir(SHM_FOLDER) as listed:
             for entry in listed:
                 name = parse(entry.name)
-                if name is not None and name.store == store and manifests.is_listed_kind(name.kind):
-                    with contextlib.suppress(FileNotFoundError):
-                        size = entry.stat(follow_symlinks=False).st_size
+                if name is None or name.store != store or not manifests.is_listed_kind(name.kind):
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    size = entry.stat(follow_symlinks=False).st_size
+                    # Of another size: its maker was killed while it made it, nothing is in it.
+                    if name.kind is not ObjectKind.HOT or size == file_size:
                         entries.append(manifests.ObjectEntry(name, size))
     except OSError as error:
         raise ShmError(f"list {SHM_FOLDER}: {error.strerror}") from error
-    sizes = {entry.size_bytes for entry in entries if entry.name.kind is ObjectKind.HOT}
-    if len(sizes) != 1:  # none, or one that its maker had no time to finish
-        return None
     return manifests.Manifest(
         layout_version=header.layout_version,
         boot_id=header.boot_id,
@@ -96,7 +101,7 @@ def find_list(folder: Path, record: MasterRecord, *, cluster_name: str) -> Manif
         cluster_name=cluster_name,
         broker_name=record.broker_name,
         broker_id=store.broker_id,
-        file_size_bytes=sizes.pop(),
+        file_size_bytes=file_size,
         uid=header.owner_uid,
         objects=tuple(sorted(entries, key=lambda entry: str(entry.name))),
     )
@@ -113,6 +118,13 @@ def is_recorded_store(store_path: Path, record: MasterRecord) -> bool:
         return EpochFile.load(store_path).last_epoch >= record.master_epoch
     except StoreError as error:
         raise ShmError(str(error), hint=error.hint) from error
+
+
+def _file_size_bytes(store: StoreName) -> int:
+    """The size of a file of its log, and so of a hot segment."""
+    with segment.attach(store.object(ObjectKind.CONTROL, 0), readonly=True) as control:
+        head = os.pread(control.fileno(), _HEAD_SIZE, 0)
+    return read_ints(head, "control_config", struct_size("segment_header"))["file_size_bytes"]
 
 
 def _find_store(folder: Path, record: MasterRecord) -> tuple[StoreName, SegmentHeader] | None:

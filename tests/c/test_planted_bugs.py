@@ -162,7 +162,7 @@ BUGS = [
     Bug(
         "shows a SYNC message at once",
         "turn.h",
-        "        if (shmq_row_need(queue) == 0) {",
+        "        if (need == 0) {",
         "        if (1) {",
         "test_turn",
         "test_sync_message_is_seen_and_answered_only_once_flushed",

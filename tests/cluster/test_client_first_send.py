@@ -121,7 +121,7 @@ def test_first_send_says_in_its_time_what_it_saw(away: Cluster, send: Send) -> N
         pytest.raises(ServiceNotAvailableError, match=SEEN) as caught,
     ):
         send(client, "t", 0.2)
-    assert "shmq broker list" in caught.value.hint
+    assert "shmq ha status" in caught.value.hint
 
 
 def test_send_of_a_task_keeps_its_timeout_behind_one_that_waits_longer(away: Cluster) -> None:

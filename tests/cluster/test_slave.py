@@ -294,6 +294,26 @@ def test_send_is_confirmed_once_it_is_on_the_slaves_disk_where_that_is_asked_for
                 assert slave["slaveFlushOffset"] > before
 
 
+def test_send_that_waits_for_a_slave_alone_does_not_hurry_the_disk(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    settings = {"broker_role": "SYNC_MASTER", "flush_interval_ms": "60000"}
+    for pair in start(tmp_path, cluster_name, **settings):
+        with pair.cluster.connect() as client:
+            client.create_topic("t", queues=1)
+            producer = client.producer()
+            before = pair.master.status()
+            for _ in range(50):
+                assert producer.send("t", b"x").send_status is SendStatus.SEND_OK
+            after = pair.master.status()
+            assert after["committedPosition"] > before["committedPosition"]
+            assert after["flushedPosition"] == before["flushedPosition"], "it gathers for a minute"
+            with shmq.Admin(pair.cluster.runtime) as admin:
+                admin.create_topic("s", attributes={"shmq.flush.disk.type": "SYNC_FLUSH"})
+            assert producer.send("s", b"x").send_status is SendStatus.SEND_OK
+            assert pair.master.status()["flushedPosition"] > after["flushedPosition"]
+
+
 def test_slave_that_hangs_stays_out_of_the_sync_state_set(
     tmp_path: Path, cluster_name: str
 ) -> None:

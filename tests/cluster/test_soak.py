@@ -55,8 +55,6 @@ POOL_THREADS = 2 * ((os.cpu_count() or 1) + 4)
 CACHES = {"commitlog/#": 17, "#.cq": 64, "a#.log.#": 2, "shmq-pool": POOL_THREADS}
 """What there may be any number of, up to a bound: files of the log that are mapped, beside the one
 that is just looked up; open ConsumeQueue files; what the brokers before this one printed."""
-SLACK = dict.fromkeys(("socket:[#]", "anon_inode:[pidfd]"), 8)
-"""A client connects to a NameServer when it wants a route; a NameServer watches who connects."""
 IN_FLIGHT_MAX = 4 * 1000
 """Messages of a topic's four queues that a member may have taken and not settled."""
 BROKERS = ("master", "slave")
@@ -64,6 +62,13 @@ DAEMONS = ("namesrv", "controller", "exporter")
 CLIENTS = (*SENDERS, *CONSUMERS)
 ERAS = (BROKERS, DAEMONS, CLIENTS, ())
 """Whom each spares."""
+ROUTE_CONNECTIONS_MAX = 2
+"""Of a client to a NameServer: one to ask for routes, made when one is asked for, and one on which
+it waits for a change, made when it first has no master to send to. It keeps both."""
+SLACK = {(f"{kind} fds", "socket:[#]"): ROUTE_CONNECTIONS_MAX for kind in CLIENTS} | {
+    ("namesrv fds", kind): ROUTE_CONNECTIONS_MAX * len(CLIENTS)
+    for kind in ("socket:[#]", "anon_inode:[pidfd]")  # it watches who is connected
+}
 CLUSTER = """
 [namesrv]
 broker_hung_timeout_ms = 15000

@@ -65,7 +65,9 @@ def left_behind(before: frozenset[str], *, strict: bool) -> list[str]:
         time.sleep(0.02)  # polling for a neighbour, not for something under test
         unknown &= ours_in_dev_shm()
     deadline = time.monotonic() + ADOPTION_MAX_S
-    while unknown := unknown & ours_in_dev_shm() - _held_outside_this_run():
+    while unknown:
+        held = _stores_held_outside_this_run()  # a lost session's object is in nobody's hands
+        unknown = {name for name in unknown & ours_in_dev_shm() if _store(name) not in held}
         if time.monotonic() > deadline:
             break
         time.sleep(0.2)  # polling for a neighbour, not for something under test
@@ -77,8 +79,8 @@ def _store(name: str) -> str:
     return name.rsplit(".", 2)[0]
 
 
-def _held_outside_this_run() -> set[str]:
-    """Names in /dev/shm that a process outside this run has open or mapped."""
+def _stores_held_outside_this_run() -> set[str]:
+    """Whose names in /dev/shm a process outside this run has open or mapped."""
     mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
     held = set()
     for pid in psutil.pids():
@@ -91,5 +93,5 @@ def _held_outside_this_run() -> set[str]:
         except OSError:  # gone meanwhile, or not ours to look at
             continue
         for text in (maps, "\n".join(links)):
-            held.update(re.findall(r"/dev/shm/(\S+)", text))
+            held.update(_store(name) for name in re.findall(r"/dev/shm/(\S+)", text))
     return held

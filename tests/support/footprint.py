@@ -72,7 +72,7 @@ def differences(
     before: Mapping[str, Counter[str]],
     now: Mapping[str, Counter[str]],
     caches: Mapping[str, int] | None = None,
-    slack: Mapping[str, int] | None = None,
+    slack: Mapping[tuple[str, str], int] | None = None,
 ) -> Iterable[str]:
     """What is more or less than before, as a person reads it.
 
@@ -80,14 +80,14 @@ def differences(
         before: counts of kinds.
         now: the same, later.
         caches: kinds of which there may be any number up to a bound.
-        slack: kinds of which there may be so many more or less.
+        slack: by which of the counts and kind: there may be so many more or less.
     """
     for what in sorted({*before, *now}):
         was, is_ = before.get(what, Counter()), now.get(what, Counter())
         for name in sorted({*was, *is_}):
             most = (caches or {}).get(name)
             change = abs(is_[name] - was[name])
-            if change > (slack or {}).get(name, 0) if most is None else is_[name] > most:
+            if change > (slack or {}).get((what, name), 0) if most is None else is_[name] > most:
                 bound = "" if most is None else f", {most} at most"
                 yield f"{what}: {name}: {was[name]} before, {is_[name]} now{bound}"
 

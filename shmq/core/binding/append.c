@@ -78,7 +78,7 @@ static void after_turn(struct shmq_appender *self)
         self->arena_asked = 1;
         shmq_appender_raise_event(self, SHMQ_EVENT_ARENA);
     }
-    uint32_t sync_wanted = append->pending_row_count != 0 || append->pending_ring_count != 0;
+    uint32_t sync_wanted = append->flush_wanted > append->flushed_seen;
     if (shmq_load_relaxed32(&self->sync_wanted) != sync_wanted) { /* relaxed: own word */
         shmq_store_release32(&self->sync_wanted, sync_wanted);    /* release: pairs with the flusher's acquire */
         shmq_fence_full(); /* pairs with the fence in flusher_sleep */

@@ -186,6 +186,8 @@ def test_memory_is_found_by_its_names_where_its_list_is_gone_with_the_disk(
     config: StoreConfig, other: StoreConfig, members: Members
 ) -> None:
     shutil.rmtree(config.store_path)
+    half_made = sorted(SHM.glob(f"shmq.{config.cluster_name}.*.hot.*"))[0].with_suffix(".999")
+    half_made.touch(mode=0o600)  # killed while it made one ahead
     assert config.runtime_path is not None
     record = load_record(config.runtime_path)
     assert record is not None

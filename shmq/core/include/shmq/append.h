@@ -226,6 +226,9 @@ static inline void shmq_append_set_row(struct shmq_append *append, uint32_t inde
         row->pending = 1;
         append->pending_rows[append->pending_row_count++] = index;
     }
+    if (row->pending && (flags & SHMQ_ROW_FLUSH) != 0) {
+        append->flush_wanted = append->log.log_end;
+    }
     append->settle_rows = 1;
 }
 

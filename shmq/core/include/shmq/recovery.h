@@ -130,6 +130,7 @@ static inline int shmq_turn_redo(struct shmq_append *append, uint64_t now_ns)
     append->turn_number = turn;
     if (turn == 0) {
         append->log.log_end = shmq_load_relaxed(&control->append.committed_position); /* relaxed: own word */
+        append->flush_wanted = append->log.log_end; /* who waits was told so by a predecessor */
         return SHMQ_OK;
     }
     const struct shmq_turn_record *record = shmq_control_turn_record(control, turn);
@@ -151,6 +152,7 @@ static inline int shmq_turn_redo(struct shmq_append *append, uint64_t now_ns)
     }
     append->store_timestamp = record->header.store_timestamp;
     append->log.log_end = record->header.log_end;
+    append->flush_wanted = append->log.log_end; /* who waits was told so by a predecessor */
     append->staged_count = 0;
     append->arena_reserved = 0;
     uint64_t position = record->header.log_begin;

@@ -119,6 +119,7 @@ struct shmq_append {
     uint64_t store_timestamp;
     uint64_t flushed_seen;
     uint64_t confirmed_seen;
+    uint64_t flush_wanted;            /* somebody waits for the disk to hold what is below it */
     uint64_t settle_next_ns;          /* when to look for completions that waited too long */
     uint32_t settle_rows;             /* 1: the next settle looks at the pending rows even if nothing moved */
     uint64_t flush_timeout_ns;        /* syncFlushTimeout */
@@ -436,6 +437,9 @@ static inline int shmq_turn_take(struct shmq_append *append, struct shmq_ring *r
                     completion.final_status = (uint8_t)replica_status;
                 }
                 append->log.log_end += size;
+                if ((levels & SHMQ_NEED_FLUSH) != 0) {
+                    append->flush_wanted = append->log.log_end;
+                }
                 row->next_queue_offset += 1;
                 if (row->staged_room == 0) {
                     append->arena_reserved += 1;
@@ -617,7 +621,11 @@ static inline void shmq_turn_publish(struct shmq_append *append, const struct sh
         row->staged_room = row->chain.tail_room;
         /* release: pairs with the acquire of whoever asks for the maximum; entries below it are whole */
         shmq_store_release(&queue->max_queue_offset, row->next_queue_offset);
-        if (shmq_row_need(queue) == 0) {
+        uint32_t need = shmq_row_need(queue);
+        if ((need & SHMQ_ROW_FLUSH) != 0) {
+            append->flush_wanted = record->header.log_end;
+        }
+        if (need == 0) {
             /* release: pairs with the acquire in shmq_consume_queue_read; entries and frames are whole */
             shmq_store_release(&queue->visible_max, row->next_queue_offset);
             shmq_append_mark_bells(append, row);
