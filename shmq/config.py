@@ -824,8 +824,10 @@ def _converted(raw: object, hint: object, spec: "Field[Any]", where: str) -> obj
         return None
     value = _cast(raw, kind, spec)
     if value is None:
-        wanted = _kind_wanted(kind)
-        raise ConfigError(f"{where} = {raw!r}, wanted {wanted}{' or auto' if optional else ''}")
+        wanted = f"{_kind_wanted(kind)}{' or auto' if optional else ''}"
+        if kind is int and spec.metadata["least"] is not None:
+            wanted += f", {_range_text(spec)}"
+        raise ConfigError(f"{where} = {raw!r}, wanted {wanted}")
     wanted_range = _out_of_range(spec, value)
     if wanted_range:
         raise ConfigError(f"{where} = {raw!r}, wanted {wanted_range}")
@@ -873,14 +875,17 @@ def _out_of_range(spec: "Field[Any]", value: object) -> str | None:
         return None
     least, most = spec.metadata["least"], spec.metadata["most"]
     if (least is not None and value < least) or (most is not None and value > most):
-        if most is None:
-            return f"at least {least}"
-        return f"{least} to {most}"
+        return _range_text(spec)
     if value % spec.metadata["multiple_of"]:
         return f"a multiple of {spec.metadata['multiple_of']}"
     if spec.metadata["power_of_two"] and value & (value - 1):
         return "a power of two"
     return None
+
+
+def _range_text(spec: "Field[Any]") -> str:
+    least, most = spec.metadata["least"], spec.metadata["most"]
+    return f"at least {least}" if most is None else f"{least} to {most}"
 
 
 def _check_ranges(role: _Role) -> None:

@@ -222,6 +222,13 @@ _TABLE = (
         ("group", "topic", "queue"),
     ),
     # ---- the host and the exporter -------------------------------------------------------------
+    Metric(
+        "shmq_service_up",
+        _G,
+        _HOST,
+        "1 while a NameServer or Controller lives, 0 after it died; none once it was stopped.",
+        ("service",),
+    ),
     Metric("shmq_dev_shm_free_bytes", _G, _HOST, "Free in /dev/shm."),
     Metric("shmq_dev_shm_size_bytes", _G, _HOST, "Size of /dev/shm."),
     Metric("shmq_build_info", _G, _HOST, "1, with the exporter's version.", ("version",)),

@@ -70,6 +70,7 @@ from shmq.store.config_files import ConfigFiles
 from shmq.store.delay_marks import DELAY_MARKS_FILE, marked_ns
 from shmq.store.message_store import MessageStore
 from shmq.store.predecessor import take_newer
+from shmq.topic import retry_topic
 from shmq.version import version_text
 
 if TYPE_CHECKING:
@@ -707,13 +708,31 @@ class Broker:
         return found
 
     def topics_of_group(self, group: str) -> set[str]:
-        """Topics that a group consumes or ever consumed."""
+        """Topics that a group consumes or ever consumed, and that of its retries if some wait that
+        it never looked for.
+        """
         subscribed = {
             topic
             for client in self.registry.consumers(group)
             for topic in client.consumers[group].subscriptions
         }
-        return self.offsets.topics_of(group) | subscribed
+        retries = {retry_topic(group)} if self.unread_retries(group) else set()
+        return self.offsets.topics_of(group) | subscribed | retries
+
+    def unread_retries(self, group: str) -> list[tuple[int, QueueHandle]]:
+        """Queues of retries of a group that it never read, and that have some: they may wait for a
+        member that looks for them for ever.
+        """
+        topic = retry_topic(group)
+        if topic not in self.topics:
+            return []
+        known = self.offsets.queues_of(group, topic)
+        return [
+            (queue_id, handle)
+            for queue_id, handle in self.topics.read_queues(topic)
+            if queue_id not in known
+            and (now := self.store.queues.offsets(handle)).min_queue_offset < now.visible_max
+        ]
 
     def revoke(self, chosen: Callable[[ClaimedQueue], bool], *, is_harvested: bool = True) -> None:
         """End claims by hand, and tell whose they were."""

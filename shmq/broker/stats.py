@@ -21,7 +21,7 @@ from shmq.store.config_files import offset_key, split_offset_key
 from shmq.store.quarantine import Quarantine
 from shmq.store.retention import DiskState, disk_state
 from shmq.store.stats import Progress
-from shmq.topic import SCHEDULE_TOPIC
+from shmq.topic import SCHEDULE_TOPIC, retry_topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,6 +131,11 @@ class StatsService:
                     handle = queues.find(topic, queue_id)
                     is_behind = consumer_offset < queues.offsets(handle).visible_max
                     yield _Place(group, topic, queue_id, handle, consumer_offset, is_behind)
+        for group in self._broker.groups.configs:
+            topic = retry_topic(group)
+            for queue_id, handle in self._broker.unread_retries(group):
+                consumer_offset = queues.offsets(handle).min_queue_offset
+                yield _Place(group, topic, queue_id, handle, consumer_offset, True)
 
     def _unknown(self, places: list[_Place]) -> list[_Place]:
         """Those whose next message's time has to be looked up, as many as one round may."""

@@ -130,7 +130,7 @@ class QueueLag(NamedTuple):
     last_consumed_ms: int
     """Store time of the message consumed last, ms since 1970; 0: none."""
     lag_ms: int
-    """How much later than the next message the newest one was stored, ms; 0 without lag."""
+    """How long ago the next message was stored, ms; 0 without lag."""
     locked_by: str
     """Who has it to itself, to consume it in order; empty if nobody has. Another than client_id
     where a member that gives it up is in the middle of a message."""
@@ -1125,7 +1125,16 @@ class Admin(Closable):
             return connection
         if connection is not None:
             connection.close()
-        connection = Connection(self._folder, socket_name, role="admin", timeout_s=_TIMEOUT_S)
+        try:
+            connection = Connection(self._folder, socket_name, role="admin", timeout_s=_TIMEOUT_S)
+        except ServiceNotAvailableError as error:
+            there = self._folder.socket_names("broker")
+            if not there or socket_name in there:
+                raise
+            names = ", ".join(name.removeprefix("broker-") for name in there)
+            raise ServiceNotAvailableError(
+                str(error), hint=f"those there, as name-id: {names}; shmq cluster list says more"
+            ) from error
         self._connections[socket_name] = connection
         return connection
 

@@ -24,6 +24,7 @@ from shmq.monitor.broker_pages import (
     hidden_folders,
     segment_sizes,
 )
+from shmq.monitor.services import services_in
 from shmq.topic import DLQ_PREFIX, DLQ_REPLAY_GROUP
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ class Monitor:
 
     def look(self, take: Take) -> None:
         """Read everything once."""
+        for service in services_in(self._runtime):
+            take("shmq_service_up", {"service": service.name}, service.pid is not None)
         sizes = segment_sizes()
         stores = find_stores(self._runtime) & sizes.keys()  # a mark may outlive its memory
         for store in self._pages.keys() - stores:

@@ -13,24 +13,28 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
 import weakref
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from shmq.errors import OwnerError, ShmError
-from shmq.shm.fds import open_error
+from shmq.shm.fds import is_open_in, open_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-__all__ = ["LockFile", "open_private"]
+__all__ = ["LockFile", "holder_of", "open_private"]
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 # A file that vanishes between open and lock was removed by whoever held it; more often than this in
 # a row means that something else removes files here.
 _REPLACED_LIMIT = 100
+_LOCKS_PATH: Final = Path("/proc/locks")
+_FLOCK: Final = re.compile(r": FLOCK +ADVISORY +WRITE +([1-9]\d*) [^ :]+:[^ :]+:(\d+) ")
+"""Of a lock that is held; behind an arrow stand those who wait for it."""
 
 
 class LockFile:
@@ -183,3 +187,30 @@ def _close_in_child() -> None:
 
 _LOCKS: weakref.WeakSet[LockFile] = weakref.WeakSet()
 os.register_at_fork(after_in_child=_close_in_child)
+
+
+def holder_of(path: Path) -> int | None:
+    """The process that holds the lock of a file, as the kernel lists it (proc_locks(5)); None:
+    nobody does, or a process of another pid namespace. Takes no lock and asks nobody.
+
+    Raises:
+        ShmError: it cannot be looked at.
+    """
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise open_error(f"look at {path}", error) from error
+    try:
+        lines = _LOCKS_PATH.read_text("ascii").splitlines()
+    except OSError as error:
+        raise ShmError(f"read {_LOCKS_PATH}: {error}; mount /proc where shmq runs") from error
+    for line in lines:
+        match = _FLOCK.search(line)
+        if match is None or int(match[2]) != status.st_ino:
+            continue
+        pid = int(match[1])
+        if is_open_in(pid, status):  # inodes of other file systems have the same numbers
+            return pid
+    return None

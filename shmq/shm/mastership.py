@@ -37,11 +37,11 @@ import orjson
 from shmq.clock import SYSTEM_CLOCK
 from shmq.errors import ConfigError, FencedError, OwnerError, ShmError
 from shmq.json_fields import Fields
-from shmq.shm.fds import is_open_in, open_error
+from shmq.shm.fds import open_error
 from shmq.shm.header import SegmentHeader
 from shmq.shm.in_use import marked_stores
 from shmq.shm.incarnation import Incarnation, boot_id
-from shmq.shm.lock_file import LockFile, open_private
+from shmq.shm.lock_file import LockFile, holder_of, open_private
 from shmq.shm.names import ObjectKind, StoreName
 from shmq.shm.segment import SHM_FOLDER
 
@@ -61,9 +61,6 @@ _RECORD_BYTES_MAX: Final = 64 << 10
 _CRC_LINE = re.compile(rb"crc32 ([0-9a-f]{8})\n")
 _CRC_LINE_SIZE: Final = len(b"crc32 00000000\n")
 _RETRY_INTERVAL_S: Final = 0.001
-_LOCKS_PATH: Final = Path("/proc/locks")
-_FLOCK: Final = re.compile(r": FLOCK +ADVISORY +WRITE +([1-9]\d*) [^ :]+:[^ :]+:(\d+) ")
-"""Of a lock that is held; behind an arrow stand those who wait for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,24 +251,7 @@ def holder_pid(folder: Path) -> int | None:
     Raises:
         ShmError: it cannot be looked at.
     """
-    try:
-        status = os.stat(folder / _LOCK_NAME, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise open_error(f"look at {folder / _LOCK_NAME}", error) from error
-    try:
-        lines = _LOCKS_PATH.read_text("ascii").splitlines()
-    except OSError as error:
-        raise ShmError(f"read {_LOCKS_PATH}: {error}; mount /proc where shmq runs") from error
-    for line in lines:
-        match = _FLOCK.search(line)
-        if match is None or int(match[2]) != status.st_ino:
-            continue
-        pid = int(match[1])
-        if is_open_in(pid, status):  # inodes of other file systems have the same numbers
-            return pid
-    return None
+    return holder_of(folder / _LOCK_NAME)
 
 
 def living_master(folder: Path) -> Incarnation | None:

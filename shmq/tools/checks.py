@@ -6,6 +6,7 @@ nagios plugins word theirs. Pure: nothing is read or written here, nothing block
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import IntEnum, unique
@@ -90,6 +91,8 @@ class Check:
     """Whether it has something to say where no broker is."""
     asks_members: bool = False
     """Whether it needs Reading.members: those that stand by have no memory."""
+    asks_services: bool = False
+    """Whether it needs Reading.answers: whether they answer is in no memory."""
 
     def run(self, name: str, reading: Reading, limits: tuple[float, float]) -> Verdict:
         """Judge what was read."""
@@ -98,6 +101,7 @@ class Check:
             reading.by_broker("shmq_broker_up")
             or (self.judges_none and reading.wanted_brokers)
             or (self.asks_members and reading.members)
+            or (self.asks_services and reading.by("shmq_service_up", "service"))
         )
         if not is_something_there:
             for problem in reading.problems or ["no broker's memory is there to be read"]:
@@ -241,6 +245,20 @@ def _ha(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> None
     verdict.figures |= {"masters": len(masters), "lag_bytes": _most(behind.values())}
 
 
+def _services(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> None:
+    up = {name: is_up for (name,), is_up in reading.by("shmq_service_up", "service").items()}
+    for name, is_up in up.items():
+        if not is_up:
+            verdict.find(State.CRITICAL, f"{name} has died")
+    if not any(name.startswith("namesrv-") for name in up):
+        verdict.find(State.CRITICAL, "no NameServer is there")
+    for name, seconds in reading.answers.items():
+        seen = f"{name} has not answered" if seconds == math.inf else f"{name} took {seconds:.2f} s"
+        verdict.judge(seconds, limits, seen)
+    times = [seconds for seconds in reading.answers.values() if seconds < math.inf]
+    verdict.figures |= {"services": sum(up.values()), "answer": _most(times)}
+
+
 def _dlq(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> None:
     total = 0.0
     for (group,), count in sorted(reading.by("shmq_dead_letters_waiting", "group").items()):
@@ -252,6 +270,12 @@ def _dlq(reading: Reading, verdict: Verdict, limits: tuple[float, float]) -> Non
 
 CHECKS: dict[str, Check] = {
     "broker": Check(_brokers, (15.0, 30.0), "seconds since its control thread went round", True),
+    "services": Check(
+        _services,
+        (0.5, 2.0),
+        "seconds until a NameServer or Controller answers",
+        asks_services=True,
+    ),
     "lag": Check(_lag, (60.0, 300.0), "seconds that the oldest message of a group waits"),
     "disk": Check(_disk, (80.0, 90.0), "per cent used of a store's disk"),
     "shm": Check(_shm, (80.0, 90.0), "per cent used of /dev/shm"),

@@ -11,6 +11,7 @@ finding, never an error.
 
 from __future__ import annotations
 
+import math
 import os
 import pwd
 import resource
@@ -23,20 +24,23 @@ from typing import TYPE_CHECKING
 from shmq.client.admin import Admin
 from shmq.core import core
 from shmq.errors import ShmError, ShmqError
+from shmq.monitor.services import services_in
 from shmq.shm.budget import HotLogRequest, Machine, open_files_wanted, plan_sizes
 from shmq.shm.fds import open_files
 from shmq.shm.memory import READ_ONLY_OPTIONS, memory_room, mount_of
 from shmq.shm.reaper import Verdict, reap
 from shmq.shm.segment import SHM_FOLDER
 from shmq.store.retention import disk_state
+from shmq.tools.answers import answer_times
 from shmq.tools.members import masterless, members_in, problem_of
 from shmq.version import version_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from shmq.client.admin import BrokerState
     from shmq.client.ha import HaMember
+    from shmq.monitor.services import Service
 
 __all__ = ["CHECKS", "Finding", "Severity", "examine"]
 
@@ -52,6 +56,8 @@ _FIRST_ORDINARY_UID = 1000
 _KNOWN_DISKS = frozenset({"ext4", "xfs", "btrfs", "ext3", "zfs", "f2fs"})
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 _FAST_CLOCKS = frozenset({"tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter"})
+_ANSWER_MAX_S = 2.0
+"""A NameServer or Controller that is well answers in milliseconds."""
 _UNSAFE_OPTIONS = frozenset({"nobarrier", "barrier=0"})
 
 
@@ -99,6 +105,12 @@ class _Patient:
     """Their stores' folders, and those that were named."""
     cluster_problem: str
     """Why no broker could be asked; empty if they could."""
+    cluster_remedy: str
+    """What to do about that."""
+    services: Sequence[Service]
+    """NameServers and Controllers that were not stopped."""
+    answers: Mapping[str, float]
+    """Seconds in which those that live answered; infinity: not in time."""
 
 
 def examine(runtime: Path, stores: Iterable[Path] = ()) -> list[Finding]:
@@ -112,15 +124,23 @@ def examine(runtime: Path, stores: Iterable[Path] = ()) -> list[Finding]:
         for each of CHECKS one finding or more, in that order.
     """
     brokers: list[BrokerState] = []
-    problem = ""
+    problem, remedy = "", ""
     try:
         with Admin(runtime) as admin:
             brokers = admin.brokers()
     except ShmqError as error:
         problem = str(error)
+        remedy = error.hint or "its services' findings and their logs say more"
     folders = {Path(broker.store_path) for broker in brokers if broker.store_path}
     patient = _Patient(
-        runtime, brokers, members_in(runtime), sorted(folders | set(stores)), problem
+        runtime,
+        brokers,
+        members_in(runtime),
+        sorted(folders | set(stores)),
+        problem,
+        remedy,
+        services_in(runtime),
+        answer_times(runtime, timeout_s=_ANSWER_MAX_S),
     )
     found = []
     for name, check in CHECKS.items():
@@ -449,13 +469,34 @@ def _check_replica_disks(patient: _Patient) -> Iterator[_Said]:
 # ---- what runs -----------------------------------------------------------------------------------
 
 
+def _check_services(patient: _Patient) -> Iterator[_Said]:
+    for name, pid in patient.services:
+        if pid is None:
+            yield (
+                Severity.ERROR,
+                f"{name} has died; what runs goes on, and nobody new finds it",
+                "start it again: systemctl start shmq.target, or as it was started; its log says"
+                " more",
+            )
+        elif patient.answers.get(name, math.inf) == math.inf:
+            yield (
+                Severity.ERROR,
+                f"{name} (pid {pid}) does not answer in {_ANSWER_MAX_S:g} s",
+                f"is it stopped (ps -o stat {pid})? systemd ends one that hangs, by its watchdog;"
+                f" elsewhere: kill -KILL {pid}, and start it again",
+            )
+        else:
+            yield _ok(f"{name} answers")
+    if not patient.services:
+        yield _ok(f"no NameServer or Controller of ours is in {patient.runtime}")
+
+
 def _check_brokers(patient: _Patient) -> Iterator[_Said]:
     if patient.cluster_problem:
         yield (
             Severity.WARNING,
             f"no cluster at {patient.runtime}: {patient.cluster_problem}",
-            "name its runtime folder with --namesrv, or start it: shmq dev, systemctl start"
-            " shmq.target",
+            patient.cluster_remedy,
         )
         return
     if not patient.brokers:
@@ -531,6 +572,7 @@ CHECKS: dict[str, Callable[[_Patient], Iterator[_Said]]] = {
     "file-system": _check_file_system,
     "disk": _check_disk,
     "replica-disks": _check_replica_disks,
+    "services": _check_services,
     "brokers": _check_brokers,
     "replica-sets": _check_replica_sets,
     "left-memory": _check_left_memory,

@@ -35,6 +35,8 @@ class Reading:
         wanted_brokers: how many brokers are to be there; 0: nobody said.
         problems: what of the brokers' memory could not be read, one line each.
         members: of replica sets, as they say themselves; empty unless somebody asked them.
+        answers: seconds in which NameServers and Controllers that live answered, by name, infinity
+            where one did not; empty unless somebody asked them.
     """
 
     def __init__(self, taken_ns: int, dev_shm: DiskUsage, wanted_brokers: int = 0) -> None:
@@ -43,6 +45,7 @@ class Reading:
         self.wanted_brokers = wanted_brokers
         self.problems: list[str] = []
         self.members: list[HaMember] = []
+        self.answers: dict[str, float] = {}
         self._numbers: defaultdict[str, dict[_Labels, float]] = defaultdict(dict)
 
     @classmethod

@@ -18,6 +18,7 @@ import pytest
 
 import shmq
 from shmq import ConsumeStatus
+from tests.cluster.namesrv_process import NamesrvProcess
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.mounts import small_file_system
@@ -68,7 +69,7 @@ def test_all_is_well_and_each_check_has_a_line_with_figures(checks: Checks) -> N
     line = checks.await_state(0, "all", "-n", checks.runtime)
     assert [text.split()[:3] for text in line.splitlines()] == [
         ["SHMQ", name, "OK"]
-        for name in ("BROKER", "LAG", "DISK", "SHM", "MEMORY", "FILES", "HA", "DLQ")
+        for name in ("BROKER", "SERVICES", "LAG", "DISK", "SHM", "MEMORY", "FILES", "HA", "DLQ")
     ]
     assert "| brokers=1 heartbeat_age=" in line
     found = json.loads(run("check", "ha", "--json", "-n", checks.runtime).stdout)["checks"]
@@ -89,7 +90,7 @@ def test_nothing_that_can_be_read_is_unknown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ((), "name what to check: broker, lag"),
+        ((), "name what to check: broker, services, lag"),
         (("lag", "disk", "-w", "1"), "limits of one check"),
         (("lag", "-w", "9", "-c", "3"), "--warn not above --crit"),
         (("lag", "-w", "nan", "-c", "nan"), "--warn not above --crit"),
@@ -122,6 +123,22 @@ def test_broker_that_hangs_or_died_is_critical_until_it_is_back(
     broker.restart()
     checks.await_state(0, "broker")
     checks.await_state(0, "ha")
+
+
+def test_namesrv_that_hangs_or_died_is_critical_until_it_is_back(
+    checks: Checks, own_cluster: Cluster
+) -> None:
+    namesrv = own_cluster.namesrv
+    assert checks.says("services")[1].startswith("SHMQ SERVICES OK | services=1 answer=")
+    with stopped(namesrv.process.pid):
+        assert "namesrv-ns0 has not answered" in checks.says("services", "-w", "1", "-c", "1")[1]
+    checks.await_state(0, "services")
+    namesrv.end(signal.SIGKILL)
+    said = "SHMQ SERVICES CRITICAL - namesrv-ns0 has died | services=0 answer=0\n"
+    assert checks.says("services") == (2, said)
+    with NamesrvProcess(checks.runtime):
+        checks.await_state(0, "services")
+    assert "CRITICAL - no NameServer is there" in checks.says("services")[1]
 
 
 def test_group_that_is_behind_is_told_until_it_has_consumed(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 
 import shmq
 from shmq.shm.fds import open_files
+from tests.cluster.namesrv_process import NamesrvProcess
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.mounts import Ext4OnLoop
@@ -211,6 +213,20 @@ def test_namesrv_that_knows_no_broker_is_said(running: Cluster) -> None:
     running.brokers[0].stop()
     said, seen = examine(running.runtime).of("brokers")
     assert (said, "knows no broker" in seen) == ("warning", True), seen
+
+
+def test_namesrv_that_hangs_or_died_is_found_until_it_is_back(running: Cluster) -> None:
+    namesrv = running.namesrv
+    assert examine(running.runtime).of("services") == ("ok", "namesrv-ns0 answers")
+    pid = namesrv.process.pid
+    with stopped(pid):
+        said, text = examine(running.runtime).of("services")
+        assert (said, f"(pid {pid}) does not answer" in text) == ("error", True), text
+    namesrv.end(signal.SIGKILL)
+    said, text = examine(running.runtime).of("services")
+    assert (said, text.split(";")[0]) == ("error", "namesrv-ns0 has died")
+    with NamesrvProcess(running.runtime):
+        assert examine(running.runtime).of("services") == ("ok", "namesrv-ns0 answers")
 
 
 def test_broker_that_hangs_is_found_until_it_goes_on(running: Cluster) -> None:

@@ -216,6 +216,9 @@ def test_shows_what_is_sent_back_given_up_and_delayed(
             assert message is not None
             consumer.send_back(message, delay_level)
         wait_for(shows(exporter, "shmq_dead_letters_total", 1), "the dead letter")
+        # Nobody reads its retries: it is behind there, though it has no offset.
+        retries = {"group": group, "topic": f"%RETRY%{group}"}
+        wait_for(shows(exporter, "shmq_consumer_lag_messages", 1, **retries), "the retry")
         assert value(exporter.look(), "shmq_retries_total") == 1
         assert value(exporter.look(), "shmq_messages_in_total", topic=f"%DLQ%{group}") == 1
     producer.send(topic, b"later", delay_level=5)

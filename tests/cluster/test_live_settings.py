@@ -118,6 +118,8 @@ def test_command_line_shows_and_changes_until_the_broker_ends(own_cluster: Clust
     assert "from a start only" in shell.fails(
         "broker", "config", "set", BROKER, "listenPort=1", code=1
     )
+    said = shell.fails("broker", "config", "get", "broker-z", code=1)
+    assert "those there, as name-id: broker-a-0" in said
     own_cluster.brokers[0].stop()
     own_cluster.brokers[0].restart()
     wait_for(lambda: "72" in shell.out("broker", "config", "get", BROKER, "file_reserved_hours"))

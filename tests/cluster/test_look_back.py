@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -289,7 +290,7 @@ def test_lag_is_told_in_messages_and_in_time(
     admin.reset_offset(group, "late", whence="first")
     [row] = [r for r in admin.lag(group, topic="late") if r.broker_name == queue.broker_name]
     assert row.lag >= 2
-    assert row.lag_ms == newest - first
+    assert newest - first <= row.lag_ms <= time.time_ns() // 1_000_000 - first
     assert "LAG (S)" in _cli(runtime, "group", "lag", group)
     admin.reset_offset(group, "late", whence="last")
     assert {(r.lag, r.lag_ms) for r in admin.lag(group, topic="late")} == {(0, 0)}

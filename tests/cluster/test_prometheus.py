@@ -17,6 +17,7 @@ import pytest
 
 import shmq
 from shmq.metrics import METRICS, MetricKind
+from tests.cluster.namesrv_process import NamesrvProcess
 from tests.support.broker_process import ROOT, BrokerClient, BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.exporter import Exporter
@@ -193,6 +194,12 @@ def test_alerts_come_and_go_in_a_real_prometheus(scene: Scene) -> None:
 
     scene.pair.slave.stop()  # in order: no series is left that could be 0
     scene.wait_firing("ShmqMemberGone", "ShmqReplicasFewer")
+
+    scene.pair.cluster.namesrv.end(signal.SIGKILL)
+    scene.wait_firing("ShmqServiceDown")
+    with NamesrvProcess(scene.pair.cluster.runtime):
+        scene.wait_over("ShmqServiceDown")
+    scene.wait_firing("ShmqNoNameServer")
 
 
 def dashboard() -> dict[str, Any]:

@@ -121,6 +121,7 @@ def test_policy_is_read_by_its_value() -> None:
         ("flush_interval_ms = true", "flush_interval_ms = True, wanted a whole number"),
         ('flush_interval_ms = "1KiB"', "flush_interval_ms = '1KiB', wanted a whole number"),
         ("flush_interval_ms = -1", "flush_interval_ms = -1, wanted 0 to 60000"),
+        ('flush_interval_ms = "-1"', "flush_interval_ms = '-1', wanted a whole number, 0 to 60000"),
         ('flush_interval_ms = "auto"', "flush_interval_ms = 'auto', wanted a whole number"),
         ('flushDiskType = "LATER"', "'LATER', wanted ASYNC_FLUSH or SYNC_FLUSH"),
         ("hot_segment_count = 2", "hot_segment_count = 2, wanted 3 to 64"),

@@ -233,7 +233,7 @@ class OffsetProcessor:
 
     def _times(self, shown: list[dict[str, object]]) -> list[tuple[int, int]]:
         """For each queue: when its last consumed message was stored, ms, 0 where there is none; and
-        how much later than the next one its newest message was, ms.
+        how long ago the next one was, ms.
         """
         return [self._times_of(item) for item in shown]
 
@@ -249,10 +249,9 @@ class OffsetProcessor:
             if lag <= 0:
                 return last, 0
             oldest = lookup.first_store_timestamp(topic, queue_id, end - lag)
-            newest = lookup.store_timestamp(topic, queue_id, end - 1)
         except TopicNotExistError:  # deleted meanwhile
             return 0, 0
-        return last, 0 if oldest is None or newest is None else max(0, newest - oldest)
+        return last, 0 if oldest is None else max(0, self._broker.clock.wall_ms() - oldest)
 
 
 def _claimed(command: Command) -> ClaimedQueue:

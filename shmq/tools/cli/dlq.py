@@ -18,7 +18,7 @@ from shmq.tools.cli.output import (
     json_option,
     time_text,
 )
-from shmq.topic import DLQ_REPLAY_GROUP, dlq_topic
+from shmq.topic import DLQ_REPLAY_GROUP, dlq_topic, retry_topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,14 +70,15 @@ def _ls(namesrv: str | None, group: str, count: int, is_json: bool) -> None:
 def _replay(namesrv: str | None, group: str, count: int | None, yes: bool, is_json: bool) -> None:
     """Deliver dead letters to GROUP once more, those first that were not replayed yet.
 
-    They come to the group alone, as retries, under their own ids. What fails again is a dead letter
-    again. What was replayed stays in the list and is not replayed a second time.
+    They come to the group alone, as retries, under their own ids: to members that read retries, as
+    push consumers do, now or once one is there. What fails again is a dead letter again. What was
+    replayed stays in the list and is not replayed a second time.
     """
     check_group(group)
     done = 0
     with connect(namesrv) as client:
         if not _letters(client, group, 1):  # before anybody is asked
-            _say_replayed(group, 0, is_json)
+            _say_replayed(group, 0, 0, is_json)
             return
         confirm(f"deliver the dead letters of {group} once more", yes)
         with client.consumer(dlq_topic(group), DLQ_REPLAY_GROUP, auto_settle=False) as consumer:
@@ -89,14 +90,18 @@ def _replay(namesrv: str | None, group: str, count: int | None, yes: bool, is_js
                     message, REPLAY_DELAY_LEVEL, max_reconsume_times=_ALWAYS, group=group
                 )
                 done += 1
-    _say_replayed(group, done, is_json)
+        with Admin(client.namesrv) as admin:
+            member_count = len(admin.members(group))
+    _say_replayed(group, done, member_count, is_json)
 
 
-def _say_replayed(group: str, count: int, is_json: bool) -> None:
+def _say_replayed(group: str, count: int, member_count: int, is_json: bool) -> None:
     if is_json:
-        echo_json({"group": group, "replayed": count})
+        echo_json({"group": group, "replayed": count, "members": member_count})
         return
     click.echo(f"{group}: {count} dead letters are on their way")
+    if count and not member_count:
+        click.echo(f"nobody of {group} is connected: they wait in {retry_topic(group)}")
 
 
 _ALWAYS = (1 << 31) - 1

@@ -20,7 +20,7 @@ from shmq.tools.cli.output import (
     parse_time_ms,
     time_text,
 )
-from shmq.topic import BROKER_ID_MAX
+from shmq.topic import BROKER_ID_MAX, DLQ_REPLAY_GROUP
 
 __all__ = ["group"]
 
@@ -40,7 +40,7 @@ def group() -> None:
 def _list(namesrv: str | None, is_json: bool, with_system: bool) -> None:
     """List groups with their members and lag."""
     with Admin(namesrv) as admin:
-        names = [name for name in admin.groups() if with_system or not is_system_group(name)]
+        names = [name for name in admin.groups() if with_system or not _is_of_system(name)]
         rows = []
         for name in names:
             queues = admin.lag(name)
@@ -54,6 +54,10 @@ def _list(namesrv: str | None, is_json: bool, with_system: bool) -> None:
     echo_table(("GROUP", "MEMBERS", "LAG", "TOPICS"), rows)
 
 
+def _is_of_system(name: str) -> bool:
+    return is_system_group(name) or name == DLQ_REPLAY_GROUP
+
+
 @group.command("lag")
 @click.argument("name", metavar="GROUP")
 @click.option("-t", "--topic", help="Only this topic.")
@@ -62,7 +66,7 @@ def _list(namesrv: str | None, is_json: bool, with_system: bool) -> None:
 def _lag(namesrv: str | None, name: str, topic: str | None, is_json: bool) -> None:
     """Show how far a group is in each queue, and who has it.
 
-    LAG counts messages; LAG (S) is how much later than the next of them the newest was stored.
+    LAG counts messages; LAG (S) is how long the oldest of them has waited since it was stored.
     LOCKED: the member has it to itself, to consume it in order; or who still has.
     """
     with Admin(namesrv) as admin:
