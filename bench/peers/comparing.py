@@ -87,7 +87,7 @@ def main(description: str) -> int:
                 print(f"round {number + 1} of {rounds}: {name} left out, no time", file=sys.stderr)
                 continue
             outcome.round = number + 1
-            parts = turns[name].take(deadline=begin + scale.budget_s)
+            parts = turns[name].take(deadline=min(begin + scale.budget_s, turn + scale.turn_s))
             took[name] = time.perf_counter() - turn
             said = ", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items())
             print(

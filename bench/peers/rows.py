@@ -4,6 +4,7 @@ A row gets the life of one peer and says its figures; what a peer cannot do it i
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class Scale:
     budget_s: float
     """A turn after the first round that would not end in it is left out, and any row that would
     begin after it."""
+    turn_s: float
+    """No row of a turn begins later, so that a slow peer leaves some for the others."""
     warm_up: float
     """Of the time that a peer wants for it."""
     sizes: tuple[str, ...]
@@ -59,6 +62,7 @@ class Scale:
 QUICK = Scale(
     rounds=3,
     budget_s=165.0,
+    turn_s=30.0,
     warm_up=0.5,
     sizes=("100B", "64KiB"),
     shapes=("group of 4",),
@@ -75,6 +79,7 @@ QUICK = Scale(
 FULL = Scale(
     rounds=5,
     budget_s=math.inf,
+    turn_s=math.inf,
     warm_up=1.0,
     sizes=("100B", "16B", "1KiB", "64KiB", "1MiB"),
     shapes=("4:4", "group of 4"),
@@ -213,6 +218,7 @@ def row_latency(life: Life) -> Iterator[Value]:
     """From when a message was due until a consumer in another process has it."""
     line = life.pair()
     half = life.burst(line, "latency: own maximum", "put", LATENCY_BODY).rate / 2
+    os.sync()  # what was sent so far, by any peer, is not written in the middle of this
     rates = {f"{rate:,}/s": float(rate) for rate in RATES} | {"half its maximum": half}
     for name, rate in rates.items():
         count = max(50, min(AGES_MAX, int(rate * life.scale.latency_s)))
