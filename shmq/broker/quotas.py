@@ -39,6 +39,9 @@ class Quotas:
         owners: who made what.
         sessions: who has which.
         session_count: session slots of the store.
+
+    Attributes:
+        session_share: sessions of one uid where neither the ACL file nor the configuration says.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Quotas:
         self._owners = owners
         self._sessions = sessions
         numerator, denominator = _SESSION_SHARE
-        self._session_share = max(1, session_count * numerator // denominator)
+        self.session_share = max(1, session_count * numerator // denominator)
 
     def require_session(self, identity: Identity, memory_bytes: int) -> None:
         """Return if a uid may have another session with so much memory.
@@ -63,7 +66,7 @@ class Quotas:
         Raises:
             QuotaError: it may not.
         """
-        default = self._config.session_count_max_per_uid or self._session_share
+        default = self._config.session_count_max_per_uid or self.session_share
         self._require(
             identity,
             "session_count_max",

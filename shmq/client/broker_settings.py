@@ -28,6 +28,8 @@ class BrokerSetting(NamedTuple):
     """Its own name."""
     value: str
     """As a file would have it."""
+    effective: str
+    """What holds: another value than that where it is auto, and the broker has found one."""
     default: str
     """What it is where nobody says; empty where it must be said."""
     is_live: bool
@@ -37,9 +39,9 @@ class BrokerSetting(NamedTuple):
 def get(call: Call, socket_name: str) -> list[BrokerSetting]:
     """All settings of the broker that listens there, in the order of the reference."""
     answer = orjson.loads(call(socket_name, Command(RequestCode.GET_BROKER_CONFIG)).body)
-    live = set(answer["live"])
+    live, effective, defaults = set(answer["live"]), answer["effective"], answer["defaults"]
     return [
-        BrokerSetting(name, text, answer["defaults"].get(name, ""), name in live)
+        BrokerSetting(name, text, effective.get(name, text), defaults.get(name, ""), name in live)
         for name, text in answer["config"].items()
     ]
 

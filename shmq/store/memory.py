@@ -266,6 +266,7 @@ class StoreMemory:
         return sorted(found, key=lambda item: item[0])
 
     def _map(self, config: StoreConfig, sessions: int, block_max: int) -> None:
+        self.arena_bytes_max = block_max * core.BLOCK_SIZE
         control, topics, arena = (
             self._segments[kind]
             for kind in (ObjectKind.CONTROL, ObjectKind.TOPICS, ObjectKind.ARENA)
@@ -279,7 +280,7 @@ class StoreMemory:
             topics.fileno(), topics.size_bytes, writable=True, reserve=_aligned(topics_max)
         )
         self.arena = core.Mapping(
-            arena.fileno(), arena.size_bytes, writable=True, reserve=block_max * core.BLOCK_SIZE
+            arena.fileno(), arena.size_bytes, writable=True, reserve=self.arena_bytes_max
         )
 
     def write_head(self, mapping: core.Mapping, kind: ObjectKind, number: int) -> None:

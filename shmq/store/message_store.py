@@ -187,6 +187,8 @@ class MessageStore:
         """What copies a master's log, where this is a slave."""
         self.retention: Retention
         """What removes old files; from `open` on."""
+        self.sizes: dict[str, int]
+        """What sizes came to, by the names of their settings: also those left to auto."""
         self.stats: Stats
         """What exporters are told; from `open` on."""
         self.is_adopted = False
@@ -428,6 +430,7 @@ class MessageStore:
         self, memory: StoreMemory, undo: contextlib.ExitStack, segment_count: int, sessions: int
     ) -> None:
         config = self.config
+        self.sizes = self._sizes(memory, segment_count, sessions)
         self._memory = memory
         self._files = LogFiles(config.store_path, self.file_size_bytes)
         self._files.make_folders()
@@ -458,23 +461,18 @@ class MessageStore:
             segment_count=segment_count,
             zero_written=config.flush_disk_type is FlushDiskType.SYNC_FLUSH,
             remap_timeout_s=_REMAP_TIMEOUT_S,
-            retired_bytes_max=(
-                segment_count * self.file_size_bytes // 2
-                if config.retired_bytes_max is None
-                else config.retired_bytes_max
-            ),
+            retired_bytes_max=self.sizes["retired_bytes_max"],
             is_copied=self.replica_set.has_all,
         )
         undo.callback(self._hot_log.close)
         lanes = config.lane_count
-        ring_bytes = config.ring_bytes or _RING_BYTES_DEFAULT
         self.sessions = Sessions(
             self._appender,
             memory,
             self.channel,
             slot_count=sessions,
             lane_count=lanes,
-            lane_capacity_bytes=1 << ((ring_bytes // lanes).bit_length() - 1),
+            lane_capacity_bytes=1 << ((self.sizes["ring_bytes"] // lanes).bit_length() - 1),
             completion_capacity=config.completion_count,
             fd_store=self._fd_store,
         )
@@ -495,14 +493,28 @@ class MessageStore:
             self._appender,
             self._hot_log,
             interval_s=config.flush_interval_ms / 1000,
-            unflushed_bytes_max=(
-                segment_count * self.file_size_bytes // 4
-                if config.unflushed_bytes_max is None
-                else config.unflushed_bytes_max
-            ),
+            unflushed_bytes_max=self.sizes["unflushed_bytes_max"],
             on_failed=self._fail,
             on_file_complete=lambda file_position: self._derive.put(file_position),
         )
+
+    def _sizes(self, memory: StoreMemory, segment_count: int, sessions: int) -> dict[str, int]:
+        config = self.config
+        hot_bytes = segment_count * self.file_size_bytes
+        chosen = {
+            "retired_bytes_max": hot_bytes // 2,
+            "unflushed_bytes_max": hot_bytes // 4,
+            "ring_bytes": _RING_BYTES_DEFAULT,
+        }
+        for name in chosen:
+            asked = getattr(config, name)
+            chosen[name] = chosen[name] if asked is None else asked
+        return chosen | {
+            "commit_log_file_size_bytes": self.file_size_bytes,
+            "hot_segment_count": segment_count,
+            "arena_bytes": memory.arena_bytes_max,
+            "session_count": sessions,
+        }
 
     def _files_ahead(self) -> int:
         """Files that are kept ready ahead. Who asked for hot segments gets them for bursts; with

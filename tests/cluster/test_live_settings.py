@@ -99,6 +99,10 @@ def test_command_line_shows_and_changes_until_the_broker_ends(own_cluster: Clust
     assert "72" in shell.out("broker", "config", "get", BROKER, "file_reserved_hours")
     rows = shell.json("broker", "config", "get", BROKER, "fileReservedTime")["settings"]
     assert [row["name"] for row in rows] == ["file_reserved_hours"]
+    sizes = shell.json("broker", "config", "get", BROKER, "retired_bytes_max")["settings"]
+    assert sizes[0]["value"] == "auto"
+    assert int(sizes[0]["effective"]) > 0
+    assert f"auto ({sizes[0]['effective']})" in shell.out("broker", "config", "get", BROKER)
     said = shell.fails("broker", "config", "get", BROKER, "delete_when", "fileTime", code=1)
     assert "setting fileTime of broker" in said
     said = shell.out("broker", "config", "set", BROKER, "fileReservedTime=24", "delete_when=05;06")
@@ -110,6 +114,7 @@ def test_command_line_shows_and_changes_until_the_broker_ends(own_cluster: Clust
     assert changed["file_reserved_hours"] == {
         "name": "file_reserved_hours",
         "value": "24",
+        "effective": "24",
         "default": "72",
         "isLive": True,
     }

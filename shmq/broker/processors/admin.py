@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shmq.broker.processors.fields import json_response, ranged
 from shmq.broker.rights import Action
 from shmq.broker.topics import PERM_MAX, changed_attributes
-from shmq.config import setting_text, settings
+from shmq.config import AUTO, setting_text, settings
 from shmq.errors import ConfigError, ServiceNotAvailableError, TopicNotExistError
 from shmq.json_fields import Fields
 from shmq.remoting.codes import RequestCode
@@ -217,10 +217,17 @@ class AdminProcessor:
     def _get_config(self, connection: Connection, command: Command) -> Command:
         self._broker.rights.require(connection.identity, Action.ADMIN, "")
         known = settings(self._broker.config)
+        quotas = self._broker.quotas
+        came_to = self._broker.store.sizes | {"session_count_max_per_uid": quotas.session_share}
         return json_response(
             command,
             {
                 "config": {each.name: each.text for each in known},
+                "effective": {
+                    each.name: str(came_to[each.name])
+                    for each in known
+                    if each.text == AUTO and each.name in came_to
+                },
                 "defaults": {each.name: each.default_text for each in known},
                 "live": [each.name for each in known if each.is_live],
             },

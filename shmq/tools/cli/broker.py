@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from shmq.client.admin import Admin
+from shmq.client.broker_settings import BrokerSetting
 from shmq.config import names_of
 from shmq.errors import ConfigError
 from shmq.tools.cli.output import (
@@ -130,8 +131,14 @@ def _get(
         return
     echo_table(
         ("SETTING", "VALUE", "DEFAULT", "LIVE"),
-        ((each.name, each.value, each.default, "yes" if each.is_live else "") for each in found),
+        ((each.name, _value(each), each.default, "yes" if each.is_live else "") for each in found),
     )
+
+
+def _value(setting: BrokerSetting) -> str:
+    if setting.effective == setting.value:
+        return setting.value
+    return f"{setting.value} ({setting.effective})"
 
 
 @_config.command("set")
