@@ -1,0 +1,316 @@
+"""Each metric by its cause: real processes make it move, and a gauge goes back when the cause goes.
+
+Here are those that no other test of clusters has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import shmq
+from shmq.shm.fds import open_files
+from shmq.version import version_text
+from tests.support.broker_process import BrokerClient
+from tests.support.cluster import Cluster, wait_for
+from tests.support.dev_shm import SHARED
+from tests.support.exporter import TIMEOUT_S, Exporter, value
+from tests.support.memory_group import memory_group
+from tests.support.mounts import in_dev_shm_of, small_file_system
+from tests.support.repository import ROOT
+from tests.support.require import require_program
+
+pytestmark = pytest.mark.cluster
+
+MIB = 1 << 20
+FILE_SIZE = MIB
+DISK_SIZE = 64 * MIB
+BODY_SIZE = 32_000
+LOOKS = 10
+SETTINGS = {
+    "commit_log_file_size_bytes": "1MiB",
+    "max_message_size_bytes": "64KiB",
+    "disk_ample_free_bytes": "0",
+    "clean_file_forcibly_enable": "false",
+    "flush_interval_ms": "60000",  # what is not hurried is seen waiting
+}
+
+
+class Scene:
+    """A cluster, a client, and an exporter."""
+
+    def __init__(self, cluster: Cluster, client: shmq.Client, exporter: Exporter) -> None:
+        self.cluster = cluster
+        self.broker = cluster.brokers[0]
+        self.client = client
+        self.exporter = exporter
+
+    def read(self, name: str, **labels: str) -> float:
+        """A metric that there is, now."""
+        found = value(self.exporter.look(), name, **labels)
+        assert found is not None, name
+        return found
+
+    def wait(self, name: str, holds: Callable[[float], bool], **labels: str) -> float:
+        """Look until there is one that is as wanted; it."""
+
+        def look() -> tuple[float] | None:
+            found = value(self.exporter.look(), name, **labels)
+            return (found,) if found is not None and holds(found) else None
+
+        (found,) = wait_for(look, f"{name} {labels}")
+        return float(found)
+
+    def wait_is(self, name: str, wanted: float, **labels: str) -> None:
+        self.wait(name, lambda now: now == wanted, **labels)
+
+    def wait_more(self, name: str, before: float, **labels: str) -> None:
+        self.wait(name, lambda now: now > before, **labels)
+
+    @property
+    def root(self) -> Path:
+        """What the broker sees as /."""
+        return Path(f"/proc/{self.broker.pid}/root")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """A broker with a /dev/shm and a disk of its own, both small."""
+    folder = tmp_path_factory.mktemp("causes")
+    with (
+        small_file_system(folder / "store-broker-a", size=DISK_SIZE),
+        Cluster(folder, f"{SHARED}causes", wrapper=in_dev_shm_of("256m"), **SETTINGS) as cluster,
+        cluster.connect() as client,
+        Exporter(cluster.runtime, "--queues", wrapper=inside(cluster.brokers[0].pid)) as exporter,
+    ):
+        yield Scene(cluster, client, exporter)
+
+
+def inside(pid: int) -> tuple[str, ...]:
+    """A command that becomes another one, in the mount namespace of a process."""
+    nsenter = require_program("nsenter", "util-linux")
+    return (nsenter, f"--mount=/proc/{pid}/ns/mnt", f"--wd={ROOT}")
+
+
+# ---- the exporter and the machine ----------------------------------------------------------------
+
+
+def test_exporter_says_which_it_is_and_what_its_look_took(scene: Scene) -> None:
+    assert scene.read("shmq_build_info", version=version_text()) == 1
+    begin = time.monotonic()
+    took_s = scene.read("shmq_exporter_scrape_seconds")
+    assert 0 < took_s < time.monotonic() - begin
+
+
+def test_a_look_takes_longer_with_more_topics_and_they_are_counted(scene: Scene) -> None:
+    def least_s() -> float:
+        return min(scene.read("shmq_exporter_scrape_seconds") for _ in range(LOOKS))
+
+    names = [f"many-{number}" for number in range(60)]
+    topics, queues = scene.read("shmq_topics"), scene.read("shmq_queues")
+    few_s = least_s()
+    with shmq.Admin(scene.cluster.runtime) as admin:
+        admin.create_topics(names, queues=8)
+        assert scene.read("shmq_topics") == topics + 60
+        assert scene.read("shmq_queues") == queues + 480
+        many_s = least_s()
+        for name in names:
+            admin.delete_topic(name)
+    scene.wait_is("shmq_topics", topics)
+    scene.wait_is("shmq_queues", queues)
+    assert many_s > few_s
+    assert least_s() < many_s
+
+
+def test_dev_shm_shows_what_others_take_and_how_large_it_is(scene: Scene) -> None:
+    shm = scene.root / "dev/shm"
+    assert scene.read("shmq_dev_shm_size_bytes") == 256 * MIB
+    free = scene.read("shmq_dev_shm_free_bytes")
+    with _file(shm / "others", 64 * MIB):
+        assert scene.read("shmq_dev_shm_free_bytes") <= free - 64 * MIB
+        enter = inside(scene.broker.pid)
+        with _remounted(Path("/dev/shm"), "size=300m", "size=256m", enter):
+            assert scene.read("shmq_dev_shm_size_bytes") == 300 * MIB
+    assert scene.read("shmq_dev_shm_size_bytes") == 256 * MIB
+    scene.wait("shmq_dev_shm_free_bytes", lambda now: now > free - 64 * MIB)
+
+
+def test_disk_shows_what_others_take_and_how_large_it_is(scene: Scene) -> None:
+    disk = scene.broker.store_path
+    files_max = os.statvfs(disk).f_files
+    scene.wait_is("shmq_store_disk_size_bytes", DISK_SIZE)
+    scene.wait_is("shmq_store_disk_size_files", files_max)
+    free = scene.wait("shmq_store_disk_free_bytes", lambda now: now > 8 * MIB)
+    free_files = scene.read("shmq_store_disk_free_files")
+    small = disk / "small"
+    small.mkdir()
+    with _file(disk / "others", 8 * MIB):
+        for number in range(100):
+            (small / str(number)).touch()
+        scene.wait("shmq_store_disk_free_bytes", lambda now: now <= free - 8 * MIB)
+        scene.wait("shmq_store_disk_free_files", lambda now: now <= free_files - 100)
+    for path in small.iterdir():
+        path.unlink()
+    small.rmdir()
+    larger = f"size={DISK_SIZE + 8 * MIB},nr_inodes={files_max + 1000}"
+    with _remounted(disk, larger, f"size={DISK_SIZE},nr_inodes={files_max}"):
+        scene.wait_is("shmq_store_disk_size_bytes", DISK_SIZE + 8 * MIB)
+        scene.wait_is("shmq_store_disk_size_files", files_max + 1000)
+    scene.wait_is("shmq_store_disk_size_bytes", DISK_SIZE)
+    scene.wait_is("shmq_store_disk_size_files", files_max)
+    scene.wait("shmq_store_disk_free_bytes", lambda now: now > free - 8 * MIB)
+    scene.wait("shmq_store_disk_free_files", lambda now: now > free_files - 100)
+
+
+def test_memory_shows_the_limit_and_what_it_leaves(scene: Scene) -> None:
+    size = scene.wait("shmq_memory_size_bytes", lambda now: now > 0)
+    assert 0 < scene.read("shmq_memory_free_bytes") <= size
+    limit = 256 * MIB
+    with memory_group() as group, group.of(scene.broker.pid):
+        group.limit(limit)
+        scene.wait_is("shmq_memory_size_bytes", limit)
+        assert 0 < scene.read("shmq_memory_free_bytes") <= limit
+        group.limit(None)
+        scene.wait_is("shmq_memory_size_bytes", size)
+        scene.wait_more("shmq_memory_free_bytes", limit)
+
+
+def test_open_files_show_connections_and_their_limit(scene: Scene) -> None:
+    limit = open_files(scene.broker.pid).limit
+    scene.wait_is("shmq_open_files_limit", limit)
+    before = scene.wait("shmq_open_files", lambda now: now > 0)
+    with contextlib.ExitStack() as others:
+        for number in range(20):
+            others.enter_context(BrokerClient(scene.broker, f"idle-{number}", attach=False))
+        _set_open_files(scene.broker.pid, limit - 1)
+        scene.wait("shmq_open_files", lambda now: now >= before + 20)
+        scene.wait_is("shmq_open_files_limit", limit - 1)
+    _set_open_files(scene.broker.pid, limit)
+    scene.wait("shmq_open_files", lambda now: now < before + 20)
+    scene.wait_is("shmq_open_files_limit", limit)
+
+
+# ---- clients and their messages ------------------------------------------------------------------
+
+
+def test_a_program_that_connects_is_counted_with_its_memory(scene: Scene) -> None:
+    clients, sessions = scene.read("shmq_clients"), scene.read("shmq_sessions")
+    memory = scene.read("shmq_segment_bytes", kind="completion")
+    with scene.cluster.connect() as other:
+        other.producer().send("t", b"x", timeout=TIMEOUT_S)
+        scene.wait_is("shmq_sessions", sessions + 1)
+        scene.wait_is("shmq_clients", clients + 1)
+        scene.wait_more("shmq_segment_bytes", memory, kind="completion")
+    scene.wait_is("shmq_sessions", sessions)
+    scene.wait_is("shmq_clients", clients)
+    scene.wait_is("shmq_segment_bytes", memory, kind="completion")
+
+
+def test_each_queue_shows_what_came_and_what_a_group_has_before_it(
+    scene: Scene, topic: str, group: str
+) -> None:
+    scene.client.create_topic(topic, queues=1)
+    producer = scene.client.producer()
+    queue = {"topic": topic, "queue": "0"}
+    assert scene.read("shmq_queue_messages_in_total", **queue) == 0
+    with scene.client.consumer(topic, group=group) as consumer:
+        for count in range(1, 4):
+            producer.send(topic, b"x", timeout=TIMEOUT_S)
+            assert scene.read("shmq_queue_messages_in_total", **queue) == count
+        message = consumer.try_next(TIMEOUT_S)
+        assert message is not None
+        with message.process():
+            pass
+        scene.wait_is("shmq_queue_consumer_lag_messages", 2, group=group, **queue)
+        for _ in range(2):
+            message = consumer.try_next(TIMEOUT_S)
+            assert message is not None
+            with message.process():
+                pass
+        scene.wait_is("shmq_queue_consumer_lag_messages", 0, group=group, **queue)
+
+
+def test_sends_make_turns_and_wake_those_that_sleep(scene: Scene, topic: str, group: str) -> None:
+    scene.client.create_topic(topic, queues=1)
+    producer = scene.client.producer()
+    taken: list[bytes] = []
+    names = ("shmq_turns_total", "shmq_wakeups_total", "shmq_append_sleeps_total")
+    before = {name: scene.read(name) for name in names}
+    took = scene.read("shmq_send_duration_seconds_count")
+    with scene.client.push_consumer(group, lambda m: taken.append(m.body_bytes)) as consumer:
+        consumer.subscribe(topic)
+
+        def send_to_a_sleeper() -> bool:
+            count = len(taken)
+            producer.send(topic, b"x", timeout=TIMEOUT_S)
+            wait_for(lambda: len(taken) > count, "the message")
+            seen = scene.exporter.look()  # meanwhile both sides fall asleep again
+            return all((value(seen, name) or 0) > before[name] for name in names)
+
+        wait_for(send_to_a_sleeper, "turns, bells and sleeps")
+        scene.wait("shmq_send_duration_seconds_count", lambda now: now >= took + len(taken))
+
+
+def test_the_log_shows_what_waits_for_the_disk_and_the_files_it_begins(
+    scene: Scene, topic: str
+) -> None:
+    scene.client.create_topic(topic, queues=1)
+    safe = f"{topic}-safe"
+    attributes = {"shmq.flush.disk.type": "SYNC_FLUSH"}
+    with shmq.Admin(scene.cluster.runtime) as admin:
+        admin.create_topic(safe, queues=1, attributes=attributes)
+    producer = scene.client.producer()
+    producer.send(safe, b"all so far", timeout=TIMEOUT_S)
+    scene.wait_is("shmq_flush_behind_bytes", 0)
+    syncs = scene.read("shmq_fsync_duration_seconds_count")
+    kept = scene.read("shmq_log_kept_bytes")
+    producer.send(topic, bytes(BODY_SIZE), timeout=TIMEOUT_S)
+    assert scene.read("shmq_flush_behind_bytes") > BODY_SIZE
+    assert scene.read("shmq_log_kept_bytes") > kept + BODY_SIZE
+    producer.send(safe, b"the disk hurries", timeout=TIMEOUT_S)
+    scene.wait_is("shmq_flush_behind_bytes", 0)
+    scene.wait_more("shmq_fsync_duration_seconds_count", syncs)
+    rolled = scene.read("shmq_files_rolled_total")
+    before = scene.read("shmq_log_hot_bytes")
+    assert 0 < before < 3 * FILE_SIZE
+    producer.send(topic, bytes(BODY_SIZE), timeout=TIMEOUT_S)
+    assert scene.read("shmq_log_hot_bytes") != before
+    for _ in range(4 * FILE_SIZE // BODY_SIZE):
+        producer.send(topic, bytes(BODY_SIZE), timeout=TIMEOUT_S)
+    assert scene.read("shmq_files_rolled_total") >= rolled + 4
+    scene.wait("shmq_log_hot_bytes", lambda now: now < 3 * FILE_SIZE)  # the oldest have left memory
+    assert scene.read("shmq_log_kept_bytes") > kept + 4 * FILE_SIZE
+
+
+@contextlib.contextmanager
+def _file(path: Path, size: int) -> Iterator[None]:
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+@contextlib.contextmanager
+def _remounted(
+    folder: Path, options: str, before: str, enter: tuple[str, ...] = ()
+) -> Iterator[None]:
+    """A file system has other options; behind the block those from before."""
+    command = [*enter, "mount", "-o"]
+    subprocess.run([*command, f"remount,{options}", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*command, f"remount,{before}", str(folder)], check=True)
+
+
+def _set_open_files(pid: int, limit: int) -> None:
+    prlimit = require_program("prlimit", "util-linux")
+    subprocess.run([prlimit, f"--pid={pid}", f"--nofile={limit}:"], check=True)
