@@ -6,13 +6,16 @@ import random
 import re
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shmq.errors import FlushFailedError, ShmqError
 from shmq.remoting.codes import RequestCode
+from shmq.status import SendStatus
 from tests.support.broker_process import BrokerClient, BrokerProcess
+from tests.support.cluster import Cluster, wait_for
 from tests.support.require import require_program
 from tests.support.scale import scaled
 from tests.support.store_process import wait_until
@@ -247,6 +250,38 @@ def test_disk_that_refuses_makes_the_broker_a_reader_that_says_so(broker):
             client.send_queues(TOPIC)
         assert client.bodies(where)[0] == b"safe"
         assert re.search("only reads go on", broker.log)
+
+
+def test_disk_that_hangs_is_told_to_senders_and_nothing_is_lost(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    strace = require_program("strace", "strace")
+    settings = {"flush_disk_type": "SYNC_FLUSH", "sync_flush_timeout_ms": "200"}
+    with Cluster(tmp_path, cluster_name, **settings) as cluster, cluster.connect() as client:
+        producer = client.producer()
+        queue = next(iter(producer.queues(TOPIC)))
+        sent: list[bytes] = []
+
+        def send() -> SendStatus:
+            sent.append(b"%d" % len(sent))
+            return producer.send(TOPIC, sent[-1], queue=queue, timeout=30.0).send_status
+
+        assert send() is SendStatus.SEND_OK
+        tracer = subprocess.Popen(
+            [
+                strace, "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync",
+                "-e", "inject=fdatasync:delay_enter=1000000", "-p", str(cluster.brokers[0].pid),
+            ],
+        )  # fmt: skip
+        try:
+            wait_for(lambda: send() is SendStatus.FLUSH_DISK_TIMEOUT)
+        finally:
+            tracer.send_signal(signal.SIGINT)
+            tracer.wait()
+        wait_for(lambda: send() is SendStatus.SEND_OK)
+        with client.pull_consumer(TOPIC) as consumer:
+            found = consumer.pull(queue, 0, len(sent), timeout=30.0).messages
+        assert [bytes(message) for message in found] == sent
 
 
 @pytest.mark.crash
