@@ -211,6 +211,7 @@ class StatsService:
         say("shmq_start_time_seconds", broker.begin_ms)
         say("shmq_ha_role", 1, "slave" if broker.is_slave else "master")
         say("shmq_problem", int(broker.has_problem))
+        say("shmq_sessions_lost", len(broker.store.sessions.lost))
         say("shmq_clients", len(broker.registry))
         retention = broker.store.retention
         say("shmq_expired_files_total", retention.expired_file_count)

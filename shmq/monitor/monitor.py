@@ -173,9 +173,7 @@ class _BrokerLook:
         self._add_positions()
         for name, field in _COUNTERS.items():
             self._add(name, self._pages.ints("counters")[field])
-        states = self._pages.session_states()
-        self._add("shmq_sessions", states.count(core.SESSION_LIVE))
-        self._add("shmq_sessions_lost", states.count(core.SESSION_LOST))
+        self._add("shmq_sessions", self._pages.session_states().count(core.SESSION_LIVE))
         for kind, size in self._sizes.items():
             self._add("shmq_segment_bytes", size, kind=kind)
         self._add_stats()

@@ -37,6 +37,7 @@ _IDLE_S = 1.0
 _TRIM_ROWS = 4096
 """Queue rows trimmed while the append thread stands still: about 0.1 ms."""
 
+_ARENA_FULL = -core.STATUS["ARENA_FULL"][0]
 _STATUSES = (
     (ShmFullError, -core.STATUS["SHM_FULL"][0]),
     (LimitError, -core.STATUS["LIMIT"][0]),
@@ -104,7 +105,7 @@ class AppendService:
                 return
             timeout_s = _IDLE_S
             try:
-                if events & core.EVENT_ARENA:
+                if events & core.EVENT_ARENA or self._is_out_of_blocks():
                     self._make_blocks()
                 self._on_replica_need()  # each time: what failed is tried again
                 if not self._prepare_ahead():
@@ -147,9 +148,18 @@ class AppendService:
         try:
             self._appender.grow_arena(self._memory.grow_arena())
         except ShmError:
-            if not self._hot_log.try_retire_oldest():
+            while self._hot_log.try_retire_oldest():  # bounded by the hot slots
+                self.trim()
+                if not self._is_out_of_blocks():
+                    return
+            if not (self._is_out_of_blocks() and self._appender.state()["arena_free_blocks"]):
                 raise
-            self.trim()
+            # A topic has gone meanwhile.
+            self._appender.grow_arena(self._memory.arena.size_bytes // core.BLOCK_SIZE)
+
+    def _is_out_of_blocks(self) -> bool:
+        """Whether turns wait for blocks: said once as an event, and true until there are some."""
+        return bool(self._appender.state()["blocked"] == _ARENA_FULL)
 
     def _refuse(self, error: ShmqError | None) -> None:
         """Say why sends will wait once what is ready is full; without an error, that they go on."""
