@@ -1,12 +1,14 @@
 """Each metric by its cause: real processes make it move, and a gauge goes back when the cause goes.
 
-Here are those that no other test of clusters has.
+Here are those that no other test of clusters has; the last test says if a metric has none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +17,16 @@ from pathlib import Path
 import pytest
 
 import shmq
+from shmq.core import core
+from shmq.core.fields import field_place
+from shmq.errors import DiskFullError, OutcomeUnknownError
+from shmq.metrics import METRICS
+from shmq.remoting.codes import RequestCode
 from shmq.shm.fds import open_files
 from shmq.version import version_text
-from tests.support.broker_process import BrokerClient
+from tests.cluster.namesrv_process import NamesrvProcess
+from tests.support import old_store
+from tests.support.broker_process import BrokerClient, BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.dev_shm import SHARED
 from tests.support.exporter import TIMEOUT_S, Exporter, value
@@ -25,6 +34,8 @@ from tests.support.memory_group import memory_group
 from tests.support.mounts import in_dev_shm_of, small_file_system
 from tests.support.repository import ROOT
 from tests.support.require import require_program
+from tests.support.shell import Shell
+from tests.support.slave import ParentedPair
 
 pytestmark = pytest.mark.cluster
 
@@ -32,7 +43,9 @@ MIB = 1 << 20
 FILE_SIZE = MIB
 DISK_SIZE = 64 * MIB
 BODY_SIZE = 32_000
+RING_BODY_SIZE = 16_000
 LOOKS = 10
+ARENA_BLOCKS = MIB // core.BLOCK_SIZE
 SETTINGS = {
     "commit_log_file_size_bytes": "1MiB",
     "max_message_size_bytes": "64KiB",
@@ -42,13 +55,10 @@ SETTINGS = {
 }
 
 
-class Scene:
-    """A cluster, a client, and an exporter."""
+class Watch:
+    """What an exporter shows."""
 
-    def __init__(self, cluster: Cluster, client: shmq.Client, exporter: Exporter) -> None:
-        self.cluster = cluster
-        self.broker = cluster.brokers[0]
-        self.client = client
+    def __init__(self, exporter: Exporter) -> None:
         self.exporter = exporter
 
     def read(self, name: str, **labels: str) -> float:
@@ -72,6 +82,16 @@ class Scene:
 
     def wait_more(self, name: str, before: float, **labels: str) -> None:
         self.wait(name, lambda now: now > before, **labels)
+
+
+class Scene(Watch):
+    """A cluster, a client, and an exporter."""
+
+    def __init__(self, cluster: Cluster, client: shmq.Client, exporter: Exporter) -> None:
+        super().__init__(exporter)
+        self.cluster = cluster
+        self.broker = cluster.brokers[0]
+        self.client = client
 
     @property
     def root(self) -> Path:
@@ -288,6 +308,211 @@ def test_the_log_shows_what_waits_for_the_disk_and_the_files_it_begins(
     assert scene.read("shmq_log_kept_bytes") > kept + 4 * FILE_SIZE
 
 
+def test_a_ring_fills_and_turns_are_cut_short_while_the_disk_is_full(
+    scene: Scene, topic: str
+) -> None:
+    scene.client.create_topic(topic, queues=1)
+    full_turns = scene.read("shmq_log_full_turns_total")
+    scene.wait_is("shmq_ring_used_ratio", 0)
+    with BrokerClient(scene.broker, "floods") as client:
+        (where,) = client.send_queues(topic)
+        lane = client.lanes[0]
+        room = os.statvfs(scene.broker.store_path)
+        with _file(scene.broker.store_path / "others", room.f_bavail * room.f_frsize):
+            body = bytes(RING_BODY_SIZE)
+            while (status := lane.put(where.row, where.generation, body, timeout=0.5)) >= 0:
+                pass
+            assert status in {core.STATUS["DISK_FULL"][0], core.STATUS["TIMED_OUT"][0]}
+            scene.wait_more("shmq_log_full_turns_total", full_turns)
+            scene.wait_more("shmq_ring_used_ratio", 0.5)
+        assert lane.drain(TIMEOUT_S) == 0
+        scene.wait_is("shmq_ring_used_ratio", 0)
+
+
+def test_a_session_that_breaks_a_rule_is_ended_and_counted(scene: Scene) -> None:
+    before = scene.read("shmq_sessions_ended_total")
+    with BrokerClient(scene.broker, "hostile") as client:
+        assert client.ingress is not None
+        with memoryview(client.ingress) as page:
+            place = core.LANES_PLACE + field_place("lane", "tail")
+            page[place : place + 8] = (1 << 62).to_bytes(8, "little")  # more than the ring holds
+        os.eventfd_write(client.fds["event"], 1)
+        scene.wait_is("shmq_sessions_ended_total", before + 1)
+
+
+# ---- groups and delays ---------------------------------------------------------------------------
+
+
+def test_dead_letters_wait_until_they_are_replayed(scene: Scene, topic: str, group: str) -> None:
+    scene.client.create_topic(topic, queues=1)
+    scene.client.producer().send(topic, b"poison", timeout=TIMEOUT_S)
+    with scene.client.consumer(topic, group=group, auto_settle=False) as consumer:
+        message = consumer.try_next(TIMEOUT_S)
+        assert message is not None
+        consumer.send_back(message, -1)
+    scene.wait_is("shmq_dead_letters_waiting", 1, group=group)
+    done = Shell(scene.cluster.runtime).run("dlq", "replay", group, "--yes")
+    assert done.returncode == 0, done.stderr
+    scene.wait_is("shmq_dead_letters_waiting", 0, group=group)
+
+
+def test_a_delayed_message_whose_topic_is_deleted_is_dropped(scene: Scene, topic: str) -> None:
+    before = scene.wait("shmq_delayed_dropped_total", lambda now: now >= 0)
+    scene.client.create_topic(topic, queues=1)
+    scene.client.producer().send(topic, b"gone", delay_level=1, timeout=TIMEOUT_S)
+    with shmq.Admin(scene.cluster.runtime) as admin:
+        admin.delete_topic(topic)
+    scene.wait_is("shmq_delayed_dropped_total", before + 1)
+
+
+# ---- services and deaths -------------------------------------------------------------------------
+
+
+def test_a_service_is_up_then_dead_then_up_then_none(scene: Scene) -> None:
+    name, labels = "shmq_service_up", {"service": "namesrv-ns1"}
+    runtime = scene.cluster.runtime
+    with NamesrvProcess(runtime, name="ns1") as first:
+        assert scene.read(name, **labels) == 1
+        first.end(signal.SIGKILL)
+        assert scene.read(name, **labels) == 0
+    with NamesrvProcess(runtime, name="ns1") as second:
+        assert scene.read(name, **labels) == 1
+        assert second.end() == 0
+        assert value(scene.exporter.look(), name, **labels) is None
+    assert scene.read(name, service="namesrv-ns0") == 1
+
+
+def test_sessions_are_lost_until_resumed_and_another_life_has_another_epoch(
+    broker: BrokerProcess,
+) -> None:
+    with Exporter(broker.runtime_path) as exporter:
+        shows = Watch(exporter)
+        with BrokerClient(broker, "c") as client:
+            where = client.send_queues("t")[0]
+            client.send(where, b"x")
+            shows.wait_is("shmq_sessions_lost", 0)
+            epoch = shows.read("shmq_master_epoch")
+            broker.kill()
+            broker.restart()
+            shows.wait_is("shmq_sessions_lost", 1)
+            assert shows.read("shmq_master_epoch") == epoch  # the same memory
+            client.resume(broker, queues=[where])
+            shows.wait_is("shmq_sessions_lost", 0)
+        broker.stop()
+        broker.restart(keep_memory="never")
+        broker.stop()
+        broker.restart()
+        assert shows.read("shmq_master_epoch") > epoch
+
+
+# ---- what a small arena has no room for, what is old, what is damaged ----------------------------
+
+
+def test_turns_are_cut_short_while_the_arena_is_full(tmp_path: Path, cluster_name: str) -> None:
+    """Until a topic goes: no file can leave memory for the sake of its blocks."""
+    with (
+        BrokerProcess(tmp_path, cluster_name, arena_bytes="1MiB") as broker,
+        BrokerClient(broker, "c") as client,
+        Exporter(broker.runtime_path) as exporter,
+    ):
+        shows = Watch(exporter)
+        assert shows.read("shmq_arena_full_turns_total") == 0
+        lane = client.lanes[0]
+        for topic in ("gone", "t"):
+            client.create_topic(topic, ARENA_BLOCKS // 2)
+            for where in client.send_queues(topic):  # a block each: there is none for the last
+                lane.put(where.row, where.generation, b"x")
+        shows.wait_is("shmq_arena_full_turns_total", 1)
+        shows.wait_is("shmq_problem", 1)
+        shows.wait_is("shmq_store_writable", 0)
+        assert shows.read("shmq_store_waits", status="SHM_FULL") == 1
+        client.call(RequestCode.DELETE_TOPIC_IN_BROKER, {"topic": "gone"})
+        assert lane.drain(TIMEOUT_S) == 0
+        shows.wait_is("shmq_problem", 0)
+        shows.wait_is("shmq_store_writable", 1)
+        assert shows.read("shmq_messages_in_total", topic="t") == ARENA_BLOCKS // 2
+
+
+def test_old_files_that_go_are_counted_with_what_was_unread_and_damaged(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    store = tmp_path / "store-broker-a"
+    gone = old_store.old_store(store)
+    with (store / "commitlog" / f"{0:020d}").open("r+b") as file:
+        file.seek(100_000)
+        file.write(b"!")
+    noon = (time.localtime().tm_hour + 12) % 24
+    settings = old_store.SETTINGS | {
+        "delete_when": f"{noon:02d}",
+        "delete_commit_log_files_interval_ms": "0",
+    }
+    with (
+        Cluster(tmp_path, cluster_name, **settings) as cluster,
+        cluster.connect() as client,
+        shmq.Admin(cluster.runtime) as admin,
+        Exporter(cluster.runtime) as exporter,
+    ):
+        shows = Watch(exporter)
+        with client.consumer("orders", group="slow") as consumer:
+            for _ in range(3):
+                message = consumer.try_next(TIMEOUT_S)
+                assert message is not None
+                with message.process():
+                    pass
+        shows.wait_is("shmq_corrupt_records", 1)
+        shows.wait_is("shmq_expired_files_total", 0)
+        shows.wait_is("shmq_expired_bytes_total", 0)
+        kept = shows.read("shmq_log_kept_bytes")
+        admin.delete_expired_commit_log("broker-a")
+        shows.wait_is("shmq_expired_files_total", gone)
+        shows.wait_is("shmq_expired_bytes_total", gone * old_store.FILE_SIZE)
+        shows.wait_is("shmq_expired_unread_messages_total", old_store.OLD_COUNT - 3, group="slow")
+        shows.wait_is("shmq_corrupt_records", 0)
+        assert shows.read("shmq_log_kept_bytes") == kept - gone * old_store.FILE_SIZE
+
+
+def test_what_was_cut_is_pending_while_the_new_master_takes_nothing(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    folder = tmp_path / "slave"
+    folder.mkdir()
+    with (
+        small_file_system(folder / "store-broker-a", size=DISK_SIZE) as disk,
+        Cluster(tmp_path, cluster_name, **SETTINGS) as cluster,
+        Exporter(cluster.runtime) as exporter,
+    ):
+        shows = Watch(exporter)
+        name, member = "shmq_cut_pending_bytes", {"broker_id": "0"}
+        pair = ParentedPair(tmp_path, cluster, **SETTINGS)
+        with pair.slave:
+            pair.slave.wait_running()
+            pair.await_in_sync()
+            pair.begin()
+            shows.wait_is(name, 0, **member)
+            pair.part(("alone",), ("after",))
+            room = os.statvfs(disk)
+            with (
+                _file(disk / "others", room.f_bavail * room.f_frsize),
+                cluster.connect() as client,
+            ):
+                producer = client.producer()
+                with pytest.raises((DiskFullError, OutcomeUnknownError)):
+                    _send_for_ever(producer)
+                pair.master.restart()
+                shows.wait_more(name, 0, **member)
+            shows.wait_is(name, 0, **member)
+            assert shows.read("shmq_cut_messages_total", outcome="resent", **member) == 1
+
+
+# ---- all of them ---------------------------------------------------------------------------------
+
+
+def test_each_metric_is_in_a_test_of_clusters() -> None:
+    texts = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("*.py"))
+    tested = set(re.findall(r'"(shmq_\w+?)(?:_bucket|_sum|_count)?"', texts))
+    assert METRICS.keys() - tested == set()
+
+
 @contextlib.contextmanager
 def _file(path: Path, size: int) -> Iterator[None]:
     with path.open("wb") as file:
@@ -309,6 +534,11 @@ def _remounted(
         yield
     finally:
         subprocess.run([*command, f"remount,{before}", str(folder)], check=True)
+
+
+def _send_for_ever(producer: shmq.Producer) -> None:
+    while True:  # until the log has no room left
+        producer.send("t", bytes(BODY_SIZE), timeout=0.5)
 
 
 def _set_open_files(pid: int, limit: int) -> None:
