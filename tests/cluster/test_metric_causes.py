@@ -220,15 +220,17 @@ def test_open_files_show_connections_and_their_limit(scene: Scene) -> None:
 
 
 def test_a_program_that_connects_is_counted_with_its_memory(scene: Scene) -> None:
-    clients, sessions = scene.read("shmq_clients"), scene.read("shmq_sessions")
+    scene.client.producer().send("t", b"x", timeout=TIMEOUT_S)
+    scene.wait_is("shmq_sessions", 1)
+    scene.wait_is("shmq_clients", 1)
     memory = scene.read("shmq_segment_bytes", kind="completion")
     with scene.cluster.connect() as other:
         other.producer().send("t", b"x", timeout=TIMEOUT_S)
-        scene.wait_is("shmq_sessions", sessions + 1)
-        scene.wait_is("shmq_clients", clients + 1)
+        scene.wait_is("shmq_sessions", 2)
+        scene.wait_is("shmq_clients", 2)
         scene.wait_more("shmq_segment_bytes", memory, kind="completion")
-    scene.wait_is("shmq_sessions", sessions)
-    scene.wait_is("shmq_clients", clients)
+    scene.wait_is("shmq_sessions", 1)
+    scene.wait_is("shmq_clients", 1)
     scene.wait_is("shmq_segment_bytes", memory, kind="completion")
 
 
@@ -431,6 +433,24 @@ def test_turns_are_cut_short_while_the_arena_is_full(tmp_path: Path, cluster_nam
         shows.wait_is("shmq_problem", 0)
         shows.wait_is("shmq_store_writable", 1)
         assert shows.read("shmq_messages_in_total", topic="t") == ARENA_BLOCKS // 2
+
+
+def test_turns_cut_short_for_want_of_dev_shm_go_on_when_there_is_room(scene: Scene) -> None:
+    before = scene.read("shmq_arena_full_turns_total")
+    size = scene.read("shmq_segment_bytes", kind="arena")
+    with BrokerClient(scene.broker, "wide") as client:
+        client.create_topic("wide", int(size) // core.BLOCK_SIZE)
+        queues = client.send_queues("wide")
+        lane = client.lanes[0]
+        room = os.statvfs(scene.root / "dev/shm")
+        with _file(scene.root / "dev/shm/others", room.f_bavail * room.f_frsize):
+            for where in queues:
+                lane.put(where.row, where.generation, b"x")
+            scene.wait_more("shmq_arena_full_turns_total", before)
+            scene.wait_is("shmq_store_waits", 1, status="SHM_FULL")
+        assert lane.drain(TIMEOUT_S) == 0
+        scene.wait_is("shmq_store_writable", 1)
+        assert scene.read("shmq_segment_bytes", kind="arena") > size
 
 
 def test_old_files_that_go_are_counted_with_what_was_unread_and_damaged(
