@@ -42,7 +42,7 @@ from tests.support.cluster import Cluster, Program, wait_for
 from tests.support.dev_shm import SHARED
 from tests.support.exporter import Exporter, value
 from tests.support.memory_group import memory_group
-from tests.support.mounts import Ext4OnLoop, in_dev_shm_of
+from tests.support.mounts import Ext4OnLoop, in_dev_shm_of, others_file
 from tests.support.repository import ROOT
 from tests.support.require import require_program
 
@@ -296,7 +296,7 @@ def scene(shared_scene: Scene) -> Scene:
 
 def test_full_dev_shm_is_seen_told_and_over_when_there_is_room(scene: Scene) -> None:
     shm = scene.root / "dev/shm"
-    with _file(shm / "others", _room_until(shm, used_percent=85)):
+    with others_file(shm / "others", _room_until(shm, used_percent=85)):
         scene.await_check("shm", "WARNING", "/dev/shm is 8")
         scene.ledger.send()
         with _full(shm / "more"):
@@ -337,7 +337,7 @@ def test_memory_limit_is_seen_told_and_over_when_it_is_raised(scene: Scene) -> N
 
 def test_full_disk_is_seen_told_and_over_when_there_is_room(scene: Scene) -> None:
     disk = scene.broker.folder
-    with _file(disk / "others", _room_until(disk, used_percent=85)):
+    with others_file(disk / "others", _room_until(disk, used_percent=85)):
         scene.await_check("disk", "WARNING", "the disk of broker-a:0 is 8")
         scene.ledger.send()
         with _full(disk / "more"):
@@ -520,16 +520,6 @@ def _room_until(folder: Path, *, used_percent: int) -> int:
     room = os.statvfs(folder)
     used = room.f_blocks - room.f_bfree
     return ((room.f_bavail + used) * used_percent // 100 - used) * room.f_frsize
-
-
-@contextlib.contextmanager
-def _file(path: Path, size: int) -> Iterator[None]:
-    with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
-    try:
-        yield
-    finally:
-        path.unlink()
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from tests.support.cluster import Cluster, wait_for
 from tests.support.dev_shm import SHARED
 from tests.support.exporter import TIMEOUT_S, Exporter, value
 from tests.support.memory_group import memory_group
-from tests.support.mounts import in_dev_shm_of, small_file_system
+from tests.support.mounts import in_dev_shm_of, others_file, small_file_system
 from tests.support.repository import ROOT
 from tests.support.require import require_program
 from tests.support.shell import Shell
@@ -152,7 +152,7 @@ def test_dev_shm_shows_what_others_take_and_how_large_it_is(scene: Scene) -> Non
     shm = scene.root / "dev/shm"
     assert scene.read("shmq_dev_shm_size_bytes") == 256 * MIB
     free = scene.read("shmq_dev_shm_free_bytes")
-    with _file(shm / "others", 64 * MIB):
+    with others_file(shm / "others", 64 * MIB):
         assert scene.read("shmq_dev_shm_free_bytes") <= free - 64 * MIB
         enter = inside(scene.broker.pid)
         with _remounted(Path("/dev/shm"), "size=300m", "size=256m", enter):
@@ -170,7 +170,7 @@ def test_disk_shows_what_others_take_and_how_large_it_is(scene: Scene) -> None:
     free_files = scene.read("shmq_store_disk_free_files")
     small = disk / "small"
     small.mkdir()
-    with _file(disk / "others", 8 * MIB):
+    with others_file(disk / "others", 8 * MIB):
         for number in range(100):
             (small / str(number)).touch()
         scene.wait("shmq_store_disk_free_bytes", lambda now: now <= free - 8 * MIB)
@@ -319,8 +319,7 @@ def test_a_ring_fills_and_turns_are_cut_short_while_the_disk_is_full(
     with BrokerClient(scene.broker, "floods") as client:
         (where,) = client.send_queues(topic)
         lane = client.lanes[0]
-        room = os.statvfs(scene.broker.store_path)
-        with _file(scene.broker.store_path / "others", room.f_bavail * room.f_frsize):
+        with others_file(scene.broker.store_path / "others"):
             body = bytes(RING_BODY_SIZE)
             while (status := lane.put(where.row, where.generation, body, timeout=0.5)) >= 0:
                 pass
@@ -442,8 +441,7 @@ def test_turns_cut_short_for_want_of_dev_shm_go_on_when_there_is_room(scene: Sce
         client.create_topic("wide", int(size) // core.BLOCK_SIZE)
         queues = client.send_queues("wide")
         lane = client.lanes[0]
-        room = os.statvfs(scene.root / "dev/shm")
-        with _file(scene.root / "dev/shm/others", room.f_bavail * room.f_frsize):
+        with others_file(scene.root / "dev/shm/others"):
             for where in queues:
                 lane.put(where.row, where.generation, b"x")
             scene.wait_more("shmq_arena_full_turns_total", before)
@@ -510,9 +508,8 @@ def test_what_was_cut_is_pending_while_the_new_master_takes_nothing(
             pair.begin()
             shows.wait_is(name, 0, **member)
             pair.part(("alone",), ("after",))
-            room = os.statvfs(disk)
             with (
-                _file(disk / "others", room.f_bavail * room.f_frsize),
+                others_file(disk / "others"),
                 cluster.connect() as client,
             ):
                 producer = client.producer()
@@ -531,16 +528,6 @@ def test_each_metric_is_in_a_test_of_clusters() -> None:
     texts = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("*.py"))
     tested = set(re.findall(r'"(shmq_\w+?)(?:_bucket|_sum|_count)?"', texts))
     assert METRICS.keys() - tested == set()
-
-
-@contextlib.contextmanager
-def _file(path: Path, size: int) -> Iterator[None]:
-    with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
-    try:
-        yield
-    finally:
-        path.unlink()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@ else skipped.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import subprocess
@@ -40,6 +41,26 @@ def in_dev_shm_of(size: str) -> tuple[str, ...]:
     unshare = require_program("unshare", "util-linux")
     mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
     return (unshare, "--mount", "sh", "-c", mount, "sh")
+
+
+@contextlib.contextmanager
+def others_file(path: Path, size: int | None = None) -> Iterator[None]:
+    """Room that somebody else takes, and gives back; None: all that is left, whoever else takes
+    some meanwhile.
+    """
+    with path.open("wb") as file:
+        while True:  # until nobody took some in between
+            room = os.statvfs(path.parent)
+            try:
+                os.posix_fallocate(file.fileno(), 0, size or room.f_bavail * room.f_frsize)
+                break
+            except OSError as error:
+                if size is not None or error.errno != errno.ENOSPC:
+                    raise
+    try:
+        yield
+    finally:
+        path.unlink()
 
 
 def make_readonly(folder: Path) -> None:
