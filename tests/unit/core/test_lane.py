@@ -868,6 +868,7 @@ def test_store_that_fails_for_good_answers_those_who_wait_for_the_disk() -> None
         done = lane.put(*queue, b"not waiting", wait=False, keep=True)
         first = lane.put(*queue, b"waiting", keep=True)
         thread, outcome = in_thread(lambda: lane.wait(first, timeout=None))
+        wait_until(lambda: lane.appended_sequence == 2)
         store.appender.set_status(-STATUS["FLUSH_FAILED"])
         thread.join()
         assert outcome[0][0] == STATUS["FLUSH_FAILED"]
@@ -882,7 +883,7 @@ def test_completion_waits_for_the_level_of_its_queue_unless_told_not_to() -> Non
         assert lane.send(*queue, b"not waiting", wait=False)[:3] == (OK, 0, 0)
         waiting = lane.put(*queue, b"waiting", keep=True)
         assert lane.wait(waiting, timeout=0.01)[0] == STATUS["TIMED_OUT"]
-        assert lane.appended_sequence == 2
+        wait_until(lambda: lane.appended_sequence == 2)
         assert store.reader.visible_max(queue[0]) == 0
         assert lane.drain(0.01) == STATUS["TIMED_OUT"]
         store.appender.set_queue(queue[0], core.ROW_ACTIVE, 0)
