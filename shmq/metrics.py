@@ -78,7 +78,7 @@ _TABLE = (
         ("status",),
     ),
     Metric("shmq_problem", _G, _BROKER, "1 while it has a problem that a person should see to."),
-    Metric("shmq_sessions", _G, _BROKER, "Clients with memory shared with it."),
+    Metric("shmq_sessions", _G, _BROKER, "Clients with memory shared with it, lost ones included."),
     Metric("shmq_sessions_lost", _G, _BROKER, "Sessions of a dead predecessor, not yet resumed."),
     Metric("shmq_sessions_ended_total", _C, _BROKER, "Sessions ended because they broke a rule."),
     Metric("shmq_clients", _G, _BROKER, "Programs connected that said who they are."),

@@ -44,6 +44,12 @@ _GROW_ROWS = 1024
 """Rows added at a time: 128 KiB of queue rows, 384 KiB of topic rows at most."""
 _FIRST_ROWS = 64
 _STATS_ROWS_MAX = 1 << 17
+_LARGER = {
+    ObjectKind.CONTROL: "; raise queue_row_count_max and start the broker again",
+    ObjectKind.TOPICS: "; raise topic_row_count_max and start the broker again",
+    ObjectKind.ARENA: "; raise arena_bytes and start the broker again",
+}
+"""What to do where an object has its largest size, by kind."""
 _GROW_BLOCKS = 256
 """ConsumeQueue blocks added at a time: 1 MiB."""
 
@@ -326,7 +332,10 @@ class StoreMemory:
     def _grow(self, kind: ObjectKind, mapping: core.Mapping, step: int) -> None:
         size = min(_aligned(mapping.size_bytes + step), mapping.reserve_bytes)
         if size == mapping.size_bytes:
-            raise ShmFullError(f"grow {self.store} {kind}: it has its largest size, {size} bytes")
+            raise ShmFullError(
+                f"grow {self.store} {kind}: it has its largest size, {size} bytes"
+                f"{_LARGER.get(kind, '')}"
+            )
         with self._lock:
             segment.grow(self._segments[kind], size_bytes=size)
             mapping.grow(size)

@@ -475,7 +475,7 @@ class Sessions:
             self._lost = {
                 session
                 for session in range(self._slot_count)
-                if self._slot(session)["state"] in (core.SESSION_LIVE, core.SESSION_LOST)
+                if self._slot(session)["state"] == core.SESSION_LIVE
             }
             for session in tuple(self._lost):
                 slot = self._slot(session)

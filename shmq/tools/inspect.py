@@ -50,7 +50,7 @@ _VALUE_WIDTH_MAX = 48
 _ROW_STATES = ("ROW_FREE", "ROW_ACTIVE", "ROW_READ_ONLY", "ROW_DELETED")
 _STATES = {
     ("hot_slot", "state"): ("HOT_FREE", "HOT_READY", "HOT_LIVE", "HOT_RETIRED"),
-    ("session_slot", "state"): ("SESSION_FREE", "SESSION_LIVE", "SESSION_LOST", "SESSION_ENDED"),
+    ("session_slot", "state"): ("SESSION_FREE", "SESSION_LIVE"),
     ("queue_row", "state"): _ROW_STATES,
     ("topic_row", "state"): _ROW_STATES,
 }

@@ -427,6 +427,7 @@ def test_turns_are_cut_short_while_the_arena_is_full(tmp_path: Path, cluster_nam
         shows.wait_is("shmq_problem", 1)
         shows.wait_is("shmq_store_writable", 0)
         assert shows.read("shmq_store_waits", status="SHM_FULL") == 1
+        assert "1048576 bytes; raise arena_bytes and start" in broker.log
         client.call(RequestCode.DELETE_TOPIC_IN_BROKER, {"topic": "gone"})
         assert lane.drain(TIMEOUT_S) == 0
         shows.wait_is("shmq_problem", 0)

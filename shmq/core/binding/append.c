@@ -1081,7 +1081,7 @@ static PyObject *appender_attach(struct shmq_appender *self, PyObject *args, PyO
     shmq_role_take(self);
     uint32_t state = shmq_load_relaxed32(&slot->state); /* relaxed: own word */
     if (self->memories[session * SHMQ_MEMORY_KINDS + SHMQ_MEMORY_COMPLETION] != NULL ||
-        (fresh ? state != SHMQ_SESSION_FREE : state != SHMQ_SESSION_LIVE && state != SHMQ_SESSION_LOST)) {
+        (fresh ? state != SHMQ_SESSION_FREE : state != SHMQ_SESSION_LIVE)) {
         status = SHMQ_ILLEGAL;
     } else {
         if (fresh) {

@@ -225,15 +225,13 @@ enum shmq_hot_state {
     F(80, uint64_t, chunk_size_bytes, 1, "its exact size")                                         \
     F(88, uint64_t, completion_number, 1, "number in the completion object's name")                \
     F(96, uint32_t, service_id, 1, "service + 1 of an internal session, 0 for a client")           \
-    F(100, uint32_t, end_reason, 1, "why it ended: positive enum shmq_status, 0 in order")         \
+    F(100, uint32_t, padding, 1, "zero")                                                           \
     F(104, uint32_t, property_grants, 1, "SHMQ_GRANT_* bits of message.h")                         \
     F(108, uint32_t, reserved, 5, "zero")
 
 enum shmq_session_state {
     SHMQ_SESSION_FREE = 0,
-    SHMQ_SESSION_LIVE = 1,
-    SHMQ_SESSION_LOST = 2,  /* its broker died; waits to be resumed */
-    SHMQ_SESSION_ENDED = 3, /* ended for cause; freed when the client is gone */
+    SHMQ_SESSION_LIVE = 1, /* also after its broker's death, until it is resumed or given up */
 };
 
 /* Written by the append role; the producer that owns the lane polls this one line. */
