@@ -102,25 +102,28 @@ class PullConsumer(Closable):
         self._check()
         try:
             route = self._client.routes.route(self.topic, is_fresh=True)
-        except TopicNotExistError:
-            return self._ask_brokers()
+        except TopicNotExistError as error:
+            return self._ask_brokers(error)
         return sorted(
             MessageQueue(self.topic, data.broker_name, queue_id)
             for data in route.queue_datas
             for queue_id in range(data.read_queue_nums)
         )
 
-    def _ask_brokers(self) -> list[MessageQueue]:
-        """A topic that was made this moment is in no route yet."""
+    def _ask_brokers(self, refusal: TopicNotExistError) -> list[MessageQueue]:
+        """A topic that was made this moment is in no route yet. A broker's refusal says more than
+        the NameServer's, which is left where it knows of no broker.
+        """
         found: list[MessageQueue] = []
-        refusal: TopicNotExistError | None = None
+        is_known = False
         for name in self._client.routes.cluster().brokers:
             try:
                 queues = self._client.reading_link(name).read_queues(self.topic)
                 found += [MessageQueue(self.topic, name, facts["queueId"]) for facts in queues]
+                is_known = True
             except TopicNotExistError as error:
                 refusal = error
-        if not found and refusal is not None:
+        if not is_known:
             raise refusal
         return sorted(found)
 

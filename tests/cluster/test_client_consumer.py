@@ -22,9 +22,11 @@ from shmq.errors import (
     ForkError,
     OffsetIllegalError,
     SubscriptionError,
+    TopicNotExistError,
 )
 from shmq.remoting.codes import RequestCode
 from shmq.status import ConsumeStatus, PullStatus
+from tests.cluster.namesrv_process import NamesrvProcess
 from tests.support.cluster import Cluster, Program, wait_for
 from tests.support.footprint import Footprint, differences
 from tests.support.require import require_program
@@ -625,3 +627,10 @@ def test_members_with_listed_queues_have_those(cluster, client, topic, group):
     ):
         assert one.assigned == queues[:3]
         assert two.assigned == queues[3:]
+
+
+def test_queues_of_a_topic_are_an_error_while_no_broker_is_known(tmp_path):
+    """Not an empty list: a program would take that for a topic without queues."""
+    with NamesrvProcess(tmp_path) as namesrv, shmq.connect(namesrv.runtime) as client:
+        with pytest.raises(TopicNotExistError, match="orders"):
+            client.pull_consumer("orders")
