@@ -44,7 +44,7 @@ from shmq.errors import (
     ShmqError,
 )
 from shmq.remoting.codes import RequestCode
-from shmq.result import MessageQueue, SendResult
+from shmq.result import MessageQueue, SendResult, SendResults, StoredResults
 from shmq.status import SendStatus
 from shmq.topic import check_sendable_topic
 
@@ -308,11 +308,11 @@ class Producer(Closable):
         queue: QueueSelector | None = None,
         delay_level: int = 0,
         timeout: float = SEND_TIMEOUT_S,
-    ) -> list[SendResult]:
+    ) -> Sequence[SendResult]:
         """Send many messages to one queue, in order, and wait until all are stored.
 
         Returns:
-            A result for each.
+            A result for each, made when it is looked at.
 
         Raises:
             SendTimeoutError, OutcomeUnknownError and others: the message says how many, the first
@@ -326,18 +326,20 @@ class Producer(Closable):
         target = self._targets.get(topic) or self._target(topic, timeout)
         # All to one queue, whatever happens meanwhile: that is what keeps them in order.
         chosen = self._choose(target, key, queue)
-        done: list[SendResult] = []
-        while len(done) < len(given):  # bounded by the deadline, and by what is refused
-            batch = given[len(done) : len(done) + _BATCH_MAX]
+        parts: list[Sequence[SendResult]] = []
+        count = 0
+        while count < len(given):  # bounded by the deadline, and by what is refused
+            batch = given[count : count + _BATCH_MAX]
             where = chosen.message_queue
             request = SendRequest(topic, b"", tag, None, properties, 0, None, where)
             try:
-                done += self._send_batch(request, batch, deadline_ns, timeout)
+                parts.append(self._send_batch(request, batch, deadline_ns, timeout))
             except ShmqError as error:
                 raise type(error)(
-                    f"{error} ({len(done)} of {len(given)} are stored)", hint=error.hint
+                    f"{error} ({count} of {len(given)} are stored)", hint=error.hint
                 ) from None
-        return done
+            count += len(parts[-1])
+        return parts[0] if len(parts) == 1 else SendResults(parts)
 
     def loan(
         self,
@@ -628,8 +630,8 @@ class Producer(Closable):
 
     def _send_batch(
         self, request: SendRequest, bodies: Sequence[Body], deadline_ns: int, timeout: float
-    ) -> list[SendResult]:
-        """Some of send_many: as many as one look at the ring took; at least one."""
+    ) -> Sequence[SendResult]:
+        """Some of send_many: as many as one look at the ring took; none where it took none."""
         target = self._targets.get(request.topic) or self._target(
             request.topic, left_s(deadline_ns)
         )
@@ -652,28 +654,34 @@ class Producer(Closable):
         if lane is None or count == 0:
             self._mend(request, target, chosen, status, None, deadline_ns, timeout)
             return []
-        ids: list[str] = []
-        settled: list[tuple[int, int, int, int]] = []
+        unknown: str | None = None
         try:
-            ids = [lane.unique_key(first + index) or "" for index in range(count)]
             settled = lane.wait_many(first, count, left_s(deadline_ns))
+            if len(settled) < count:
+                unknown = lane.unique_key(first + len(settled))
+                for index in range(len(settled), count):
+                    lane.forget(first + index)
         except ClosedError:
-            settled = []  # its memory is lost; what it settled meanwhile is not known
-            ids += [""] * (count - len(ids))
+            # Its memory is lost before anybody looked: what it settled meanwhile is not known.
             return [
-                self._send_lost(request, body, message_id, deadline_ns, timeout)
-                for body, message_id in zip(bodies, ids, strict=False)
+                self._send_lost(request, body, "", deadline_ns, timeout) for body in bodies[:count]
             ]
-        for index in range(len(settled), count):
-            lane.forget(first + index)
+        if settled.status in STORED and len(settled) == count:
+            return StoredResults(STORED[settled.status], where, settled)
         results = []
-        for (status, queue_offset, _, _), message_id in zip(settled, ids, strict=False):
+        for index in range(len(settled)):
+            status, queue_offset, message_id = settled[index]
             stored = STORED.get(status)
-            if stored is None:
+            if stored is not None:
+                results.append(SendResult(stored, message_id or "", where, queue_offset))
+            elif status == _CLOSED and lane.closed:
+                results.append(
+                    self._send_lost(request, bodies[index], message_id or "", deadline_ns, timeout)
+                )
+            else:
                 raise refusal(status, chosen, message_id, timeout)
-            results.append(SendResult(stored, message_id, where, queue_offset))
         if len(settled) < count:
-            raise refusal(_TIMED_OUT, chosen, ids[len(settled)], timeout)
+            raise refusal(_TIMED_OUT, chosen, unknown, timeout)
         return results
 
     def _send_lost(

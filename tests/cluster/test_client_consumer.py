@@ -631,6 +631,9 @@ def test_members_with_listed_queues_have_those(cluster, client, topic, group):
 
 def test_queues_of_a_topic_are_an_error_while_no_broker_is_known(tmp_path):
     """Not an empty list: a program would take that for a topic without queues."""
-    with NamesrvProcess(tmp_path) as namesrv, shmq.connect(namesrv.runtime) as client:
-        with pytest.raises(TopicNotExistError, match="orders"):
-            client.pull_consumer("orders")
+    with (
+        NamesrvProcess(tmp_path) as namesrv,
+        shmq.connect(namesrv.runtime) as client,
+        pytest.raises(TopicNotExistError, match="orders"),
+    ):
+        client.pull_consumer("orders")

@@ -143,6 +143,11 @@ def test_send_many_stores_in_one_queue_in_order_with_a_result_each(client, topic
     assert [r.queue_offset for r in results] == list(range(3000))
     assert len({r.message_queue for r in results}) == 1
     assert len({r.message_id for r in results}) == 3000
+    assert results == list(results)
+    assert results[::1000] == [results[0], results[1000], results[-1000]]
+    assert results != results[1:]
+    with pytest.raises(IndexError):
+        _ = results[3000]
     assert bodies(client, topic) == [b"%d" % n for n in range(3000)]
 
 

@@ -34,6 +34,7 @@ struct shmq_module {
     PyTypeObject *loan_type;
     PyTypeObject *chunk_type;
     PyTypeObject *batch_type;
+    PyTypeObject *completions_type;
     PyTypeObject *stats_rows_type;
     PyTypeObject *ndarray_type; /* numpy's, once a body was looked at after somebody imported it */
 };

@@ -7,6 +7,7 @@
 #include "lane.h"
 
 #include "arguments.h"
+#include "completions.h"
 #include "message_object.h"
 
 #include "shmq/stats.h"
@@ -19,7 +20,6 @@
 #define LANE_SPIN_NS UINT64_C(10000)
 /* Bodies in the chunk memory that another lane's records hold up: that lane's bell is not ours to sleep on. */
 #define LANE_CHUNK_SLICE_NS UINT64_C(1000000)
-#define LANE_KEY_CUSTOM UINT64_MAX /* in ids[]: the caller brought the key; no id has all bits set */
 
 int shmq_lane_check(struct shmq_lane_object *self, const char *what)
 {
@@ -133,7 +133,7 @@ uint64_t shmq_lane_write(struct shmq_lane_object *self, const struct shmq_lane_r
         }
     }
     uint8_t *at = place->record + sizeof *head + inline_size;
-    uint64_t id = LANE_KEY_CUSTOM;
+    uint64_t id = SHMQ_UNIQUE_KEY_CUSTOM;
     if (!record->has_unique_key) {
         id = shmq_unique_keys_put(&self->unique_keys, now_ms, at);
         at += SHMQ_UNIQUE_PROPERTY_SIZE;
@@ -383,14 +383,18 @@ static void lane_forget(struct shmq_lane_object *self, uint64_t sequence)
 
 /* Somebody has this completion, or knows that it never comes. With the GIL; OK: the lane is open. By the wall clock,
  * which is read for born_timestamp anyway: where it steps, some sends count in a bucket that is not theirs. */
-static void lane_fetched(struct shmq_lane_object *self, uint64_t sequence, int status)
+static void lane_fetched_at(struct shmq_lane_object *self, uint64_t sequence, int status, uint64_t now_ns)
 {
     if (status == SHMQ_OK) {
         uint64_t since_ns = self->put_ns[sequence & lane_mask(self)];
-        uint64_t now_ns = shmq_clock_ns(CLOCK_REALTIME);
         shmq_latency_add(self->latency, now_ns > since_ns ? now_ns - since_ns : 0);
     }
     lane_forget(self, sequence);
+}
+
+static void lane_fetched(struct shmq_lane_object *self, uint64_t sequence, int status)
+{
+    lane_fetched_at(self, sequence, status, shmq_clock_ns(CLOCK_REALTIME));
 }
 
 /* What a thread that waits for a completion looks at without the GIL. */
@@ -606,6 +610,7 @@ static PyObject *lane_spin(struct shmq_lane_object *self, PyObject *argument)
     return completion_tuple(status, &completion);
 }
 
+/* wait_many: what is there when the time is up. The keys are read first: a lane that is closed meanwhile has none. */
 static PyObject *lane_wait_many(struct shmq_lane_object *self, PyObject *const *args, Py_ssize_t nargs,
                                 PyObject *kwnames)
 {
@@ -620,27 +625,48 @@ static PyObject *lane_wait_many(struct shmq_lane_object *self, PyObject *const *
         shmq_argument_u64(given[0], "first_sequence", &first) < 0) {
         return NULL;
     }
-    PyObject *list = PyList_New(0);
-    for (uint32_t i = 0; list != NULL && i < count; ++i) {
-        struct shmq_completion completion;
-        int status = lane_check_kept(self, first + i, "wait for the completion") < 0
+    /* Both ends: so there are no more of them than the lane keeps. */
+    if (count != 0 && (lane_check_kept(self, first, "wait for the completion") < 0 ||
+                       lane_check_kept(self, first + count - 1, "wait for the completion") < 0)) {
+        return NULL;
+    }
+    struct shmq_completions *found = shmq_completions_new(self->module, &self->unique_keys, count);
+    if (found == NULL) {
+        return NULL;
+    }
+    for (uint32_t i = 0; i < count; ++i) {
+        found->rows[i].id = self->ids[(first + i) & lane_mask(self)];
+    }
+    uint64_t now_ns = 0; /* of the last look that found one there: what is there with it came by then */
+    for (uint32_t i = 0; i < count; ++i) {
+        struct shmq_completion completion = {0};
+        int status = SHMQ_CLOSED;
+        if (!self->closed) {
+            status = lane_check_kept(self, first + i, "wait for the completion") < 0
                          ? 1
-                         : lane_wait_done(self, first + i, &wait, &completion);
+                         : lane_completion(&self->writer, first + i, &completion);
+        }
+        if (status == SHMQ_EMPTY) {
+            now_ns = 0;
+            status = lane_wait_done(self, first + i, &wait, &completion);
+        }
+        if (status > 0) {
+            Py_DECREF(found);
+            return NULL;
+        }
         if (status == SHMQ_TIMED_OUT) {
             break;
         }
-        if (status == SHMQ_CLOSED && shmq_lane_check(self, "wait for the completion") < 0) {
-            status = 1;
+        if (!self->closed) {
+            now_ns = now_ns != 0 ? now_ns : shmq_clock_ns(CLOCK_REALTIME);
+            lane_fetched_at(self, first + i, status, now_ns);
         }
-        PyObject *row = status > 0 ? NULL : completion_tuple(status, &completion);
-        if (row == NULL || PyList_Append(list, row) < 0) {
-            Py_CLEAR(list);
-        } else {
-            lane_fetched(self, first + i, status);
-        }
-        Py_XDECREF(row);
+        found->rows[i].status = status == SHMQ_OK ? completion_status(&completion) : status;
+        found->rows[i].queue_offset =
+            status == SHMQ_OK && completion.status == 0 ? (int64_t)completion.queue_offset : -1;
+        found->count = (Py_ssize_t)i + 1;
     }
-    return list;
+    return (PyObject *)found;
 }
 
 static PyObject *lane_forget_completion(struct shmq_lane_object *self, PyObject *argument)
@@ -855,15 +881,6 @@ static PyObject *lane_put(struct shmq_lane_object *self, PyObject *const *args, 
     return status == SHMQ_OK ? PyLong_FromUnsignedLongLong(sequence) : PyLong_FromLong(status);
 }
 
-static PyObject *lane_key_text(const struct shmq_lane_object *self, uint64_t id)
-{
-    PyObject *key = PyUnicode_New(SHMQ_UNIQUE_KEY_SIZE, 127);
-    if (key != NULL) {
-        shmq_unique_keys_text(&self->unique_keys, id, PyUnicode_1BYTE_DATA(key));
-    }
-    return key;
-}
-
 /* send: put, then the wait for its completion within the same timeout. */
 static PyObject *lane_send(struct shmq_lane_object *self, PyObject *const *args, Py_ssize_t nargs,
                            PyObject *kwnames)
@@ -884,7 +901,7 @@ static PyObject *lane_send(struct shmq_lane_object *self, PyObject *const *args,
     }
     PyObject *key;
     if (!call.record.has_unique_key) {
-        key = lane_key_text(self, self->ids[sequence & lane_mask(self)]);
+        key = shmq_unique_key_text(&self->unique_keys, self->ids[sequence & lane_mask(self)]);
     } else {
         key = shmq_properties_get(call.record.properties, call.record.properties_size, "UNIQ_KEY");
     }
@@ -920,10 +937,10 @@ static PyObject *lane_unique_key(struct shmq_lane_object *self, PyObject *argume
         return NULL;
     }
     uint64_t id = self->ids[sequence & lane_mask(self)];
-    if (id == LANE_KEY_CUSTOM) {
+    if (id == SHMQ_UNIQUE_KEY_CUSTOM) {
         Py_RETURN_NONE;
     }
-    return lane_key_text(self, id);
+    return shmq_unique_key_text(&self->unique_keys, id);
 }
 
 /* ---- the type ---------------------------------------------------------------------------------------------------- */
@@ -1249,7 +1266,8 @@ static PyMethodDef lane_methods[] = {
            "wait(sequence, timeout=3.0) -> (status, queue_offset, physical_offset, size). FLUSH_FAILED: the disk has "
            "refused; a successor of the store may still append it."),
     METHOD("wait_many", lane_wait_many, METH_FASTCALL | METH_KEYWORDS,
-           "wait_many(first_sequence, count, timeout=3.0) -> list of what wait() gives; shorter if time ran out."),
+           "wait_many(first_sequence, count, timeout=3.0) -> Completions; shorter if time ran out. CLOSED from the "
+           "first one on that is not known when another thread closes the lane."),
     METHOD("take", lane_take, METH_O, "take(sequence): what wait() gives, or None if it is not done yet."),
     METHOD("spin", lane_spin, METH_O, "spin(sequence): as take(), looking for some microseconds."),
     METHOD("arm", lane_arm, METH_O,
@@ -1311,7 +1329,7 @@ static PyType_Spec lane_spec = {
 int shmq_add_lane(PyObject *module)
 {
     struct shmq_module *state = shmq_module_state(module);
-    if (shmq_add_chunk(module) < 0 || shmq_add_loan(module) < 0) {
+    if (shmq_add_chunk(module) < 0 || shmq_add_loan(module) < 0 || shmq_add_completions(module) < 0) {
         return -1;
     }
     state->lane_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &lane_spec, NULL);

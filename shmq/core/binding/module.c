@@ -117,6 +117,7 @@ static int shmq_module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->loan_type);
     Py_VISIT(state->chunk_type);
     Py_VISIT(state->batch_type);
+    Py_VISIT(state->completions_type);
     Py_VISIT(state->stats_rows_type);
     Py_VISIT(state->ndarray_type);
     return 0;
@@ -136,6 +137,7 @@ static int shmq_module_clear(PyObject *module)
     Py_CLEAR(state->loan_type);
     Py_CLEAR(state->chunk_type);
     Py_CLEAR(state->batch_type);
+    Py_CLEAR(state->completions_type);
     Py_CLEAR(state->stats_rows_type);
     Py_CLEAR(state->ndarray_type);
     return 0;

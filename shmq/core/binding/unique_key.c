@@ -43,3 +43,12 @@ uint64_t shmq_unique_keys_wrap(struct shmq_unique_keys *self)
     (void)unique_keys_prefix(self->property[self->prefix_index]); /* it worked when the producer began */
     return 0;
 }
+
+PyObject *shmq_unique_key_text(const struct shmq_unique_keys *self, uint64_t id)
+{
+    PyObject *key = PyUnicode_New(SHMQ_UNIQUE_KEY_SIZE, 127);
+    if (key != NULL) {
+        shmq_unique_keys_text(self, id, PyUnicode_1BYTE_DATA(key));
+    }
+    return key;
+}

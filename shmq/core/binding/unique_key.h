@@ -13,6 +13,7 @@
 #define SHMQ_UNIQUE_KEY_PLACE 9u
 #define SHMQ_UNIQUE_PROPERTY_SIZE (SHMQ_UNIQUE_KEY_PLACE + SHMQ_UNIQUE_KEY_SIZE + 1u)
 #define SHMQ_UNIQUE_ID_BITS 48u
+#define SHMQ_UNIQUE_KEY_CUSTOM UINT64_MAX /* instead of an id: the caller brought the key; no id has all bits set */
 
 struct shmq_unique_keys {
     uint64_t month_begin_ms;
@@ -70,5 +71,8 @@ static inline void shmq_unique_keys_text(const struct shmq_unique_keys *self, ui
            SHMQ_UNIQUE_KEY_PREFIX_SIZE);
     shmq_unique_id_put(text + SHMQ_UNIQUE_KEY_PREFIX_SIZE, id & ((UINT64_C(1) << SHMQ_UNIQUE_ID_BITS) - 1));
 }
+
+/* The same as a str; NULL with an exception. */
+PyObject *shmq_unique_key_text(const struct shmq_unique_keys *self, uint64_t id);
 
 #endif

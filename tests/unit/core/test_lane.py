@@ -318,7 +318,11 @@ def test_batch_that_keeps_more_than_fits_does_not_wait_for_itself(
 ) -> None:
     assert lane.put_many(*queue, [b"x"] * 100, timeout=60, keep=True) == (STATUS["FULL"], 0, 64)
     found = lane.wait_many(0, 64)
+    assert found.status == OK
     assert [row[:2] for row in found] == [(OK, i) for i in range(64)]
+    keys = [key for _, _, key in found]
+    assert len({*keys}) == 64
+    assert keys == sorted(keys)  # type: ignore[type-var]
     assert lane.put_many(*queue, [b"x"] * 36, keep=True) == (OK, 64, 36)
     assert len(lane.wait_many(64, 36)) == 36
 
@@ -332,6 +336,29 @@ def test_wait_many_gives_what_is_there_when_time_is_over(
         lane.put_many(*queue, [b"x"] * 5, keep=True)
         assert len(lane.wait_many(0, 10, timeout=0.01)) == 5
     assert len(lane.wait_many(5, 5)) == 5
+    assert lane.wait_many(10, 0).status is None
+    for first, count in ((9, 1), (8, 2**31), (2**64 - 1, 2)):
+        with pytest.raises(ValueError, match="not put with keep"):
+            lane.wait_many(first, count)
+
+
+def test_wait_many_keeps_the_keys_of_a_lane_that_another_thread_closes(
+    lane: core.Lane, client: StoreClient, queue: QueueHandle, store: StoreProcess
+) -> None:
+    lane.put_many(*queue, [b"x"] * 5, keep=True)
+    assert lane.drain() == OK
+    with stopped(store):
+        lane.put_many(*queue, [b"x"] * 5, keep=True)
+        keys = [lane.unique_key(sequence) for sequence in range(10)]
+        thread, outcome = in_thread(lambda: lane.wait_many(0, 10, timeout=None))
+        wait_until(lambda: is_asleep(lane, client))
+        lane.close()
+        thread.join()
+    (found,) = outcome
+    assert found.status is None
+    assert [row[0] for row in found] == [OK] * 5 + [STATUS["CLOSED"]] * 5
+    assert [row[1] for row in found] == [0, 1, 2, 3, 4] + [-1] * 5
+    assert [row[2] for row in found] == keys
 
 
 # --- room -----------------------------------------------------------------------------------------
