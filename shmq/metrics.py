@@ -81,6 +81,12 @@ _TABLE = (
     Metric("shmq_sessions", _G, _BROKER, "Clients with memory shared with it, lost ones included."),
     Metric("shmq_sessions_lost", _G, _BROKER, "Sessions of a dead predecessor, not yet resumed."),
     Metric("shmq_sessions_ended_total", _C, _BROKER, "Sessions ended because they broke a rule."),
+    Metric(
+        "shmq_sessions_reaped_total",
+        _C,
+        _BROKER,
+        "Sessions whose client's process ended and had not closed them.",
+    ),
     Metric("shmq_clients", _G, _BROKER, "Programs connected that said who they are."),
     Metric("shmq_topics", _G, _BROKER, "Topics it has."),
     Metric("shmq_queues", _G, _BROKER, "Queues it has."),

@@ -308,7 +308,7 @@ class Broker:
         """The store is open: clients may come."""
         assert self._folder is not None
         config = self.config
-        self.sessions = SessionTable(self.store, self._session_ending)
+        self.sessions = SessionTable(self.store, self._session_ending, self.clock)
         self.quotas = Quotas(
             config,
             self.rights,
@@ -561,10 +561,11 @@ class Broker:
         if self._is_leaving or self.phase is Phase.STARTING:
             return
         self.interests.remove(connection)
-        if self.ha is not None:
-            self.ha.remove(connection)
+        is_slave = self.ha is not None and self.ha.remove(connection)
         session = self.sessions.find(connection)
         if session is not None:
+            if not is_slave:  # it never closes its own, and has metrics that tell of it
+                self.sessions.reaped.left(connection.identity.incarnation)
             _log.info(
                 "client left client=%s session=%d reason=%s",
                 session.client_id,

@@ -160,11 +160,15 @@ class HAService:
         _log.info("slave attached broker_id=%d", broker_id)
         self._arrived.set()
 
-    def remove(self, connection: Connection) -> None:
-        """A connection has ended: if it was a slave's, nobody waits for that slave any more."""
+    def remove(self, connection: Connection) -> bool:
+        """A connection has ended: if it was a slave's, nobody waits for that slave any more.
+
+        Returns:
+            whether it was.
+        """
         replica = self._replicas.pop(connection, None)
         if replica is None:
-            return
+            return False
         _log.warning("slave left broker_id=%d standing=%s", replica.broker_id, replica.standing)
         # Before it is released: what is sent meanwhile was not waited for, or waits on, where the
         # Controller counts it.
@@ -172,6 +176,7 @@ class HAService:
         self._store.replica_set.remove(replica.index)
         if replica.standing is ReplicaStanding.IN_SYNC:
             self.on_changed(self.sync_state_set)
+        return True
 
     def has(self, connection: Connection) -> bool:
         """Whether a slave's control plane is this connection."""

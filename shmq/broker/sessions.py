@@ -16,12 +16,14 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shmq.broker.reaped import ReapedSessions
 from shmq.errors import ClosedError, QuotaError
 from shmq.remoting.loop_thread import in_background
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from shmq.clock import Clock
     from shmq.remoting.server import Connection
     from shmq.store.message_store import MessageStore
     from shmq.store.sessions import SessionOffer
@@ -70,9 +72,16 @@ class SessionTable:
     Args:
         store: open.
         on_ending: called with a session before its rings are drained, while its pages can be read.
+        clock: monotonic time.
+
+    Attributes:
+        reaped: those whose client died and had not closed them.
     """
 
-    def __init__(self, store: MessageStore, on_ending: Callable[[ClientSession], None]) -> None:
+    def __init__(
+        self, store: MessageStore, on_ending: Callable[[ClientSession], None], clock: Clock
+    ) -> None:
+        self.reaped = ReapedSessions(clock)
         self._store = store
         self._on_ending = on_ending
         self._by_connection: dict[Connection, ClientSession] = {}
@@ -261,7 +270,9 @@ class SessionTable:
         Raises:
             ShmError: it is no orphan any more.
         """
+        life = self._store.sessions.life_of(slot)
         generation = self._store.sessions.adopt_orphan(slot, send_rows)
+        self.reaped.left(life)
         if not self._store.sessions.lost:
             self._all_back.set()
         await self._drain_slot(slot, generation, "dead")
@@ -320,6 +331,7 @@ class SessionTable:
             return
         for slot in self._store.sessions.lost:
             _log.warning("session not resumed in time, freed session=%d", slot)
+            self.reaped.left(self._store.sessions.life_of(slot))
             self._store.sessions.forget_lost(slot)
         self._all_back.set()
 

@@ -212,6 +212,8 @@ class StatsService:
         say("shmq_ha_role", 1, "slave" if broker.is_slave else "master")
         say("shmq_problem", int(broker.has_problem))
         say("shmq_sessions_lost", len(broker.store.sessions.lost))
+        broker.sessions.reaped.look()
+        say("shmq_sessions_reaped_total", broker.sessions.reaped.count)
         say("shmq_clients", len(broker.registry))
         retention = broker.store.retention
         say("shmq_expired_files_total", retention.expired_file_count)

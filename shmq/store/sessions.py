@@ -507,6 +507,11 @@ class Sessions:
         """Whose a session is, or was."""
         return self._slot(session)["uid"]
 
+    def life_of(self, session: int) -> Incarnation:
+        """The process whose a session is, or was; zeros where it could not be seen."""
+        slot = self._slot(session)
+        return Incarnation(slot["pid"], slot["pid_start_time"])
+
     def adopt_orphan(self, session: int, send_rows: Iterable[int]) -> int:
         """Attach an orphan, so that what it published is taken; its generation, to close it by.
 
@@ -531,9 +536,8 @@ class Sessions:
             return slot["generation"]
 
     def _is_orphan(self, session: int) -> bool:
-        slot = self._slot(session)
-        life = Incarnation(slot["pid"], slot["pid_start_time"])
-        is_known = slot["pid"] > 0 and slot["pid_start_time"] > 0  # not of another pid namespace
+        life = self.life_of(session)
+        is_known = life.pid > 0 and life.start_time > 0  # not of another pid namespace
         return session in self._kept and is_known and not life.is_alive()
 
     def _kept_name(self, session: int, generation: int) -> str:
@@ -599,8 +603,7 @@ class Sessions:
     def lost_lives(self) -> list[Incarnation]:
         """Whose the sessions are that wait to be resumed."""
         with self._lock:
-            slots = [self._slot(session) for session in sorted(self._lost)]
-        return [Incarnation(slot["pid"], slot["pid_start_time"]) for slot in slots]
+            return [self.life_of(session) for session in sorted(self._lost)]
 
     def _require(self, session: int) -> None:
         if session not in self._live:

@@ -26,8 +26,8 @@ from shmq.shm.fds import open_files
 from shmq.version import version_text
 from tests.cluster.namesrv_process import NamesrvProcess
 from tests.support import old_store
-from tests.support.broker_process import BrokerClient, BrokerProcess
-from tests.support.cluster import Cluster, wait_for
+from tests.support.broker_process import BrokerClient, BrokerProcess, ClientProcess
+from tests.support.cluster import Cluster, Program, wait_for
 from tests.support.dev_shm import SHARED
 from tests.support.exporter import TIMEOUT_S, Exporter, value
 from tests.support.memory_group import memory_group
@@ -339,6 +339,50 @@ def test_a_session_that_breaks_a_rule_is_ended_and_counted(scene: Scene) -> None
             page[place : place + 8] = (1 << 62).to_bytes(8, "little")  # more than the ring holds
         os.eventfd_write(client.fds["event"], 1)
         scene.wait_is("shmq_sessions_ended_total", before + 1)
+
+
+SENDS_AND_WAITS = """
+import json, sys
+import shmq
+
+with shmq.connect(sys.argv[1]) as client:
+    client.producer().send("t", b"x")
+    print(json.dumps("sent"), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_program_that_dies_is_counted_and_one_that_closes_is_not(scene: Scene) -> None:
+    reaped = scene.read("shmq_sessions_reaped_total")
+    sessions = scene.read("shmq_sessions")
+    with contextlib.ExitStack() as stack:
+        closes, *die = [
+            stack.enter_context(Program(SENDS_AND_WAITS, scene.cluster.runtime)) for _ in range(3)
+        ]
+        assert [one.hear() for one in (closes, *die)] == ["sent"] * 3
+        assert closes.end() == 0
+        scene.wait_is("shmq_sessions", sessions + 2)
+        for one in die:
+            one.kill()
+        scene.wait_is("shmq_sessions", sessions)
+        count = scene.wait("shmq_sessions_reaped_total", lambda now: now >= reaped + 2)
+        assert count == reaped + 2
+
+
+def test_a_program_that_dies_while_its_broker_is_dead_is_counted(
+    tmp_path: Path, cluster_name: str
+) -> None:
+    with (
+        BrokerProcess(tmp_path, cluster_name, session_grace_ms="500") as broker,
+        Exporter(broker.runtime_path) as exporter,
+        ClientProcess(broker, "dies") as dies,
+    ):
+        shows = Watch(exporter)
+        shows.wait_is("shmq_sessions", 1)
+        broker.kill()
+        dies.kill()
+        broker.restart()
+        shows.wait_is("shmq_sessions_reaped_total", 1)
 
 
 # ---- groups and delays ---------------------------------------------------------------------------
