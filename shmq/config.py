@@ -560,13 +560,15 @@ def parsed_settings(options: Iterable[str]) -> dict[str, Any]:
     """What a daemon's `--set KEY=VALUE` options say.
 
     Raises:
-        ConfigError: one is not of that form.
+        ConfigError: one is not of that form, or sets again what another one sets.
     """
-    found = {}
+    found: dict[str, str] = {}
     for text in options:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text}: wanted KEY=VALUE")
+        if key in found:
+            raise ConfigError(f"--set {text}: {key} is set twice")
         found[key] = value
     return found
 
@@ -679,7 +681,7 @@ def load(
         for key, raw in _read_table(file, table).items():
             name = _known(keys, key, str(file))
             if name in values:
-                raise ConfigError(f"{file}: {key}: {name} is set twice, by both of its names")
+                raise _set_twice(str(file), key, name)
             value = _converted(raw, hints[name], specs[name], f"{file}: {key}")
             if isinstance(value, Path):
                 value = file.parent / value.expanduser()
@@ -688,9 +690,13 @@ def load(
         variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
         if variable in environ:
             values[name] = _converted(environ[variable], hints[name], spec, variable)
+    given: set[str] = set()
     for key, raw in arguments.items():
         if raw is not None:
             name = _known(keys, key, role.__name__)
+            if name in given:
+                raise _set_twice(role.__name__, key, name)
+            given.add(name)
             values[name] = _converted(raw, hints[name], specs[name], f"{role.__name__}: {name}")
     for name, spec in specs.items():
         if name not in values and spec.default is MISSING and spec.default_factory is MISSING:
@@ -712,9 +718,9 @@ class Setting(NamedTuple):
     name: str
     """Its own name."""
     text: str
-    """Its value."""
+    """Its value; empty for a path that is not set."""
     default_text: str
-    """What it is where nobody says; empty where it must be said."""
+    """What it is where nobody says; empty for none, and where it must be said."""
     is_live: bool
     """Whether it may change while its process runs."""
 
@@ -724,12 +730,17 @@ def settings(config: StoreConfig) -> list[Setting]:
     return [
         Setting(
             spec.name,
-            setting_text(getattr(config, spec.name)),
-            "" if spec.default is MISSING else setting_text(spec.default),
+            _text_of(spec, getattr(config, spec.name)),
+            "" if spec.default is MISSING else _text_of(spec, spec.default),
             bool(spec.metadata["live"]),
         )
         for spec in fields(config)
     ]
+
+
+def _text_of(spec: "Field[Any]", value: object) -> str:
+    """A path that nobody gave is none; a size is found."""
+    return "" if value is None and "Path" in str(spec.type) else setting_text(value)
 
 
 def names_of(setting: str) -> tuple[str, ...]:
@@ -772,6 +783,8 @@ def change_live(configs: Sequence[StoreConfig], changes: Mapping[str, object]) -
     values: dict[str, Any] = {}
     for key, raw in changes.items():
         name = _known(keys, key, "change settings")
+        if name in values:
+            raise _set_twice("change settings", key, name)
         if not specs[name].metadata["live"]:
             raise ConfigError(
                 f"change settings: {key}: it counts from a start only; set it in the file and"
@@ -779,7 +792,11 @@ def change_live(configs: Sequence[StoreConfig], changes: Mapping[str, object]) -
             )
         values[name] = _converted(raw, hints[name], specs[name], f"change settings: {key}")
     for config in configs:
-        replace(config, **values)  # holds them against their neighbours
+        try:
+            replace(config, **values)  # holds them against their neighbours
+        except ConfigError as error:
+            what = str(error).partition(": ")[2]  # without the name of the class
+            raise ConfigError(f"change settings: {what}") from None
     for config in configs:
         for name, value in values.items():
             object.__setattr__(config, name, value)
@@ -894,6 +911,10 @@ def _check_ranges(role: _Role) -> None:
         wanted = _out_of_range(spec, value)
         if wanted:
             raise _refused(type(role).__name__, spec.name, value, wanted)
+
+
+def _set_twice(source: str, key: str, name: str) -> ConfigError:
+    return ConfigError(f"{source}: {key}: {name} is set twice, by both of its names")
 
 
 def _refused(source: str, key: str, value: object, wanted: str) -> ConfigError:

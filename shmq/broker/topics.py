@@ -158,13 +158,7 @@ class TopicTable:
         self._forget_expired()
         self._meet_rows()
         if self._config.auto_create_topic_enable and AUTO_CREATE_TOPIC not in self._topics:
-            nums = self._config.default_topic_queue_nums
-            self._topics[AUTO_CREATE_TOPIC] = TopicConfig(
-                topic_name=AUTO_CREATE_TOPIC,
-                read_queue_nums=nums,
-                write_queue_nums=nums,
-                perm=Permission.READ | Permission.WRITE | Permission.INHERIT,
-            )
+            self._topics[AUTO_CREATE_TOPIC] = self._template()
         level_count = len(self._config.delay_levels_ms)
         schedule = self._topics.get(SCHEDULE_TOPIC)
         if schedule is None or schedule.write_queue_nums < level_count:
@@ -374,15 +368,15 @@ class TopicTable:
             IllegalTopicError: the name is not one that clients may send to.
         """
         check_sendable_topic(topic)
-        template = self._topics.get(AUTO_CREATE_TOPIC)
-        is_open = template is not None and Permission.INHERIT in template.perm
+        # Not there yet where the setting has changed since the start (shmq broker config set).
+        template = self._topics.get(AUTO_CREATE_TOPIC, self._template())
+        is_open = Permission.INHERIT in template.perm
         if self.is_reserved(topic) or not self._config.auto_create_topic_enable or not is_open:
             raise TopicNotExistError(
                 f"send to {topic}: broker {self._config.broker_name} has no such topic and may not "
                 "create it",
                 hint="create it by hand (shmq topic create), or set auto_create_topic_enable",
             )
-        assert template is not None
         nums = max(1, min(queue_nums, template.write_queue_nums))
         made = TopicConfig(
             topic_name=topic,
@@ -391,8 +385,18 @@ class TopicTable:
             perm=template.perm & ~Permission.INHERIT,
             topic_sys_flag=template.topic_sys_flag,
         )
-        await self._put([made])
+        await self._put([template, made])
         return made
+
+    def _template(self) -> TopicConfig:
+        """What topics are made after, as this broker makes it."""
+        nums = self._config.default_topic_queue_nums
+        return TopicConfig(
+            topic_name=AUTO_CREATE_TOPIC,
+            read_queue_nums=nums,
+            write_queue_nums=nums,
+            perm=Permission.READ | Permission.WRITE | Permission.INHERIT,
+        )
 
     async def ensure_retry_topic(
         self, group: str, queue_nums: int, *, is_wanted: bool = False

@@ -27,11 +27,11 @@ class BrokerSetting(NamedTuple):
     name: str
     """Its own name."""
     value: str
-    """As a file would have it."""
+    """As a file would have it; empty for a path that is not set."""
     effective: str
     """What holds: another value than that where it is auto, and the broker has found one."""
     default: str
-    """What it is where nobody says; empty where it must be said."""
+    """What it is where nobody says; empty for none, and where it must be said."""
     is_live: bool
     """Whether it may change while the broker runs."""
 

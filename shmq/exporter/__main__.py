@@ -7,6 +7,7 @@ takes that; else it listens as it is told. SIGTERM or SIGINT ends it. Exit codes
 """
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     host, port = _place(options.listen)
     runtime = options.runtime or default_namesrv_folder()
+    _log.info("brokers of runtime=%s", runtime)
+    with contextlib.suppress(PermissionError):  # the first look says whose it is
+        if not runtime.exists():
+            _log.warning("no runtime folder %s: no broker is shown until it is there", runtime)
     collector = Collector(runtime, has_queues=options.queues, series_max=options.series_max)
     server = MetricsServer(collector, sock=passed_socket(), host=host, port=port)
     service.run(server, name="exporter", drain_timeout_s=_DRAIN_TIMEOUT_S)
@@ -79,8 +84,9 @@ def _count(text: str) -> int:
 
 def _place(listen: str) -> tuple[str, int]:
     host, colon, port = listen.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"--listen {listen}: wanted HOST:PORT, such as {LISTEN_DEFAULT}")
+    if not host or not colon or not port.isdecimal() or int(port) > 65535:
+        wanted = f"wanted HOST:PORT, such as {LISTEN_DEFAULT}"
+        raise ConfigError(f"--listen {listen}: {wanted}; host 0.0.0.0 is all that the machine has")
     return host.strip("[]"), int(port)
 
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from shmq.shm.names import StoreName
-
 __all__ = ["Collector", "SERIES_MAX"]
 
 _log = logging.getLogger("shmq.exporter")
@@ -82,7 +80,8 @@ class Collector(BaseCollector):
         self._monitor = Monitor(runtime, has_queues=has_queues, clock=clock)
         self._series_max = series_max
         self._clock = clock
-        self._told: dict[StoreName, str] = {}
+        self._told: dict[str, str] = {}
+        """What is in the log already: a store and its problem, or what is hidden from us."""
         self._lock = threading.Lock()
 
     def collect(self) -> Iterable[Family]:
@@ -117,7 +116,11 @@ class Collector(BaseCollector):
             self._monitor.close()
 
     def _tell_problems(self) -> None:
-        for store, problem in self._monitor.problems.items():
+        now = {str(store): problem for store, problem in self._monitor.problems.items()}
+        for store, problem in now.items():
             if self._told.get(store) != problem:
                 _log.warning("broker not shown in full store=%s: %s", store, problem)
-        self._told = self._monitor.problems
+        for hidden in self._monitor.hidden:
+            if hidden not in self._told:
+                _log.warning("brokers not shown: %s", hidden)
+        self._told = now | dict.fromkeys(self._monitor.hidden, "")

@@ -67,6 +67,8 @@ def find_stores(runtime: Path) -> set[StoreName]:
 
 def hidden_folders(runtime: Path) -> list[str]:
     """Folders of brokers that this user may not look into, one line each: whose they are."""
+    if os.path.exists(runtime) and not os.path.isdir(runtime):
+        return [f"{runtime} is no folder"]
     found = []
     for folder in (runtime, *runtime.glob("broker-*.d")):
         if os.access(folder, os.R_OK | os.X_OK):

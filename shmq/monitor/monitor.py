@@ -9,6 +9,7 @@ writes nothing, does not wait. May fail: nothing; a broker whose memory cannot b
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,10 +29,10 @@ from shmq.monitor.services import services_in
 from shmq.topic import DLQ_PREFIX, DLQ_REPLAY_GROUP
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from shmq.monitor.broker_pages import QueueRow
+    from shmq.monitor.broker_pages import GroupProgress, QueueRow
     from shmq.shm.names import StoreName
 
 __all__ = ["Monitor", "Take"]
@@ -90,6 +91,7 @@ class Monitor:
         clock: monotonic and wall time.
 
     Attributes:
+        runtime: the runtime folder.
         problems: stores that could not be read in full at the last look, and why.
         hidden: folders of brokers that this user may not look into, one line each.
     """
@@ -99,37 +101,44 @@ class Monitor:
     ) -> None:
         self.problems: dict[StoreName, str] = {}
         self.hidden: list[str] = []
-        self._runtime = runtime
+        self.runtime = runtime
         self._has_queues = has_queues
         self._clock = clock
         self._pages: dict[StoreName, BrokerPages] = {}
 
     def look(self, take: Take) -> None:
         """Read everything once."""
-        for service in services_in(self._runtime):
+        for service in services_in(self.runtime):
             take("shmq_service_up", {"service": service.name}, service.pid is not None)
         sizes = segment_sizes()
-        stores = find_stores(self._runtime) & sizes.keys()  # a mark may outlive its memory
+        stores = find_stores(self.runtime) & sizes.keys()  # a mark may outlive its memory
         for store in self._pages.keys() - stores:
             self._pages.pop(store).close()
         self.problems = {}
-        self.hidden = hidden_folders(self._runtime)
-        rest = []
+        self.hidden = hidden_folders(self.runtime)
+        looks: dict[StoreName, _BrokerLook] = {}
         for store in sorted(stores, key=str):
             pages = self._pages.setdefault(store, BrokerPages(store))
-            try:
+            with self._noting_problems(store):
                 look = _BrokerLook(take, pages, sizes[store], self._clock)
                 look.add_broker()
-            except ShmqError as error:
-                self.problems[store] = str(error)
-                continue
-            rest.append((store, look))
-        # What belongs to brokers as a whole comes first: a cap takes from the many.
-        for store, look in rest:
-            try:
-                look.add_topics(has_queues=self._has_queues)
-            except ShmqError as error:
-                self.problems[store] = str(error)
+                looks[store] = look
+        # Of all brokers first what there is least of: a cap takes from the many.
+        for store, look in looks.items():
+            with self._noting_problems(store):
+                look.add_groups()
+        for look in looks.values():
+            look.add_topics()
+        if self._has_queues:
+            for look in looks.values():
+                look.add_queues()
+
+    @contextmanager
+    def _noting_problems(self, store: StoreName) -> Iterator[None]:
+        try:
+            yield
+        except ShmqError as error:
+            self.problems[store] = str(error)
 
     def close(self) -> None:
         """Let go of all memory."""
@@ -159,6 +168,8 @@ class _BrokerLook:
         values = (pages.store.cluster, pages.store.broker, str(broker_id))
         self._labels = dict(zip(BROKER_LABELS, values, strict=True))
         self._is_master = "master" in self._stats.values.get("shmq_ha_role", ())
+        self._rows: Mapping[int, QueueRow] = {}
+        self._topics: dict[str, _Total] = {}
 
     def _add(self, name: str, value: float, **labels: str) -> None:
         self._take(name, self._labels | labels, value)
@@ -220,38 +231,28 @@ class _BrokerLook:
         self._take(name, self._labels, latency.sum_ns / 1e9, suffix="_sum")
         self._take(name, self._labels, count, suffix="_count")
 
-    # ---- topics and groups -------------------------------------------------------------------
+    # ---- groups, topics, queues --------------------------------------------------------------
 
-    def add_topics(self, *, has_queues: bool) -> None:
-        """What there is as much of as there are topics and groups."""
+    def add_groups(self) -> None:
+        """Read the queues; how many there are, and what is about groups."""
         if not self._is_up:
             return
         rows = self._pages.queue_rows()
-        topics: dict[str, _Total] = {}
         for row in rows.values():
-            total = topics.get(row.topic)
+            total = self._topics.get(row.topic)
             if total is None:
-                total = topics[row.topic] = _Total()
+                total = self._topics[row.topic] = _Total()
             total.kept += _kept(row)
             total.messages_in += row.messages_in
             total.bytes_in += row.bytes_in
-        self._add("shmq_topics", len(topics))
+        self._add("shmq_topics", len(self._topics))
         self._add("shmq_queues", len(rows))
-        if not self._is_master:
-            return
-        self._add_groups(rows, has_queues=has_queues)
-        take = self._take
-        for topic, total in topics.items():
-            labels = self._labels | {"topic": topic}
-            take("shmq_messages_in_total", labels, total.messages_in)
-            take("shmq_bytes_in_total", labels, total.bytes_in)
-            take("shmq_topic_messages", labels, total.kept)
-        for row in rows.values() if has_queues else ():
-            labels = self._labels | {"topic": row.topic, "queue": str(row.queue_id)}
-            take("shmq_queue_messages_in_total", labels, row.messages_in)
-            take("shmq_queue_messages", labels, _kept(row))
+        if self._is_master:
+            self._rows = rows
+            self._add_lags()
 
-    def _add_groups(self, rows: Mapping[int, QueueRow], *, has_queues: bool) -> None:
+    def _add_lags(self) -> None:
+        rows = self._rows
         lags: defaultdict[tuple[str, str], _Lag] = defaultdict(_Lag)
         now_ms = self._clock.wall_ms()
         age_s = max(0, self._clock.monotonic_ns() - self._stats.looked_ns) / 1e9
@@ -262,13 +263,11 @@ class _BrokerLook:
             row = rows.get(progress.queue_row)
             if row is None or row.generation != progress.row_generation:
                 continue  # the queue went after the broker's last round
+            messages = _before(progress, row)
             if progress.group == DLQ_REPLAY_GROUP:
-                begin = max(progress.consumer_offset, row.min_queue_offset)
-                letters[progress.queue_row] = max(0, row.visible_max - begin)
+                letters[progress.queue_row] = messages
                 continue
             lag = lags[progress.group, row.topic]
-            begin = max(progress.consumer_offset, row.min_queue_offset)
-            messages = max(0, row.visible_max - begin)
             lag.messages += messages
             lag.passed += progress.passed_count
             if messages:
@@ -276,14 +275,6 @@ class _BrokerLook:
                 since_ms = progress.waiting_since_ms
                 seconds = max(0, now_ms - since_ms) / 1e3 if since_ms else age_s
                 lag.seconds = max(lag.seconds, seconds)
-            if has_queues:
-                self._add(
-                    "shmq_queue_consumer_lag_messages",
-                    messages,
-                    group=progress.group,
-                    topic=row.topic,
-                    queue=str(row.queue_id),
-                )
         waiting: defaultdict[str, int] = defaultdict(int)
         for index, count in letters.items():
             waiting[rows[index].topic.removeprefix(DLQ_PREFIX)] += count
@@ -293,6 +284,42 @@ class _BrokerLook:
             self._add("shmq_consumer_lag_messages", lag.messages, group=group, topic=topic)
             self._add("shmq_consumer_lag_seconds", lag.seconds, group=group, topic=topic)
             self._add("shmq_messages_out_total", lag.passed, group=group, topic=topic)
+
+    def add_topics(self) -> None:
+        """What is about topics, of a master; behind add_groups."""
+        if not self._is_master:
+            return
+        take = self._take
+        for topic, total in self._topics.items():
+            labels = self._labels | {"topic": topic}
+            take("shmq_messages_in_total", labels, total.messages_in)
+            take("shmq_bytes_in_total", labels, total.bytes_in)
+            take("shmq_topic_messages", labels, total.kept)
+
+    def add_queues(self) -> None:
+        """What is about single queues, of a master; behind add_groups."""
+        take = self._take
+        for row in self._rows.values():
+            labels = self._labels | {"topic": row.topic, "queue": str(row.queue_id)}
+            take("shmq_queue_messages_in_total", labels, row.messages_in)
+            take("shmq_queue_messages", labels, _kept(row))
+        for progress in self._stats.groups:
+            found = self._rows.get(progress.queue_row)
+            if found is None or found.generation != progress.row_generation:
+                continue
+            if progress.group != DLQ_REPLAY_GROUP:
+                self._add(
+                    "shmq_queue_consumer_lag_messages",
+                    _before(progress, found),
+                    group=progress.group,
+                    topic=found.topic,
+                    queue=str(found.queue_id),
+                )
+
+
+def _before(progress: GroupProgress, row: QueueRow) -> int:
+    """Messages that a group has before it in a queue."""
+    return max(0, row.visible_max - max(progress.consumer_offset, row.min_queue_offset))
 
 
 def _kept(row: QueueRow) -> int:

@@ -153,7 +153,7 @@ class AsyncClient:
             if isinstance(error, ShmqError):
                 raise
             raise RequestTimeoutError(
-                f"{command.name} to {self.name}: no answer within {timeout_s} s"
+                f"{command.name} to {self.name}: no answer within {timeout_s:.3g} s"
             ) from None
 
     def send_oneway(self, command: Command) -> bool:

@@ -163,7 +163,7 @@ class Client:
         response = self._wait(call, deadline_ns)
         if response is None:
             raise RequestTimeoutError(
-                f"{command.name} to {self.name}: no answer within {timeout_s} s"
+                f"{command.name} to {self.name}: no answer within {timeout_s:.3g} s"
             )
         return response
 

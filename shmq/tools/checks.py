@@ -88,23 +88,28 @@ class Check:
     unit: str
     """What the limits are, for people."""
     judges_none: bool = False
-    """Whether it has something to say where no broker is."""
+    """Whether it has something to say where no broker is, and some are to be."""
     asks_members: bool = False
     """Whether it needs Reading.members: those that stand by have no memory."""
     asks_services: bool = False
     """Whether it needs Reading.answers: whether they answer is in no memory."""
+    is_of_machine: bool = False
+    """Whether it judges what is there without any broker, and may be why none can start."""
 
     def run(self, name: str, reading: Reading, limits: tuple[float, float]) -> Verdict:
         """Judge what was read."""
         verdict = Verdict(name)
         is_something_there = (
             reading.by_broker("shmq_broker_up")
+            or self.is_of_machine
             or (self.judges_none and reading.wanted_brokers)
             or (self.asks_members and reading.members)
             or (self.asks_services and reading.by("shmq_service_up", "service"))
         )
         if not is_something_there:
-            for problem in reading.problems or ["no broker's memory is there to be read"]:
+            what = "NameServer or Controller" if self.asks_services else "broker's memory"
+            nothing = f"no {what} is in {reading.runtime}: start one, or name its folder (-n)"
+            for problem in reading.problems or [nothing]:
                 verdict.find(State.UNKNOWN, problem)
             return verdict
         self.judge(reading, verdict, limits)
@@ -274,11 +279,12 @@ CHECKS: dict[str, Check] = {
         _services,
         (0.5, 2.0),
         "seconds until a NameServer or Controller answers",
+        judges_none=True,
         asks_services=True,
     ),
     "lag": Check(_lag, (60.0, 300.0), "seconds that the oldest message of a group waits"),
     "disk": Check(_disk, (80.0, 90.0), "per cent used of a store's disk"),
-    "shm": Check(_shm, (80.0, 90.0), "per cent used of /dev/shm"),
+    "shm": Check(_shm, (80.0, 90.0), "per cent used of /dev/shm", is_of_machine=True),
     "memory": Check(_memory, (85.0, 95.0), "per cent used of a broker's memory limit"),
     "files": Check(_files, (80.0, 90.0), "per cent of the files that a broker may open"),
     "ha": Check(

@@ -5,6 +5,7 @@ Pure but for `read`, which looks at shared memory, asks nobody and does not wait
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,21 @@ class Reading:
         taken_ns: when, CLOCK_MONOTONIC.
         dev_shm: room in /dev/shm.
         wanted_brokers: how many brokers are to be there; 0: nobody said.
+        runtime: the runtime folder that was looked into.
         problems: what of the brokers' memory could not be read, one line each.
         members: of replica sets, as they say themselves; empty unless somebody asked them.
         answers: seconds in which NameServers and Controllers that live answered, by name, infinity
             where one did not; empty unless somebody asked them.
     """
 
-    def __init__(self, taken_ns: int, dev_shm: DiskUsage, wanted_brokers: int = 0) -> None:
+    def __init__(
+        self,
+        taken_ns: int,
+        dev_shm: DiskUsage,
+        wanted_brokers: int = 0,
+        runtime: str | os.PathLike[str] = "",
+    ) -> None:
+        self.runtime = runtime
         self.taken_ns = taken_ns
         self.dev_shm = dev_shm
         self.wanted_brokers = wanted_brokers
@@ -53,7 +62,7 @@ class Reading:
         cls, monitor: Monitor, clock: Clock = SYSTEM_CLOCK, *, wanted_brokers: int = 0
     ) -> Reading:
         """Look at everything now."""
-        reading = cls(clock.monotonic_ns(), disk_usage(SHM_FOLDER), wanted_brokers)
+        reading = cls(clock.monotonic_ns(), disk_usage(SHM_FOLDER), wanted_brokers, monitor.runtime)
         monitor.look(reading.take)
         reading.problems = [
             *monitor.hidden,

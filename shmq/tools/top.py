@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shmq.metrics import BROKER_LABELS
+from shmq.tools.checks import CHECKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -100,6 +101,7 @@ def _brokers(before: Reading, now: Reading) -> list[dict[str, Value]]:
         (labels["cluster"], labels["broker"], labels["replica"]): value
         for labels, value in now.of("shmq_ha_replica_lag_bytes")
     }
+    ailing = _ailing(now, roles)
     rows = []
     for broker, is_up in sorted(now.by_broker("shmq_broker_up").items()):
         gauges = {key: numbers[name].get(broker) for key, name in _BROKER_GAUGES.items()}
@@ -107,7 +109,7 @@ def _brokers(before: Reading, now: Reading) -> list[dict[str, Value]]:
             {
                 "broker": broker[1],
                 "brokerId": broker[2],
-                "role": roles.get(broker, "") if is_up else "DEAD",
+                "role": "DEAD" if not is_up else ailing.get(broker) or roles.get(broker, ""),
                 "messagesInPerSecond": messages.get(broker),
                 "bytesInPerSecond": size.get(broker),
                 "replicaLagBytes": behind.get(broker),
@@ -121,6 +123,18 @@ def _brokers(before: Reading, now: Reading) -> list[dict[str, Value]]:
             }
         )
     return rows
+
+
+def _ailing(now: Reading, roles: Mapping[Broker, str]) -> dict[Broker, str]:
+    """What comes before its role: of those that hang, and those that take no messages."""
+    found: dict[Broker, str] = {}
+    for broker, is_writable in now.by_broker("shmq_store_writable").items():
+        if not is_writable and roles.get(broker) == "master":
+            found[broker] = "WAITS"
+    for broker, age_s in now.by_broker("shmq_heartbeat_age_seconds").items():
+        if age_s >= CHECKS["broker"].limits[0]:
+            found[broker] = "HUNG"
+    return found
 
 
 def _percent(ratio: float | None) -> float | None:

@@ -80,11 +80,22 @@ def test_all_is_well_and_each_check_has_a_line_with_figures(checks: Checks) -> N
 
 def test_nothing_that_can_be_read_is_unknown(tmp_path: Path) -> None:
     code, said = Checks(tmp_path).says("lag")
-    assert (code, said) == (3, "SHMQ LAG UNKNOWN - no broker's memory is there to be read\n")
+    wanted = f"no broker's memory is in {tmp_path}: start one, or name its folder (-n)"
+    assert (code, said) == (3, f"SHMQ LAG UNKNOWN - {wanted}\n")
+    code, said = Checks(tmp_path).says("services")
+    assert (code, said[:41]) == (3, "SHMQ SERVICES UNKNOWN - no NameServer or ")
     code, said = Checks(tmp_path).says("broker", "--brokers", 2)
     assert code == 2
     assert said.startswith("SHMQ BROKER CRITICAL - 0 of 2 brokers are there: none |")
     assert Checks(tmp_path).says("lag", "--brokers", 2)[0] == 3
+    # Where brokers are to be, a NameServer is to be: all of it was stopped, or cannot start.
+    code, said = Checks(tmp_path).says("services", "--brokers", 2)
+    assert (code, said) == (
+        2,
+        "SHMQ SERVICES CRITICAL - no NameServer is there | services=0 answer=0\n",
+    )
+    # It may be why no broker can start.
+    assert Checks(tmp_path).says("shm", "-w", 0, "-c", 101)[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -308,6 +319,13 @@ def test_top_without_a_terminal_says_once(tmp_path: Path) -> None:
         done = run("top", "-n", tmp_path, *arguments)
         assert done.returncode == 64
         assert "--once" in done.stderr or "--sort colour: wanted one of" in done.stderr
+
+
+def test_top_of_a_folder_without_brokers_says_so(tmp_path: Path) -> None:
+    done = run("top", "--once", "-i", "0.1", "-n", tmp_path / "nobody")
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"no broker's memory is in {tmp_path / 'nobody'}: start one")
+    assert "is no number of seconds" in run("top", "-i", "nan").stderr
 
 
 class Terminal:

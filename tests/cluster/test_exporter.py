@@ -12,19 +12,24 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import shmq
 from shmq.clock import SYSTEM_CLOCK
 from shmq.core import core
+from shmq.exporter.collector import Collector
 from shmq.metrics import BROKER_LABELS, METRICS, MetricScope
 from shmq.monitor.broker_pages import BrokerPages, find_stores
 from shmq.monitor.monitor import Monitor
 from tests.support.broker_process import ROOT, BrokerClient, BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.dev_shm import DEV_SHM
-from tests.support.exporter import TIMEOUT_S, Exporter, samples_of, value
+from tests.support.exporter import TIMEOUT_S, Exporter, Samples, samples_of, value
+
+GROUPS = "shmq_consumer_lag_messages"
+TOPICS = ("shmq_messages_in_total", "shmq_bytes_in_total", "shmq_topic_messages")
 
 
 @pytest.fixture
@@ -321,6 +326,51 @@ def test_a_cap_takes_the_many_and_leaves_the_brokers(own_cluster: Cluster) -> No
         assert 0 < len(seen["shmq_messages_in_total"]) < 40
 
 
+def test_a_cap_takes_queues_before_topics_before_groups(tmp_path: Path, cluster_name: str) -> None:
+    with Cluster(tmp_path, cluster_name, brokers=2) as cluster, cluster.connect() as client:
+        client.producer().send("orders", b"x")
+        with client.consumer("orders", group="g") as consumer:
+            wait_for(lambda: consumer.receive(8, timeout=1), "the message")
+            with Exporter(cluster.runtime, "--queues") as exporter:
+
+                def everything() -> Samples | None:
+                    seen = exporter.look()
+                    there = [len(seen.get(name, ())) for name in ("shmq_ha_role", GROUPS)]
+                    return seen if there == [2, 2] else None
+
+                seen = wait_for(everything, "a group in two brokers")
+        total = int(value(seen, "shmq_exporter_series") or 0)
+        queue_count = sum(len(found) for name, found in seen.items() if "_queue_" in name)
+        topic_count = sum(len(seen[name]) for name in TOPICS)
+        assert queue_count > topic_count > 6
+        with Exporter(cluster.runtime, "--queues", "--series-max", f"{total - 7}") as exporter:
+            less = exporter.look()
+        assert all(len(less[name]) == len(seen[name]) for name in TOPICS), "of both brokers"
+        left = f"{total - queue_count - topic_count // 2}"
+        with Exporter(cluster.runtime, "--queues", "--series-max", left) as exporter:
+            less = exporter.look()
+        assert not any("_queue_" in name for name in less)
+        assert 0 < len(less["shmq_messages_in_total"]) < len(seen["shmq_messages_in_total"])
+        assert len(less[GROUPS]) == 2
+
+
+def test_says_in_its_log_what_it_may_not_look_into(tmp_path: Path, caplog: Any) -> None:
+    runtime = tmp_path / "no-folder"
+    collector = Collector(runtime)
+    try:
+        with caplog.at_level("WARNING", "shmq.exporter"):
+            collector.collect()
+            assert not caplog.records
+            runtime.write_bytes(b"")  # what is no folder lets nobody in
+            for _ in range(2):
+                problems = [one for one in collector.collect() if one.name.endswith("_problems")]
+        assert [sample.value for one in problems for sample in one.samples] == [1]
+    finally:
+        collector.close()
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said == f"brokers not shown: {runtime} is no folder"
+
+
 def test_listens_on_the_socket_that_systemd_passes(own_cluster: Cluster) -> None:
     with socket.create_server(("127.0.0.1", 0)) as passed:
         port = passed.getsockname()[1]
@@ -353,6 +403,7 @@ def test_listens_on_the_socket_that_systemd_passes(own_cluster: Cluster) -> None
     ("option", "value", "wanted"),
     [
         ("--listen", "here", "--listen here: wanted HOST:PORT"),
+        ("--listen", ":5557", "--listen :5557: wanted HOST:PORT"),
         ("--series-max", "-1", "-1: wanted a whole number from 1 on"),
         ("--series-max", "0", "0: wanted a whole number from 1 on"),
     ],

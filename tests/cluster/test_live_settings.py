@@ -43,6 +43,19 @@ def test_topics_are_made_or_not(cluster_admin: shmq.Admin, own_client: shmq.Clie
     producer.send("after", b"x")
 
 
+def test_topics_are_made_where_the_broker_began_without(tmp_path: Path, cluster_name: str) -> None:
+    with (
+        Cluster(tmp_path, cluster_name, auto_create_topic_enable="false") as cluster,
+        shmq.Admin(cluster.runtime) as admin,
+        cluster.connect() as client,
+    ):
+        producer = client.producer()
+        with pytest.raises(TopicNotExistError):
+            producer.send("refused", b"x")
+        admin.change_broker_config(BROKER, {"autoCreateTopicEnable": "true"})
+        producer.send("after", b"x")
+
+
 def test_files_go_at_a_lower_ratio(tmp_path: Path, cluster_name: str) -> None:
     with (
         small_file_system(tmp_path / "disk", size=100 << 20) as disk,
@@ -83,7 +96,8 @@ def test_a_send_is_refused_for_want_of_slaves_at_once(tmp_path: Path, cluster_na
         ({"flushDiskType": "SYNC_FLUSH"}, "it counts from a start only"),
         ({"fileReservedTime": "0"}, "wanted 1 to 876000"),
         ({"fileReservedTim": "1"}, "did you mean fileReservedTime"),
-        ({"delete_when": "25"}, "wanted hours"),
+        ({"delete_when": "25"}, "change settings: delete_when = '25', wanted hours"),
+        ({"fileReservedTime": "1", "file_reserved_hours": "2"}, "is set twice, by both of its"),
     ],
 )
 def test_what_cannot_be_changed_changes_nothing(
@@ -119,7 +133,14 @@ def test_command_line_shows_and_changes_until_the_broker_ends(own_cluster: Clust
         "isLive": True,
     }
     assert changed["delete_when"]["value"] == "05;06"
-    assert "wanted KEY=VALUE" in shell.fails("broker", "config", "set", BROKER, "x", code=64)
+    for wrong in ("x", "=1"):
+        said = shell.fails("broker", "config", "set", BROKER, wrong, code=64)
+        assert f"{wrong}: wanted KEY=VALUE" in said
+    twice = ("delete_when=05", "delete_when=06")
+    said = shell.fails("broker", "config", "set", BROKER, *twice, code=64)
+    assert "delete_when=06: delete_when is set twice" in said
+    [row] = shell.json("broker", "config", "get", BROKER, "acl_file")["settings"]
+    assert (row["value"], row["effective"]) == ("", "")  # nobody finds one
     assert "from a start only" in shell.fails(
         "broker", "config", "set", BROKER, "listenPort=1", code=1
     )

@@ -15,6 +15,7 @@ from shmq.config import (
     StoreConfig,
     WaitingPolicy,
     load,
+    parsed_settings,
 )
 from shmq.errors import ConfigError
 from shmq.status import FlushDiskType
@@ -155,6 +156,13 @@ def test_environment_is_refused_by_its_variable() -> None:
         ConfigError, match="^SHMQ_HOT_SEGMENT_COUNT = 'many', wanted a whole number"
     ):
         load(StoreConfig, environ=environ)
+
+
+def test_setting_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="maxMessageSize: max_message_size_bytes is set twice"):
+        load(StoreConfig, environ={}, max_message_size_bytes=1, maxMessageSize=2)
+    with pytest.raises(ConfigError, match="--set brokerId=2: brokerId is set twice"):
+        parsed_settings(["brokerId=1", "brokerId=2"])
 
 
 def test_missing_setting_says_where_to_give_it() -> None:

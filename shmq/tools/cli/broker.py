@@ -152,11 +152,13 @@ def _set(namesrv: str | None, broker_id: int | None, changes: tuple[str, ...], n
     They last until it ends: what is to last longer belongs into its file, too. Names are ours or
     RocketMQ's; shmq broker config get shows which are live.
     """
-    wanted = {}
+    wanted: dict[str, str] = {}
     for change in changes:
         key, equals, value = change.partition("=")
-        if not equals:
+        if not key or not equals:
             raise click.UsageError(f"{change}: wanted KEY=VALUE")
+        if key in wanted:
+            raise click.UsageError(f"{change}: {key} is set twice")
         wanted[key] = value
     with Admin(namesrv) as admin:
         now = admin.change_broker_config(name, wanted, broker_id)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SECONDS",
+    "Seconds",
     "TIME_WANTED",
     "bytes_text",
     "cluster_option",
@@ -39,17 +40,20 @@ _TIME_MS_MAX = 253_402_300_799_999
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class _Seconds(click.FloatRange):
+class Seconds(click.FloatRange):
+    """The type of an option that is a time, within bounds."""
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
+        """The number, if it is one."""
         seconds: float = super().convert(value, param, ctx)
         if seconds != seconds:  # which is below and above nothing
             self.fail(f"{value} is no number of seconds", param, ctx)
         return seconds
 
 
-SECONDS = _Seconds(0.0, TIMEOUT_S_MAX)
+SECONDS = Seconds(0.0, TIMEOUT_S_MAX)
 """An option that is a time to wait."""
 
 

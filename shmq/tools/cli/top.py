@@ -12,6 +12,7 @@ import click
 from shmq.config import default_namesrv_folder
 from shmq.monitor.monitor import Monitor
 from shmq.tools.cli.output import (
+    Seconds,
     bytes_text,
     cluster_option,
     echo_json,
@@ -43,7 +44,7 @@ _HELP = "q quit  Tab next table  s sort by the next column  / only what has this
 @click.option(
     "-i",
     "--interval",
-    type=click.FloatRange(0.1, 3600.0),
+    type=Seconds(0.1, 3600.0),
     default=1.0,
     show_default=True,
     help="Seconds between two looks; rates are those in between.",
@@ -107,8 +108,15 @@ def _print(
             [column.head for column in columns],
             [[_text(row[column.key], column) for column in columns] for row in rows],
         )
-    for problem in now.problems:
-        click.echo(f"not shown in full: {problem}", err=True)
+    for line in _remarks(now):
+        click.echo(line, err=True)
+
+
+def _remarks(now: Reading) -> list[str]:
+    """What the tables do not say."""
+    if not now.problems and not now.by_broker("shmq_broker_up"):
+        return [f"no broker's memory is in {now.runtime}: start one, or name its folder (-n)"]
+    return [f"not shown in full: {problem}" for problem in now.problems]
 
 
 def _sort_of(name: str, key: str | None) -> str | None:
@@ -213,7 +221,7 @@ class _Screen:
             rows = rows_of(name, before, now, sorted_by=key, wanted=self._wanted)
             lines += _lines(name, rows, key, curses.A_REVERSE)
             lines.append(("", 0))
-        lines += [(f"not shown in full: {problem}", curses.A_BOLD) for problem in now.problems]
+        lines += [(line, curses.A_BOLD) for line in _remarks(now)]
         for row, (text, look) in enumerate(lines[: height - 1]):
             window.addnstr(row, 0, text, width - 1, look)
         filtered = f"  [{self._wanted}]" if self._wanted else ""

@@ -78,6 +78,6 @@ def test_root_sees_brokers_of_others_and_others_are_told_whose_they_are() -> Non
         for path in (folder, *folder.iterdir()):
             os.chown(path, OTHER_UID, OTHER_UID)
         assert find_stores(runtime) == {store}
-        assert "no broker's memory" in look_as_another(runtime)
+        assert f"no broker's memory is in {runtime}" in look_as_another(runtime)
         runtime.chmod(0o700)
         assert f"{runtime} is not to be read: run it as root" in look_as_another(runtime)
