@@ -29,7 +29,7 @@ from shmq.core.fields import (
 from shmq.errors import ShmError
 from shmq.shm import segment
 from shmq.shm.in_use import marked_stores
-from shmq.shm.incarnation import Incarnation, boot_id
+from shmq.shm.incarnation import Incarnation
 from shmq.shm.names import ObjectKind, ObjectName, StoreName, parse
 from shmq.shm.segment import SHM_FOLDER
 
@@ -52,16 +52,15 @@ _ROW_READS_MAX = 3
 
 
 def find_stores(runtime: Path) -> set[StoreName]:
-    """Stores whose brokers have left a mark in this runtime folder, of this boot. Root finds those
-    of all users.
+    """Stores whose brokers have left a mark in this runtime folder. Root finds those of all users.
+
+    A mark may outlive its memory. Which boot it names does not count: see `segment.attach`.
     """
-    boot8 = boot_id().hex()[:8]
     found: set[StoreName] = set()
     for folder in runtime.glob("broker-*.d"):
         with contextlib.suppress(ShmError, FileNotFoundError):  # not ours to trust, or gone
             owner_uid = folder.stat().st_uid if os.geteuid() == 0 else None
-            marked = marked_stores(folder, owner_uid=owner_uid)
-            found |= {store for store in marked if store.boot8 == boot8}
+            found |= marked_stores(folder, owner_uid=owner_uid)
     return found
 
 
@@ -186,7 +185,9 @@ class _Mapped:
         if self._segment is None or status.st_ino != self.inode:
             self.close()
             owner_uid = status.st_uid if os.geteuid() == 0 else None
-            self._segment = segment.attach(self.name, readonly=True, owner_uid=owner_uid)
+            self._segment = segment.attach(
+                self.name, readonly=True, owner_uid=owner_uid, any_boot=True
+            )
             self.inode = status.st_ino
             self._map(self._segment.size_bytes)
         elif status.st_size > self.mapping.size_bytes:

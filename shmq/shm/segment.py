@@ -205,7 +205,12 @@ def grow(segment: Segment, *, size_bytes: int) -> None:
 
 
 def attach(
-    name: ObjectName, *, readonly: bool, owner_uid: int | None = None, size_bytes: int | None = None
+    name: ObjectName,
+    *,
+    readonly: bool,
+    owner_uid: int | None = None,
+    size_bytes: int | None = None,
+    any_boot: bool = False,
 ) -> Segment:
     """Open an existing object after checking that it is what its name says.
 
@@ -218,6 +223,9 @@ def attach(
         owner_uid: who must own it; None = the calling process's effective uid.
         size_bytes: the size it must have, where the caller knows (a manifest, the file size of a
             hot segment); control, topics and arena segments may have grown beyond it.
+        any_boot: the boot id does not count. For who only watches: in a container that has a boot
+            id of its own (systemd-nspawn) a unit with ProtectKernelTunables= sees the kernel's,
+            and everybody else the container's.
 
     Raises:
         LayoutVersionError: another release of shmq wrote it.
@@ -241,8 +249,9 @@ def attach(
         header = None
         if name.kind in HEADED_KINDS:
             header = SegmentHeader.read(fd, name=str(name))
-            header.check(name, boot_id=boot_id(), object_size_bytes=status.st_size)
-        elif name.store.boot8 != boot_id().hex()[:8]:
+            boot = header.boot_id if any_boot else boot_id()
+            header.check(name, boot_id=boot, object_size_bytes=status.st_size)
+        elif not any_boot and name.store.boot8 != boot_id().hex()[:8]:
             raise OwnerError(f"attach {name}: memory of another boot; remove it")
         undo.pop_all()
     return Segment(name, fd, size_bytes=status.st_size, is_readonly=readonly, header=header)

@@ -342,6 +342,18 @@ def test_name_of_another_boot_is_refused(
         attach(name, readonly=True)
 
 
+@pytest.mark.parametrize("kind", ObjectKind)
+def test_memory_of_another_boot_id_is_shown_to_who_only_watches(
+    store: StoreName, finisher: Finisher, kind: ObjectKind
+) -> None:
+    other = StoreName(store.cluster, store.broker, 0, "00000000", store.generation)
+    name = other.object(kind, 0)
+    with create(name, size_bytes=SIZE):
+        if kind in HEADED:
+            finisher.finish(name, size_bytes=SIZE, boot=bytes(16))
+        attach(name, readonly=True, any_boot=True).close()
+
+
 @pytest.mark.parametrize("kind", HEADED)
 def test_object_smaller_than_its_header_says_is_refused(
     store: StoreName, finisher: Finisher, kind: ObjectKind
