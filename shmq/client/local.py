@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING
 from shmq.client.admin import Admin
 from shmq.client.instance import Client
 from shmq.clock import SYSTEM_CLOCK
-from shmq.errors import ConfigError, OwnerError, ServiceNotAvailableError, ShmqError
+from shmq.errors import ConfigError, OwnerError, ServiceNotAvailableError, ShmError, ShmqError
 from shmq.remoting.identity import peer_of
 from shmq.remoting.runtime_folder import RuntimeFolder
 from shmq.shm.manifest import load, manifest_path
+from shmq.shm.mastership import Mastership
 from shmq.shm.reaper import Verdict, reap
 
 if TYPE_CHECKING:
@@ -244,6 +245,7 @@ def _end_all(root: Path, run: Path, *, is_temporary: bool) -> None:
     end_brokers(run)
     if is_temporary:
         forget_memory(root, run)
+        _forget_masters(root, run)
         shutil.rmtree(root, ignore_errors=True)
         return
     with suppress(ShmqError):  # what is in doubt stays
@@ -320,6 +322,21 @@ def forget_memory(root: Path, run: Path) -> None:
         manifest = load(manifest_path(store))
         if manifest is not None:
             reap(sorted(run.glob("broker-*.d")), [], dry_run=False, unmarked={manifest.store})
+
+
+def _forget_masters(root: Path, run: Path) -> None:
+    """Remove the records of masters whose stores go now: a broker of that name that begins in this
+    runtime folder later would wait for them.
+    """
+    for folder in run.glob("broker-*.d"):
+        with suppress(ShmError):  # a record that is damaged stays, and is told of
+            mastership = Mastership.try_take(folder)
+            if mastership is None:
+                continue  # somebody else's
+            with mastership:
+                record = mastership.record
+                if record is not None and record.store_path.is_relative_to(root):
+                    mastership.forget()
 
 
 def _start_namesrv(root: Path, run: Path) -> subprocess.Popen[bytes]:

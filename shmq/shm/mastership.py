@@ -224,6 +224,19 @@ class Mastership:
                     self._write(replace(record, owner=None))
         self._lock.release()
 
+    def forget(self) -> None:
+        """Remove the record of a master whose store is gone for good; while mastership is held.
+
+        Raises:
+            ShmError: the folder refuses; the record stands.
+        """
+        with open_private(self._folder) as folder_fd:
+            try:
+                os.unlink(_RECORD_NAME, dir_fd=folder_fd)
+            except OSError as error:
+                raise open_error(f"remove {self._folder / _RECORD_NAME}", error) from error
+        self._record = None
+
     def __enter__(self) -> Mastership:
         return self
 

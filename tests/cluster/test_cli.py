@@ -217,6 +217,14 @@ def test_slaves_of_dev_copy_their_master_and_take_its_place(tmp_path: Path) -> N
         wait_for(members, "the copies again")
 
 
+def test_cluster_of_dev_does_not_wait_for_the_one_before(tmp_path: Path) -> None:
+    """The store of whoever was master last is gone with that cluster."""
+    runtime = tmp_path / "run"
+    for options in (("--slaves", "1"), ()):
+        with dev_cluster(runtime, *options):
+            Shell(runtime).out("pub", "orders", "hello")
+
+
 def test_second_cluster_in_the_same_runtime_folder_is_refused(shell: Shell) -> None:
     said = shell.fails("dev", "--runtime", str(shell.runtime), code=1)
     assert "namesrv-ns0 serves one there already" in said
