@@ -57,17 +57,17 @@ class ShmqConsumer(Consumer):
     def __init__(self, topic: Topic, group: int) -> None:
         self._client = topic.connect()
         self._consumer = self._client.consumer(topic.name, f"group-{group}")
-        self._ahead: list[shmq.Message] = []
+        self._ahead: shmq.MessageBatch | None = None
 
     def receive(self, max_count: int, timeout_s: float) -> Sequence[Body]:
-        messages, self._ahead = self._ahead, []
-        if not messages:
-            messages = self._consumer.receive(max_count, timeout=timeout_s)
-        return [message.body for message in messages]
+        batch, self._ahead = self._ahead, None
+        if not batch:
+            batch = self._consumer.receive_many(max_count, timeout=timeout_s)
+        return batch.bodies()
 
     def complete(self) -> None:
         # Asking for more settles what was handed out.
-        self._ahead = self._consumer.receive(RECEIVE_MAX, timeout=0.0)
+        self._ahead = self._consumer.receive_many(RECEIVE_MAX, timeout=0.0)
 
     def close(self) -> None:
         self._consumer.close()
@@ -84,7 +84,7 @@ class Shmq(Peer):
         "server": "NameServer and one broker, defaults (ASYNC_FLUSH each 10 ms; SYNC_FLUSH)",
         "put": "send_oneway, one call a message; drain at the end",
         "batch": "send_many of 500",
-        "consumer": "receive(500) as Message objects, settled by the next call",
+        "consumer": "receive_many(500), a view of each body, settled by the next call",
     }
 
     def version(self) -> str:

@@ -83,7 +83,7 @@ _BATCH_MAX = 512
 """Messages of send_many under way at once."""
 
 
-class Producer(Closable):
+class Producer(core.Oneway, Closable):
     """Sends messages. Threads may share it; a context manager.
 
     Messages to one queue are stored in the order in which they were sent, whichever threads send
@@ -243,7 +243,7 @@ class Producer(Closable):
         self._put_async(request, future, _now() + int(timeout * 1e9), timeout)
         return future
 
-    def send_oneway(
+    def _send_oneway(
         self,
         topic: str,
         body: Body,
@@ -257,15 +257,7 @@ class Producer(Closable):
         delay_level: int = 0,
         timeout: float = SEND_TIMEOUT_S,
     ) -> None:
-        """Put one message into the ring and do not wait for what becomes of it: the quickest way.
-
-        It survives the death of its broker, in the ring; it is lost if the broker then has to make
-        new memory, and if the broker refuses it. `drain` waits until the rings are empty.
-
-        Raises:
-            SendTimeoutError: the ring was full for `timeout` seconds: nothing was sent.
-            Others as `send`.
-        """
+        """What send_oneway, which is the core's (Oneway), did not do at once."""
         if timeout is not SEND_TIMEOUT_S:
             check_timeout("send_oneway", timeout)
         if delay_level:
@@ -275,15 +267,7 @@ class Producer(Closable):
             request = SendRequest(topic, body, tag, keys, properties, flag, key, queue)
             self._put(request, _now() + int(timeout * 1e9), timeout, keep=False)
             return
-        if key is None and queue is None:
-            lane, row, generation, chosen = next(target.turn)
-            try:
-                status = lane.put(row, generation, body, tag, keys, properties, flag, True, 0.0)
-            except ClosedError:
-                status = _CLOSED
-            if status >= 0:
-                return
-        elif key is not None:
+        if key is not None:
             chosen = self._choose(target, key, queue)
             status = _CLOSED
             if chosen.lane is not None:

@@ -498,6 +498,22 @@ class Completions:
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> tuple[int, int, str | None]: ...
 
+class Oneway:
+    def send_oneway(
+        self,
+        topic: str,
+        body: Buffer | str,
+        *,
+        tag: str | None = None,
+        keys: str | Iterable[str] | None = None,
+        properties: MappingOf[str, str] | None = None,
+        flag: int = 0,
+        key: str | None = None,
+        queue: object | None = None,
+        delay_level: int = 0,
+        timeout: float = 3.0,
+    ) -> None: ...
+
 @final
 class Lane:
     def __new__(

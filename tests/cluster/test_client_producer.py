@@ -151,6 +151,29 @@ def test_send_many_stores_in_one_queue_in_order_with_a_result_each(client, topic
     assert bodies(client, topic) == [b"%d" % n for n in range(3000)]
 
 
+@both
+def test_oneway_carries_all_that_it_is_given(client, topic, group):
+    producer = client.producer()
+    ways = ({"timeout": 5}, {"timeout": 5.0}, {}, {"key": "k"}, {"queue": "least-loaded"})
+    producer.send(topic, b"first")  # the topic is known from here on
+    for way in ways:
+        producer.send_oneway(
+            topic, b"x", tag="a", keys=["k1", "k2"], properties={"p": "1"}, flag=7, **way
+        )
+    for wrong in ({"timeout": -1.0}, {"timeout": -1}, {"timeout": 2**70}, {"timeout": "5"}):
+        with pytest.raises((TypeError, ValueError), match="timeout"):
+            producer.send_oneway(topic, b"x", **wrong)
+    with pytest.raises(TypeError, match="tags"):
+        producer.send_oneway(topic, b"x", tags="a")
+    producer.drain()
+    with client.consumer(topic, group, filter="a") as consumer:
+        for _ in ways:
+            message = consumer.try_next(PATIENCE_S)
+            assert (message.tag, message.keys, message.flag) == ("a", ("k1", "k2"), 7)
+            assert message.properties["p"] == "1"
+        assert consumer.try_next(0.0) is None
+
+
 def test_loan_is_filled_in_place(client, topic, group):
     producer = client.producer()
     with producer.loan(topic, dtype="f4", shape=(10, 20), tag="x") as slot:

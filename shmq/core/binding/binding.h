@@ -36,6 +36,10 @@ struct shmq_module {
     PyTypeObject *batch_type;
     PyTypeObject *completions_type;
     PyTypeObject *stats_rows_type;
+    PyObject *targets_name; /* of oneway.c: what it looks up, and a timeout of 0 */
+    PyObject *turn_name;
+    PyObject *send_oneway_name;
+    PyObject *no_time;
     PyTypeObject *ndarray_type; /* numpy's, once a body was looked at after somebody imported it */
 };
 

@@ -881,6 +881,18 @@ static PyObject *lane_put(struct shmq_lane_object *self, PyObject *const *args, 
     return status == SHMQ_OK ? PyLong_FromUnsignedLongLong(sequence) : PyLong_FromLong(status);
 }
 
+int shmq_lane_put_now(struct shmq_lane_object *self, PyObject *const *given)
+{
+    struct shmq_lane_call call;
+    uint64_t sequence;
+    int status = self->closed ? SHMQ_CLOSED : lane_call_put(self, given, &call, &sequence);
+    if (status > 0 && self->closed && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear(); /* looking at the body has closed it; whoever sends by another lane finds what else is wrong */
+        status = SHMQ_CLOSED;
+    }
+    return status;
+}
+
 /* send: put, then the wait for its completion within the same timeout. */
 static PyObject *lane_send(struct shmq_lane_object *self, PyObject *const *args, Py_ssize_t nargs,
                            PyObject *kwnames)
@@ -1329,7 +1341,8 @@ static PyType_Spec lane_spec = {
 int shmq_add_lane(PyObject *module)
 {
     struct shmq_module *state = shmq_module_state(module);
-    if (shmq_add_chunk(module) < 0 || shmq_add_loan(module) < 0 || shmq_add_completions(module) < 0) {
+    if (shmq_add_chunk(module) < 0 || shmq_add_loan(module) < 0 || shmq_add_completions(module) < 0 ||
+        shmq_add_oneway(module) < 0) {
         return -1;
     }
     state->lane_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &lane_spec, NULL);

@@ -154,6 +154,9 @@ int shmq_lane_call_properties(struct shmq_lane_call *call);
 /* MessageTooLargeError, and -1, for a body that the store would refuse. */
 int shmq_lane_check_size(const struct shmq_lane_object *self, uint64_t body_size);
 
+/* The same as put() with these arguments: a status, or 1 with an exception. CLOSED where the lane is. */
+int shmq_lane_put_now(struct shmq_lane_object *self, PyObject *const *given);
+
 PyObject *shmq_lane_put_many(struct shmq_lane_object *self, PyObject *const *args, Py_ssize_t nargs,
                              PyObject *kwnames);
 PyObject *shmq_lane_loan(struct shmq_lane_object *self, PyObject *const *args, Py_ssize_t nargs,
@@ -161,5 +164,6 @@ PyObject *shmq_lane_loan(struct shmq_lane_object *self, PyObject *const *args, P
 
 int shmq_add_loan(PyObject *module);
 int shmq_add_chunk(PyObject *module);
+int shmq_add_oneway(PyObject *module);
 
 #endif

@@ -119,6 +119,10 @@ static int shmq_module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->batch_type);
     Py_VISIT(state->completions_type);
     Py_VISIT(state->stats_rows_type);
+    Py_VISIT(state->targets_name);
+    Py_VISIT(state->turn_name);
+    Py_VISIT(state->send_oneway_name);
+    Py_VISIT(state->no_time);
     Py_VISIT(state->ndarray_type);
     return 0;
 }
@@ -139,6 +143,10 @@ static int shmq_module_clear(PyObject *module)
     Py_CLEAR(state->batch_type);
     Py_CLEAR(state->completions_type);
     Py_CLEAR(state->stats_rows_type);
+    Py_CLEAR(state->targets_name);
+    Py_CLEAR(state->turn_name);
+    Py_CLEAR(state->send_oneway_name);
+    Py_CLEAR(state->no_time);
     Py_CLEAR(state->ndarray_type);
     return 0;
 }
