@@ -16,6 +16,7 @@ if sysconfig.get_config_var("Py_GIL_DISABLED"):
 
 if TYPE_CHECKING:
     from shmq.client.admin import Admin
+    from shmq.client.batch import MessageBatch
     from shmq.client.consumer import Consumer
     from shmq.client.instance import Client, connect
     from shmq.client.lite_pull_consumer import LitePullConsumer
@@ -41,6 +42,7 @@ __all__ = [
     "Consumer",
     "LitePullConsumer",
     "Message",
+    "MessageBatch",
     "MessageModel",
     "MessageQueue",
     "Producer",
@@ -65,6 +67,7 @@ _HOMES = {
     "Consumer": "shmq.client.consumer",
     "LitePullConsumer": "shmq.client.lite_pull_consumer",
     "Message": "shmq.core._core",
+    "MessageBatch": "shmq.client.batch",
     "MessageModel": "shmq.subscription",
     "MessageQueue": "shmq.result",
     "Producer": "shmq.client.producer",
