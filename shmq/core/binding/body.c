@@ -86,7 +86,7 @@ static int body_buffer(PyObject *object, struct shmq_body *out)
 /* Times have no format in the buffer protocol: their bytes are taken as void items of the same size. */
 static int body_array_of_times(PyObject *array, struct shmq_body *out)
 {
-    if (PyErr_ExceptionMatches(PyExc_BufferError)) {
+    if (PyErr_ExceptionMatches(PyExc_BufferError) || PyErr_ExceptionMatches(PyExc_MemoryError)) {
         return -1;
     }
     PyErr_Clear();
@@ -133,9 +133,11 @@ static int body_array(PyObject *array, struct shmq_body *out)
         return -1;
     }
     if (body_buffer(array, out) < 0 && body_array_of_times(array, out) < 0) {
-        PyErr_Clear();
-        shmq_raise("BodyTypeError", "body: an array of %R has no bytes of its own; serialise it first",
-                   (PyObject *)Py_TYPE(array));
+        if (!PyErr_ExceptionMatches(PyExc_MemoryError)) {
+            PyErr_Clear();
+            shmq_raise("BodyTypeError", "body: an array of %R has no bytes of its own; serialise it first",
+                       (PyObject *)Py_TYPE(array));
+        }
         return -1;
     }
     out->dtype = body_dtype(array);
@@ -153,8 +155,10 @@ int shmq_body_get_other(struct shmq_module *module, PyObject *object, struct shm
         Py_ssize_t size;
         const char *text = PyUnicode_AsUTF8AndSize(object, &size);
         if (text == NULL) {
-            PyErr_Clear();
-            shmq_raise("BodyTypeError", "body: a str with a lone surrogate; send bytes");
+            if (!PyErr_ExceptionMatches(PyExc_MemoryError)) {
+                PyErr_Clear();
+                shmq_raise("BodyTypeError", "body: a str with a lone surrogate; send bytes");
+            }
             return -1;
         }
         out->data = (const uint8_t *)text;
@@ -175,10 +179,13 @@ int shmq_body_get_other(struct shmq_module *module, PyObject *object, struct shm
         return -1;
     }
     if (body_buffer(object, out) < 0) {
-        PyErr_Clear();
-        shmq_raise("BodyTypeError",
-                   "body: a %s that is not contiguous or holds objects; send a copy, as bytes(...), or serialise it",
-                   Py_TYPE(object)->tp_name);
+        if (!PyErr_ExceptionMatches(PyExc_MemoryError)) {
+            PyErr_Clear();
+            shmq_raise("BodyTypeError",
+                       "body: a %s that is not contiguous or holds objects; send a copy, as bytes(...), or serialise "
+                       "it",
+                       Py_TYPE(object)->tp_name);
+        }
         return -1;
     }
     return 0;

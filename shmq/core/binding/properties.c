@@ -18,8 +18,10 @@ static const char *property_text(PyObject *object, const char *what, Py_ssize_t 
     }
     const char *text = PyUnicode_AsUTF8AndSize(object, size);
     if (text == NULL) {
-        PyErr_Clear();
-        shmq_raise("IllegalPropertyError", "%s: %R is no valid text (a lone surrogate)", what, object);
+        if (!PyErr_ExceptionMatches(PyExc_MemoryError)) {
+            PyErr_Clear();
+            shmq_raise("IllegalPropertyError", "%s: %R is no valid text (a lone surrogate)", what, object);
+        }
         return NULL;
     }
     int is_bad = *size == 0;
@@ -67,8 +69,10 @@ static int property_put_keys(struct shmq_property_bytes *out, PyObject *keys)
     }
     PyObject *items = PySequence_Tuple(keys);
     if (items == NULL) {
-        PyErr_Clear();
-        shmq_raise("IllegalPropertyError", "keys: want a str or several, got %R", keys);
+        if (!PyErr_ExceptionMatches(PyExc_MemoryError)) {
+            PyErr_Clear();
+            shmq_raise("IllegalPropertyError", "keys: want a str or several, got %R", keys);
+        }
         return -1;
     }
     Py_ssize_t count = PyTuple_GET_SIZE(items);
