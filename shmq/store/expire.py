@@ -75,14 +75,18 @@ class LogExpiry:
         files: LogFiles,
         *,
         trim: Callable[[], None],
+        forget: Callable[[int], None],
     ) -> None:
-        """Nothing happens yet; `trim` frees the ConsumeQueue blocks of what left memory."""
+        """Nothing happens yet; `trim` frees the ConsumeQueue blocks of what left memory, `forget`
+        has everybody leave a file that was removed.
+        """
         self._appender = appender
         self._hot_log = hot_log
         self._queues = queues
         self._derive = derive
         self._files = files
         self._trim = trim
+        self._forget = forget
         self._times: dict[int, int] = {}
 
     def files(self, now_ms: int) -> list[KeptFile]:
@@ -133,6 +137,7 @@ class LogExpiry:
         self._appender.set_min_position(file_position + size)
         self._derive.expire(file_position)
         self._files.delete(file_position)
+        self._forget(file_position)
         self._times.pop(file_position, None)
         self._forget_holes(file_position + size)
         return ExpiredFile(file_position, size, tuple(spans))

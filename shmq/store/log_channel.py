@@ -6,6 +6,7 @@ What lives here: `LogChannel`, the broker's end of one SOCK_SEQPACKET pair per c
     broker -> client   HOT      map this segment (fd) for the file at file_position
                        RETIRED  map this complete file (fd) over the same addresses, then answer
                        FILE     map this file (fd): the answer to a client's FILE
+                       FORGET   the file was removed: map it no longer than views of it live
                        GONE     the file is not kept any more: the other answer to FILE
     client -> broker   RETIRED  done: nothing of the segment is mapped any more
                        FILE     wanted: a file behind the hot log, also one whose segment it maps
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from shmq.shm.segment import Segment
     from shmq.store.log_files import LogFiles
 
-__all__ = ["FILE", "GONE", "HOT", "LogChannel", "PACKET", "RETIRED"]
+__all__ = ["FILE", "FORGET", "GONE", "HOT", "LogChannel", "PACKET", "RETIRED"]
 
 _log = logging.getLogger("shmq.store")
 
@@ -51,6 +52,7 @@ PACKET = struct.Struct("<IIQQQ")
 HOT = 1
 RETIRED = 2
 FILE = 3
+FORGET = 4
 GONE = 5
 
 _PENDING_MAX = 4096
@@ -192,6 +194,15 @@ class LogChannel:
             self._left_behind.discard(file_position)
             return is_answered and not is_left_behind
 
+    def forget(self, file_position: int) -> None:
+        """Tell all clients that the file was removed. What of it they have mapped and do not look
+        at would keep its room on the disk, and retention would remove more in vain.
+        """
+        with self._lock:
+            for client in tuple(self._clients.values()):
+                self._send(client, FORGET, file_position)
+        self._wake()
+
     def unanswered_bytes(self) -> int:
         """Bytes of segments that some client has not left yet."""
         with self._lock:
@@ -300,6 +311,8 @@ class LogChannel:
         retired meanwhile is a FILE, and a FILE that is not kept any more is GONE.
         ShmqError, OSError: it is kept, but no fd is to be had now.
         """
+        if kind == FORGET:
+            return -1, FORGET
         if kind == HOT or (kind == FILE and file_position in self._hot):
             segment = self._hot.get(file_position)
             if segment is not None:

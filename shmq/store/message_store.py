@@ -563,6 +563,7 @@ class MessageStore:
             self._derive,
             self._files,
             trim=self._append.trim,
+            forget=self.channel.forget,
         )
         self.retention = Retention(
             self.config,

@@ -310,7 +310,9 @@ class Retention:
                 _log.error("old files stay, trying again: %s", error)
             # A full batch is followed by the next at once where the disk waits for it.
             is_urgent = self._is_full and went == self._config.delete_file_batch_max
-            if not is_urgent:
+            if is_urgent:  # whoever has those files mapped leaves them, and then there is room
+                self._stopping.wait(self._config.delete_commit_log_files_interval_ms / 1000)
+            else:
                 self._wanted.wait(self._config.clean_resource_interval_ms / 1000)
             self._wanted.clear()
 

@@ -15,6 +15,7 @@ import pytest
 import shmq
 from shmq.errors import DiskFullError, OutcomeUnknownError
 from shmq.status import PullStatus
+from shmq.store.retention import disk_usage
 from shmq.topic import SCHEDULE_TOPIC
 from tests.support.cluster import Cluster, wait_for
 from tests.support.mounts import small_file_system
@@ -191,6 +192,47 @@ def test_small_disk_keeps_taking_messages_by_letting_the_oldest_go(tmp_path: Pat
             first = consumer.try_next(PATIENCE_S)
             assert first is not None
             assert first.queue_offset > 200
+
+
+def removed_but_mapped(cluster: Cluster) -> list[str]:
+    """Log files that are gone, and whose room somebody keeps."""
+    pids = [cluster.brokers[0].pid, os.getpid()]
+    lines = [line for pid in pids for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    folder = str(cluster.brokers[0].store_path)
+    return [line for line in lines if folder in line and line.endswith("(deleted)")]
+
+
+def test_no_more_goes_than_makes_room_though_all_of_it_was_mapped(tmp_path: Path, cluster_name):
+    """By the broker itself, whose index service reads each file, and by a consumer."""
+    with (
+        small_file_system(tmp_path / "store-broker-a", size=40 * FILE_SIZE) as disk,
+        Cluster(tmp_path, cluster_name, **SETTINGS) as cluster,
+        cluster.connect() as client,
+        shmq.Admin(cluster.runtime) as admin,
+    ):
+        client.create_topic("live", queues=1)
+        producer = client.producer()
+        with client.consumer("live", "reads") as consumer:
+            while len(log_files(cluster)) < 16:
+                producer.send("live", bytes(64_000), timeout=PATIENCE_S)
+                message = consumer.try_next(PATIENCE_S)
+                assert message is not None
+                with message.process():
+                    view = message.body
+            wait_for(lambda: admin.brokers()[0].flush_behind_bytes == 0, "the flush")
+            before = log_files(cluster)
+            now = disk_usage(disk)
+            percent = now.used_ratio - 2 * 100 // 40  # two files would do
+            changes = {
+                "disk_space_clean_forcibly_ratio": f"{percent}",
+                "clean_resource_interval_ms": "2000",  # whoever has them mapped needs a moment
+            }
+            admin.change_broker_config("broker-a", changes)
+            wait_for(lambda: disk_usage(disk).used_ratio <= percent, "room on the disk")
+            wait_for(lambda: not removed_but_mapped(cluster), "those who had them mapped")
+            assert info(cluster)["problem"] == ""
+            assert len(set(before) - set(log_files(cluster))) <= 4
+            assert len(view) == 64_000
 
 
 def test_full_disk_that_nothing_helps_is_told_to_senders_and_heals(tmp_path: Path, cluster_name):

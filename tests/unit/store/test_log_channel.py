@@ -11,7 +11,7 @@ import pytest
 from shmq.shm.incarnation import boot_id
 from shmq.shm.names import ObjectKind, StoreName, new_generation
 from shmq.shm.segment import Segment, create, unlink
-from shmq.store.log_channel import FILE, HOT, PACKET, RETIRED, LogChannel
+from shmq.store.log_channel import FILE, FORGET, HOT, PACKET, RETIRED, LogChannel
 from shmq.store.log_files import LogFiles
 
 FILE_SIZE = 65536
@@ -148,6 +148,16 @@ def test_clients_of_a_dead_predecessor_may_still_look_at_adopted_memory(
     for n in range(2):
         _offer(channel, segments, n)
     assert [channel.retire(n * FILE_SIZE, SOON_S) for n in range(2)] == [False, True]
+
+
+def test_file_that_was_removed_is_forgotten_by_all(
+    channel: LogChannel, segments: list[Segment]
+) -> None:
+    clients = [Client(channel, session) for session in range(2)]
+    channel.forget(0)
+    for client in clients:
+        assert client.receive() == (FORGET, 0)
+        client.socket.close()
 
 
 def test_memory_that_is_not_announced_yet_goes_to_those_only_who_ask_for_it(
