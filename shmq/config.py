@@ -155,8 +155,7 @@ class StoreConfig:
     """Clients at a time; their memory is allocated as they come. None: 256, fewer where the limit
     of open files or memory is low."""
     ring_bytes: int | None = _setting(None, least=64 * KIB, multiple_of=_PAGE_BYTES)
-    """Bytes of one client's ingress rings and consumer page together. None: 1 MiB, 256 KiB where
-    memory is short."""
+    """Bytes of one client's ingress rings together. None: 1 MiB, 256 KiB where memory is short."""
     lane_count: int = _setting(4, least=1, most=4)
     """Ingress rings into which one client's threads are spread; the layout has room for 4."""
     completion_count: int = _setting(1024, least=16, most=65_536, power_of_two=True)

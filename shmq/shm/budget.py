@@ -154,7 +154,7 @@ class HotLogRequest:
     session_count: int | None = None
     """session_count: clients at a time; their memory is allocated as they come."""
     ring_bytes: int | None = None
-    """ring_bytes: memfd memory of one session (ring and consumer page)."""
+    """ring_bytes: memory of one session's rings."""
     completion_bytes: int = 64 * _KIB
     """Size of one session's completion object, as the layout gives it."""
     fixed_bytes: int = 2 * _MIB

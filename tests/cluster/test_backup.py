@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -78,6 +80,48 @@ def test_copy_of_a_store_in_use_has_all_that_was_on_disk_when_it_began(
         assert offsets(again) == consumed
         with again.connect() as client, client.producer() as producer:
             producer.send("orders", b"after")
+
+
+def test_sizes_are_those_of_the_page(tmp_path: Path, cluster_name: str) -> None:
+    page = PAGE.read_text()
+    sizes = {"commit_log_file_size_bytes": "64MiB", "ring_bytes": "1MiB"}
+    sizes["completion_count"] = "1024"
+    with Cluster(tmp_path, cluster_name, **sizes) as cluster:
+        broker = cluster.brokers[0]
+        log = broker.store_path / "commitlog"
+        assert "up to three log files more" in page
+        wait_for(lambda: len(list(log.iterdir())) == 3, "two files ahead")
+        before = memory_of(cluster_name)
+        with cluster.connect() as client:
+            client.create_topic("orders", queues=1)
+            producer = client.producer()
+            begin = broker.status()["committedPosition"]
+            producer.send("orders", bytes(1024))
+            size = broker.status()["committedPosition"] - begin
+            assert f"{size:,} bytes for 1 KiB to `orders`" in page
+            rings, rest = client_memory(os.getpid())
+            rest += memory_of(cluster_name) - before
+        assert "| 1 MiB of rings, 200 KiB of consumer page and completions;" in page
+        assert abs(rings - (1 << 20)) < 16 << 10
+        assert 180 << 10 < rest < 220 << 10
+
+
+def memory_of(cluster_name: str) -> int:
+    """Bytes of the completion objects of sessions in /dev/shm."""
+    return sum(
+        path.stat().st_size for path in Path("/dev/shm").glob(f"*{cluster_name}.*.completion.*")
+    )
+
+
+def client_memory(pid: int) -> tuple[int, int]:
+    """Bytes of rings, and of consumer pages, of a process with one client of one broker."""
+    sizes = {"shmq-ingress": 0, "shmq-consumer": 0}
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            for name in sizes:
+                if f"memfd:{name}" in os.readlink(fd):
+                    sizes[name] += fd.stat().st_size
+    return sizes["shmq-ingress"], sizes["shmq-consumer"]
 
 
 def offsets(cluster: Cluster) -> dict[int, int]:
