@@ -153,6 +153,7 @@ def test_receive_many_gives_columns_and_stacks_bodies(client, topic, group):
         stacked = batch.stack("i4")
         assert stacked.shape == (100, 2)
         assert stacked[:, 1].tolist() == list(range(0, 200, 2))
+        assert batch.bodies(copy=True) == [bytes(row) for row in stacked] == batch.bodies()
         assert batch[7].array().tolist() == [7, 14]
         assert len(consumer.receive_many(timeout=0.05)) == 0  # settles the first
         wait_for(lambda: group_offset(client, topic, group) == 100, "the progress")

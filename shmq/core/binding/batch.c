@@ -2,6 +2,8 @@
  * they lie in and exports its columns, and their bodies in place, as buffers. */
 #include "reader.h"
 
+#include "arguments.h"
+
 struct shmq_batch *shmq_batch_new(struct shmq_module *module, struct shmq_log_map *log, Py_ssize_t room)
 {
     struct shmq_batch *self = (struct shmq_batch *)module->batch_type->tp_alloc(module->batch_type, 0);
@@ -102,19 +104,33 @@ static PyObject *batch_get_column(struct shmq_batch *self, void *closure)
     return view;
 }
 
-static PyObject *batch_bodies(struct shmq_batch *self, PyObject *ignored)
+static PyObject *batch_body_view(struct shmq_batch *self, Py_ssize_t index)
 {
-    (void)ignored;
+    self->export_body = index;
+    PyObject *view = PyMemoryView_FromObject((PyObject *)self);
+    self->export_body = -1;
+    return view;
+}
+
+static PyObject *batch_bodies(struct shmq_batch *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    static const char *const names[] = {"copy", NULL};
+    PyObject *given[1];
+    int is_copied = 0;
+    if (shmq_arguments("bodies", names, 0, args, nargs, kwnames, given) < 0 ||
+        shmq_argument_bool(given[0], &is_copied) < 0) {
+        return NULL;
+    }
     PyObject *list = PyList_New(self->count);
     for (Py_ssize_t i = 0; list != NULL && i < self->count; ++i) {
-        self->export_body = i;
-        PyObject *view = PyMemoryView_FromObject((PyObject *)self);
-        self->export_body = -1;
-        if (view == NULL) {
+        PyObject *body = is_copied ? PyBytes_FromStringAndSize((const char *)batch_body(self, i),
+                                                               batch_body_size(self, i))
+                                   : batch_body_view(self, i);
+        if (body == NULL) {
             Py_CLEAR(list);
             break;
         }
-        PyList_SET_ITEM(list, i, view);
+        PyList_SET_ITEM(list, i, body);
     }
     return list;
 }
@@ -203,8 +219,8 @@ static PyGetSetDef batch_getset[] = {
 };
 
 static PyMethodDef batch_methods[] = {
-    {"bodies", (PyCFunction)(void (*)(void))batch_bodies, METH_NOARGS,
-     "bodies() -> list of read-only memoryviews, in place."},
+    {"bodies", (PyCFunction)(void (*)(void))batch_bodies, METH_FASTCALL | METH_KEYWORDS,
+     "bodies(copy=False) -> list of read-only memoryviews, in place; or of bytes."},
     {"copy_bodies", (PyCFunction)(void (*)(void))batch_copy_bodies, METH_NOARGS,
      "copy_bodies() -> (bytes, places): all bodies, one after the other; body i is bytes[places[i]:places[i + 1]]."},
     {NULL, NULL, 0, NULL},

@@ -175,6 +175,7 @@ def test_columns_say_what_the_messages_say(client: StoreClient, queue: QueueHand
         assert column.tolist() == [getattr(message, name) for message in messages]
     assert batch.body_sizes.tolist() == [len(body) for body in wanted]
     assert [bytes(body) for body in batch.bodies()] == wanted
+    assert batch.bodies(copy=True) == wanted
     copied, places = batch.copy_bodies()
     assert copied == b"".join(wanted)
     assert [copied[places[i] : places[i + 1]] for i in range(500)] == wanted
