@@ -41,10 +41,10 @@ from tests.support.broker_process import SMALL, BrokerClient, RunningBroker
 from tests.support.cluster import Cluster, Program, wait_for
 from tests.support.dev_shm import SHARED
 from tests.support.exporter import Exporter, value
+from tests.support.limits import set_open_files
 from tests.support.memory_group import memory_group
-from tests.support.mounts import Ext4OnLoop, in_dev_shm_of, others_file
+from tests.support.mounts import Ext4OnLoop, in_dev_shm_of, inside, others_file, room_until
 from tests.support.repository import ROOT
-from tests.support.require import require_program
 
 pytestmark = pytest.mark.cluster
 
@@ -264,12 +264,6 @@ class Scene:
         assert "appends go on" in self.log
 
 
-def inside(pid: int) -> tuple[str, ...]:
-    """A command that becomes another one, in the mount namespace of a process."""
-    nsenter = require_program("nsenter", "util-linux")
-    return (nsenter, f"--mount=/proc/{pid}/ns/mnt", f"--wd={ROOT}")
-
-
 @pytest.fixture(scope="module")
 def shared_scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """A broker with a small /dev/shm and a small disk, in a mount namespace of its own."""
@@ -296,7 +290,7 @@ def scene(shared_scene: Scene) -> Scene:
 
 def test_full_dev_shm_is_seen_told_and_over_when_there_is_room(scene: Scene) -> None:
     shm = scene.root / "dev/shm"
-    with others_file(shm / "others", _room_until(shm, used_percent=85)):
+    with others_file(shm / "others", room_until(shm, used_percent=85)):
         scene.await_check("shm", "WARNING", "/dev/shm is 8")
         scene.ledger.send()
         with _full(shm / "more"):
@@ -337,7 +331,7 @@ def test_memory_limit_is_seen_told_and_over_when_it_is_raised(scene: Scene) -> N
 
 def test_full_disk_is_seen_told_and_over_when_there_is_room(scene: Scene) -> None:
     disk = scene.broker.folder
-    with others_file(disk / "others", _room_until(disk, used_percent=85)):
+    with others_file(disk / "others", room_until(disk, used_percent=85)):
         scene.await_check("disk", "WARNING", "the disk of broker-a:0 is 8")
         scene.ledger.send()
         with _full(disk / "more"):
@@ -393,7 +387,7 @@ def test_read_only_disk_is_seen_told_and_over_when_it_is_not(scene: Scene) -> No
 def test_few_descriptors_are_seen_told_and_over_when_there_are_more(scene: Scene) -> None:
     pid = scene.broker.pid
     before = open_files(pid)
-    _set_open_files(pid, before.open_count + 80)
+    set_open_files(pid, before.open_count + 80)
     try:
         with contextlib.ExitStack() as others:
             refused = "no descriptors left for clients.* raise LimitNOFILE="
@@ -405,14 +399,14 @@ def test_few_descriptors_are_seen_told_and_over_when_there_are_more(scene: Scene
             scene.check_well()  # who was there goes on as if nothing were
         scene.await_check("files", "OK")
         scene.send_as_another()
-        _set_open_files(pid, 8)
+        set_open_files(pid, 8)
         words = "at a limit, most likely of open files"
         scene.check_refusal(LimitError, "LIMIT", words, "no file descriptor left; raise LimitNOFIL")
         scene.await_check("files", "CRITICAL", "of 8 files open")
         with pytest.raises(ShmqError):
             scene.send_as_another(timeout=1.0)
     finally:
-        _set_open_files(pid, before.limit)
+        set_open_files(pid, before.limit)
     scene.check_healed()
     scene.await_check("files", "OK")
     scene.send_as_another()
@@ -506,20 +500,9 @@ def _connect_for_ever(scene: Scene, others: contextlib.ExitStack) -> None:
         others.enter_context(BrokerClient(scene.broker, f"idle-{number}", attach=False))
 
 
-def _set_open_files(pid: int, limit: int) -> None:
-    prlimit = require_program("prlimit", "util-linux")
-    subprocess.run([prlimit, f"--pid={pid}", f"--nofile={limit}:"], check=True)
-
-
 def _inodes_used(disk: Path) -> int:
     room = os.statvfs(disk)
     return room.f_files - room.f_ffree
-
-
-def _room_until(folder: Path, *, used_percent: int) -> int:
-    room = os.statvfs(folder)
-    used = room.f_blocks - room.f_bfree
-    return ((room.f_bavail + used) * used_percent // 100 - used) * room.f_frsize
 
 
 @contextlib.contextmanager

@@ -30,10 +30,9 @@ from tests.support.broker_process import BrokerClient, BrokerProcess, ClientProc
 from tests.support.cluster import Cluster, Program, wait_for
 from tests.support.dev_shm import SHARED
 from tests.support.exporter import TIMEOUT_S, Exporter, value
+from tests.support.limits import set_open_files
 from tests.support.memory_group import memory_group
-from tests.support.mounts import in_dev_shm_of, others_file, small_file_system
-from tests.support.repository import ROOT
-from tests.support.require import require_program
+from tests.support.mounts import in_dev_shm_of, inside, others_file, small_file_system
 from tests.support.shell import Shell
 from tests.support.slave import ParentedPair
 
@@ -110,12 +109,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         Exporter(cluster.runtime, "--queues", wrapper=inside(cluster.brokers[0].pid)) as exporter,
     ):
         yield Scene(cluster, client, exporter)
-
-
-def inside(pid: int) -> tuple[str, ...]:
-    """A command that becomes another one, in the mount namespace of a process."""
-    nsenter = require_program("nsenter", "util-linux")
-    return (nsenter, f"--mount=/proc/{pid}/ns/mnt", f"--wd={ROOT}")
 
 
 # ---- the exporter and the machine ----------------------------------------------------------------
@@ -208,10 +201,10 @@ def test_open_files_show_connections_and_their_limit(scene: Scene) -> None:
     with contextlib.ExitStack() as others:
         for number in range(20):
             others.enter_context(BrokerClient(scene.broker, f"idle-{number}", attach=False))
-        _set_open_files(scene.broker.pid, limit - 1)
+        set_open_files(scene.broker.pid, limit - 1)
         scene.wait("shmq_open_files", lambda now: now >= before + 20)
         scene.wait_is("shmq_open_files_limit", limit - 1)
-    _set_open_files(scene.broker.pid, limit)
+    set_open_files(scene.broker.pid, limit)
     scene.wait("shmq_open_files", lambda now: now < before + 20)
     scene.wait_is("shmq_open_files_limit", limit)
 
@@ -591,8 +584,3 @@ def _remounted(
 def _send_for_ever(producer: shmq.Producer) -> None:
     while True:  # until the log has no room left
         producer.send("t", bytes(BODY_SIZE), timeout=0.5)
-
-
-def _set_open_files(pid: int, limit: int) -> None:
-    prlimit = require_program("prlimit", "util-linux")
-    subprocess.run([prlimit, f"--pid={pid}", f"--nofile={limit}:"], check=True)

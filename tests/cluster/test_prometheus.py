@@ -1,12 +1,11 @@
-"""A real Prometheus on a loaded broker: our rules hold in it, its alerts come by their cause and go
-with it, and every query of the dashboard finds something."""
+"""A real Prometheus on a loaded broker: our rules hold in it, promtool's series bring each alert,
+and every query of the dashboard finds something. Alerts by their real causes: test_alerts.py."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
-import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -15,10 +14,9 @@ from typing import Any
 
 import pytest
 
-import shmq
 from shmq.metrics import METRICS, MetricKind
-from tests.cluster.namesrv_process import NamesrvProcess
-from tests.support.broker_process import ROOT, BrokerClient, BrokerProcess
+from tests.cluster.steady_load import SteadyLoad
+from tests.support.broker_process import ROOT, BrokerClient
 from tests.support.cluster import Cluster, wait_for
 from tests.support.exporter import Exporter
 from tests.support.prometheus import MONITORING, Prometheus, hastened, tools
@@ -55,7 +53,7 @@ def test_rules_and_scrape_config_are_right() -> None:
     assert "rules found" in promtool("check", "config", "prometheus.yml")
 
 
-def test_each_alert_comes_by_its_cause_and_goes_with_it() -> None:
+def test_each_alert_comes_by_its_series_and_goes_with_it() -> None:
     assert "SUCCESS" in promtool("test", "rules", "shmq-alerts.test.yml")
     alerts = re.findall(r"- alert: (\w+)", (MONITORING / "shmq-alerts.yml").read_text("utf-8"))
     tests = (MONITORING / "shmq-alerts.test.yml").read_text("utf-8")
@@ -85,48 +83,16 @@ def test_rules_ask_for_metrics_that_there_are() -> None:
 def test_hastened_rules_are_the_rules_but_for_their_times() -> None:
     rules = "  expr: 'rate(x[5m]) > 30 and y offset 10m'\n  for: 30s\n  text: in 10m\n"
     assert hastened(rules) == (
-        "  expr: 'rate(x[5s]) > 30 and y offset 10s'\n  for: 1s\n  text: in 10m\n"
+        "  expr: 'rate(x[5s]) > 30 and y offset 30s'\n  for: 1s\n  text: in 10m\n"
     )
-
-
-class Load:
-    """A program that sends, and consumes most of it, until told to stop."""
-
-    def __init__(self, client: shmq.Client) -> None:
-        self._client = client
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        producer = self._client.producer()
-        producer.send("orders", b"first")
-        with self._client.consumer("orders", group="billing") as consumer:
-            while not self._stop.wait(0.02):
-                for _ in range(10):
-                    producer.send("orders", bytes(100), timeout=60.0)
-                for message in consumer.receive(10, timeout=0.1):
-                    with message.process():
-                        pass
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 class Scene:
     """A master with a slave, load on it, the exporter, and a Prometheus that scrapes it."""
 
-    def __init__(self, pair: Pair, exporter: Exporter, prometheus: Prometheus) -> None:
+    def __init__(self, pair: Pair, prometheus: Prometheus) -> None:
         self.pair = pair
-        self.exporter = exporter
         self.prometheus = prometheus
-
-    def wait_firing(self, *names: str) -> None:
-        wait_for(lambda: set(names) <= self.prometheus.firing(), f"{names} firing")
-
-    def wait_over(self, *names: str) -> None:
-        wait_for(lambda: not set(names) & self.prometheus.firing(), f"the end of {names}")
 
 
 @pytest.fixture
@@ -143,63 +109,8 @@ def scene(tmp_path: Path, cluster_name: str, rng: random.Random) -> Iterator[Sce
         ):
             pair.slave.wait_running()
             pair.await_in_sync()
-            load = Load(client)
-            try:
-                yield Scene(pair, exporter, prometheus)
-            finally:
-                load.stop()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_alerts_come_and_go_in_a_real_prometheus(scene: Scene) -> None:
-    asked = scene.prometheus
-    wait_for(lambda: asked.query("cluster_topic:shmq_messages_in:rate1m > 0"), "a rate")
-    wait_for(lambda: asked.query('up{job="shmq"} == 1'))
-    assert asked.firing() == set()
-    rules = [rule for group in asked.ask("rules")["groups"] for rule in group["rules"]]
-    wrong = [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] == "err"]
-    assert len(rules) > 30
-    assert not wrong
-
-    slave = scene.pair.slave.process
-    slave.send_signal(signal.SIGSTOP)
-    try:
-        scene.wait_firing("ShmqReplicaNotInSync")
-    finally:
-        slave.send_signal(signal.SIGCONT)
-    scene.wait_over("ShmqReplicaNotInSync")
-
-    with scene.pair.cluster.connect() as client:
-        client.producer().send("doomed", b"x")
-        with client.consumer("doomed", group="strict") as consumer:
-            message = consumer.try_next(30.0)
-            assert message is not None
-            consumer.send_back(message, -1)
-    scene.wait_firing("ShmqDeadLetters")
-    scene.wait_over("ShmqDeadLetters")
-
-    master: BrokerProcess = scene.pair.master
-    master.kill()
-    scene.wait_firing("ShmqBrokerDown", "ShmqNoMaster")
-    master.restart()
-    scene.wait_over("ShmqBrokerDown", "ShmqNoMaster")
-
-    scene.exporter.process.send_signal(signal.SIGSTOP)  # it takes connections and says nothing
-    try:
-        scene.wait_firing("ShmqExporterDown")
-    finally:
-        scene.exporter.process.send_signal(signal.SIGCONT)
-    scene.wait_over("ShmqExporterDown")
-
-    scene.pair.slave.stop()  # in order: no series is left that could be 0
-    scene.wait_firing("ShmqMemberGone", "ShmqReplicasFewer")
-
-    scene.pair.cluster.namesrv.end(signal.SIGKILL)
-    scene.wait_firing("ShmqServiceDown")
-    with NamesrvProcess(scene.pair.cluster.runtime):
-        scene.wait_over("ShmqServiceDown")
-    scene.wait_firing("ShmqNoNameServer")
+            with SteadyLoad(client):
+                yield Scene(pair, prometheus)
 
 
 def dashboard() -> dict[str, Any]:

@@ -11,10 +11,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.repository import ROOT
 from tests.support.require import require_or_skip, require_program, require_root
 
 _EXT4_IOC_SHUTDOWN = 0x8004587D
 _NO_LOG_FLUSH = 2
+_FIFREEZE = 0xC0045877
+_FITHAW = 0xC0045878
 _RELEASE_STEP_S = 0.02
 _RELEASE_TRIES = 1500
 
@@ -41,6 +44,19 @@ def in_dev_shm_of(size: str) -> tuple[str, ...]:
     unshare = require_program("unshare", "util-linux")
     mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
     return (unshare, "--mount", "sh", "-c", mount, "sh")
+
+
+def inside(pid: int) -> tuple[str, ...]:
+    """A command that becomes another one, in the mount namespace of a process."""
+    nsenter = require_program("nsenter", "util-linux")
+    return (nsenter, f"--mount=/proc/{pid}/ns/mnt", f"--wd={ROOT}")
+
+
+def room_until(folder: Path, *, used_percent: int) -> int:
+    """Bytes that somebody has to take there until so much of the file system is used."""
+    room = os.statvfs(folder)
+    used = room.f_blocks - room.f_bfree
+    return ((room.f_bavail + used) * used_percent // 100 - used) * room.f_frsize
 
 
 @contextlib.contextmanager
@@ -125,6 +141,19 @@ class Ext4OnLoop:
             os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
         )
         Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("shmq test", "utf-8")
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Whoever writes to it or syncs it waits until the end of the block."""
+        fd = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, _FIFREEZE, 0)
+            try:
+                yield
+            finally:
+                fcntl.ioctl(fd, _FITHAW, 0)
+        finally:
+            os.close(fd)
 
     def boot(self) -> None:
         """Mount again what has reached the disk. Nobody may have a file of it open or mapped."""

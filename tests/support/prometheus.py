@@ -73,19 +73,23 @@ def _run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-_HASTENED = {"15s": "1s", "30s": "1s", "1m": "4s", "2m": "4s", "5m": "5s", "10m": "10s", "1h": "1m"}
+_RANGES = {"15s": "1s", "1m": "4s", "5m": "5s", "10m": "30s", "1h": "30s"}
+"""Over which an expression looks back: 10 min are enough for a few restarts."""
+_FORS = {"15s": "1s", "30s": "1s", "1m": "4s", "2m": "4s", "5m": "5s", "10m": "4s"}
+"""For how long it must hold."""
 
 
 def hastened(rules: str) -> str:
     """Rules whose times pass as quickly as a test can wait; what they ask is left as it is."""
     lines = []
     for line in rules.splitlines():
-        if re.match(r" *(?:expr|for):", line):
-            line = re.sub(
-                r"(?<=[\[: ])(\d+[smh])(?=[]:)' ]|$)", lambda found: _HASTENED[found[1]], line
-            )
-        lines.append(line)
+        key = re.match(r" *(expr|for):", line)
+        lines.append(_hastened_line(line, _RANGES if key[1] == "expr" else _FORS) if key else line)
     return "\n".join(lines) + "\n"
+
+
+def _hastened_line(line: str, times: dict[str, str]) -> str:
+    return re.sub(r"(?<=[\[: ])(\d+[smh])(?=[]:)' ]|$)", lambda found: times[found[1]], line)
 
 
 class Prometheus:
