@@ -89,7 +89,7 @@ class Shmq(Peer):
         "server": "NameServer and one broker, defaults (ASYNC_FLUSH each 10 ms; SYNC_FLUSH)",
         "put": "send_oneway, one call a message; drain at the end",
         "batch": "send_many of 500",
-        "consumer": "receive_many(500), settled by the next; bodies up to 1 KiB as bytes, else views",
+        "consumer": "receive_many(500), settled by the next; up to 1 KiB as bytes, else views",
     }
 
     def version(self) -> str:
