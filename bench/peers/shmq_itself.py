@@ -10,7 +10,6 @@ from peer import RECEIVE_MAX, TIMEOUT_S, Body, Consumer, Peer, Producer
 
 import shmq
 
-
 COPIED_MAX_BYTES = 1024
 """Of a body; above it a view in place is quicker."""
 
