@@ -14,6 +14,7 @@ runtime folder and the files of config/ raise.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -210,6 +211,7 @@ class Broker:
         self._server: Server | None = None
         self._registration: Registration | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._settings_changed = asyncio.Event()
         self._is_store_open = False
         self._is_loaded = False
         self._is_leaving = False
@@ -497,12 +499,21 @@ class Broker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _pause(self, setting: str) -> None:
+        """Wait as long as a live setting says, by what it says in the end."""
+        loop = asyncio.get_running_loop()
+        begin_s = loop.time()
+        while (left_s := begin_s + getattr(self.config, setting) / 1000 - loop.time()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._settings_changed.wait()
+
     async def _scan_clients(self) -> None:
         """End clients that are alive and say nothing. Slaves are watched by the HAService, and by
         where they are: they have nothing to say.
         """
         while True:  # until the broker stops
-            await asyncio.sleep(self.config.client_scan_interval_ms / 1000)
+            await self._pause("client_scan_interval_ms")
             expiry_ms = self.config.client_expiry_ms
             for client in self.registry.silent(expiry_ms):
                 if self.ha is not None and self.ha.has(client.connection):
@@ -522,7 +533,7 @@ class Broker:
     async def _save_offsets(self) -> None:
         """Take what consumers report and write it down."""
         while True:  # until the broker stops
-            await asyncio.sleep(self.config.flush_consumer_offset_interval_ms / 1000)
+            await self._pause("flush_consumer_offset_interval_ms")
             self.claims.harvest()
             try:
                 await self.offsets.save()
@@ -869,6 +880,9 @@ class Broker:
         values = change_live((self.config, self.store.config), changes)
         for name, value in values.items():
             _log.info("setting changed %s=%s", name, value)
+        self._settings_changed.set()
+        self._settings_changed = asyncio.Event()  # the next change
+        self.store.retention.wake()
         if self.ha is not None:
             self.ha.refresh()
         return values

@@ -275,6 +275,10 @@ class Retention:
         self._is_asked = True
         self._wanted.set()
 
+    def wake(self) -> None:
+        """Look now: settings have changed."""
+        self._wanted.set()
+
     def check_room(self) -> None:
         """Return if another file may be made.
 

@@ -59,7 +59,7 @@ def test_topics_are_made_where_the_broker_began_without(tmp_path: Path, cluster_
 def test_files_go_at_a_lower_ratio(tmp_path: Path, cluster_name: str) -> None:
     with (
         small_file_system(tmp_path / "disk", size=100 << 20) as disk,
-        Cluster(disk, cluster_name) as cluster,
+        Cluster(disk, cluster_name, clean_resource_interval_ms="600000") as cluster,
         shmq.Admin(cluster.runtime) as admin,
         cluster.connect() as client,
     ):
@@ -73,6 +73,23 @@ def test_files_go_at_a_lower_ratio(tmp_path: Path, cluster_name: str) -> None:
         changes = {"cleanResourceInterval": "50", "disk_space_clean_forcibly_ratio": "40"}
         admin.change_broker_config(BROKER, changes)
         wait_for(lambda: not first.exists(), "retention")
+
+
+def test_a_shorter_interval_counts_at_once(tmp_path: Path, cluster_name: str) -> None:
+    with (
+        Cluster(tmp_path, cluster_name, flush_consumer_offset_interval_ms="600000") as cluster,
+        shmq.Admin(cluster.runtime) as admin,
+        cluster.connect() as client,
+    ):
+        client.producer().send("orders", b"x")
+        with (
+            client.consumer("orders", group="g") as consumer,
+            consumer.receive(1, timeout=30)[0].process(),
+        ):
+            pass
+        stored = cluster.brokers[0].store_path / "config" / "consumerOffset.json"
+        admin.change_broker_config(BROKER, {"flushConsumerOffsetInterval": "100"})
+        wait_for(lambda: stored.exists() and b"orders@g" in stored.read_bytes(), "the offsets")
 
 
 def test_a_send_is_refused_for_want_of_slaves_at_once(tmp_path: Path, cluster_name: str) -> None:
