@@ -55,7 +55,7 @@ def core() -> list[Extension]:
     if os.environ.get("SHMQ_STRICT") == "1":
         # Python's own headers do not pass -Wconversion: as a system folder they need not.
         flags += [*STRICT, "-isystem", sysconfig.get_path("include")]
-    shown = " ".join([*flags, os.environ.get("CFLAGS", "")]).strip()
+    shown = " ".join([os.environ.get("CFLAGS", ""), *flags]).strip()  # as the compiler has them
     return [
         Extension(
             "shmq.core._core",

@@ -186,7 +186,9 @@ def _check_kernel(_patient: _Patient) -> Iterator[_Said]:
 def _check_build(_patient: _Patient) -> Iterator[_Said]:
     what = f"shmq {version_text()}, Python {sys.version.split()[0]}"
     flags = core.BUILD_FLAGS.split()
-    slow = [flag for flag in flags if flag == "-O0" or flag.startswith("-fsanitize")]
+    slow = [flag for flag in flags if flag.startswith("-fsanitize")]
+    if [flag for flag in flags if flag.startswith("-O")][-1:] == ["-O0"]:  # the last one counts
+        slow.append("-O0")
     if slow:
         yield (
             Severity.WARNING,

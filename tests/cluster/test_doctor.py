@@ -10,19 +10,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 import shmq
 from shmq.shm.fds import open_files
+from shmq.tools.doctor import CHECKS
 from tests.cluster.namesrv_process import NamesrvProcess
 from tests.support.broker_process import BrokerProcess
 from tests.support.cluster import Cluster, wait_for
 from tests.support.mounts import Ext4OnLoop
 from tests.support.repository import ROOT
-from tests.support.require import require_program, require_root
+from tests.support.require import require_or_skip, require_program, require_root
+from tests.support.sanitized import sanitized_environ, sanitized_tree
 from tests.support.standing_still import stopped
 
 pytestmark = pytest.mark.cluster
@@ -49,10 +51,17 @@ class Seen:
 
 
 def examine(
-    runtime: Path, *arguments: str, cause: str | None = None, path: Path | None = None
+    runtime: Path,
+    *arguments: str,
+    cause: str | None = None,
+    path: Path | None = None,
+    wrapper: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Seen:
-    """Run the doctor, behind a line of shell that changes its view of the machine."""
-    command = [*DOCTOR, "-n", str(runtime), *arguments]
+    """Run the doctor, behind a line of shell that changes its view of the machine, or what else
+    becomes it.
+    """
+    command = [*wrapper, *DOCTOR, "-n", str(runtime), *arguments]
     if cause is not None:
         require_root()
         unshare = require_program("unshare", "util-linux")
@@ -61,7 +70,7 @@ def examine(
     return Seen(
         subprocess.run(
             command,
-            env=os.environ | {"PYTHONPATH": places},
+            env=os.environ | {"PYTHONPATH": places} | dict(environment or {}),
             cwd="/",
             capture_output=True,
             timeout=60,
@@ -135,6 +144,54 @@ def test_what_is_wrong_with_the_machine_is_found_and_no_longer_when_it_is_mended
     said, seen = examine(nobody, cause=f"T={tmp_path}; {cause}").of(check)
     assert (said, wanted in seen) == (severity, True), seen
     assert examine(nobody).of(check)[0] == "ok"
+
+
+REFUSES = """
+import ctypes, os, struct, sys
+load, same, give = 0x20, 0x15, 0x06  # BPF: the number of the system call; is it this one; judge
+filter = b"".join([
+    struct.pack("HBBI", load, 0, 0, 0),
+    struct.pack("HBBI", same, 0, 1, int(sys.argv[1])),
+    struct.pack("HBBI", give, 0, 0, 0x00050000 | 38),  # ENOSYS
+    struct.pack("HBBI", give, 0, 0, 0x7FFF0000),
+])
+kept = ctypes.create_string_buffer(filter)
+program = struct.pack("HxxxxxxP", len(filter) // 8, ctypes.addressof(kept))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0, "PR_SET_NO_NEW_PRIVS"
+assert libc.prctl(22, 2, program, 0, 0) == 0, f"PR_SET_SECCOMP: {ctypes.get_errno()}"
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Becomes another program, for which a seccomp filter refuses one system call."""
+CALLS = {
+    "x86_64": {"pidfd_open": 434, "memfd_create": 319},
+    "aarch64": {"pidfd_open": 434, "memfd_create": 279},
+}
+
+
+@pytest.mark.parametrize("call", ["pidfd_open", "memfd_create"])
+def test_a_kernel_that_lacks_a_call_is_found_and_no_longer_where_it_has_it(
+    nobody: Path, call: str
+) -> None:
+    calls = CALLS.get(os.uname().machine)
+    if calls is None:
+        require_or_skip(f"numbers of system calls for {os.uname().machine} are not known here")
+    assert examine(nobody).of("kernel")[0] == "ok"
+    wrapper = (sys.executable, "-c", REFUSES, str(calls[call]))
+    said, seen = examine(nobody, wrapper=wrapper).of("kernel")
+    assert (said, "no pidfd_open or memfd_create: [Errno 38]" in seen) == ("error", True), seen
+    other = (sys.executable, "-c", REFUSES, "9999")
+    assert examine(nobody, wrapper=other).of("kernel")[0] == "ok"
+
+
+def test_a_core_with_sanitizers_is_found_and_no_longer_where_there_is_a_build_for_use(
+    nobody: Path, tmp_path: Path
+) -> None:
+    assert examine(nobody).of("build")[0] == "ok"
+    tree = sanitized_tree(tmp_path / "sanitized")
+    said, seen = examine(nobody, path=tree, environment=sanitized_environ()).of("build")
+    assert (said, "-fsanitize=address" in seen) == ("warning", True), seen
+    assert examine(nobody).of("build")[0] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -291,3 +348,30 @@ def test_members_of_a_replica_set_on_one_disk_are_found(
     assert (said, "share a disk" in seen) == ("warning", True), seen
     with Ext4OnLoop(tmp_path / "image", tmp_path / "disk", size=64 << 20) as disk:
         assert seen_beside(disk.folder)[0] == "ok"
+
+
+def test_members_that_stand_by_without_a_master_are_found_until_there_is_one(
+    running: Cluster, cluster_name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "slave").mkdir()
+    with BrokerProcess(
+        tmp_path / "slave",
+        cluster_name,
+        broker_id=1,
+        runtime=running.runtime,
+        broker_role="SLAVE",
+    ):
+        with shmq.Admin(running.runtime) as admin:
+            wait_for(lambda: len(admin.brokers()) == 2, "the slave's registration")
+        assert examine(running.runtime).of("replica-sets")[0] == "ok"
+        running.brokers[0].kill()
+        said, seen = examine(running.runtime).of("replica-sets")
+        wanted = "broker-a has no master that answers; broker_id 1 stands by"
+        assert (said, seen) == ("error", wanted)
+        running.brokers[0].restart()
+        wait_for(lambda: examine(running.runtime).of("replica-sets")[0] == "ok", "the master")
+
+
+def test_each_check_is_in_a_test_here() -> None:
+    tested = Path(__file__).read_text("utf-8")
+    assert [name for name in CHECKS if f'"{name}"' not in tested] == []

@@ -28,7 +28,7 @@ from tests.support import rocketmq_decoder
 from tests.support.client_process import ClientProcess
 from tests.support.queue_reader import QueueReader
 from tests.support.require import require_root
-from tests.support.sanitized import sanitized_environ, sanitized_tree
+from tests.support.sanitized import FLAGS, sanitized_environ, sanitized_tree
 from tests.support.scale import scaled
 from tests.support.store_process import Offer, StoreClient, StoreProcess, wait_until
 
@@ -62,7 +62,7 @@ def sanitized(config: StoreConfig, tmp_path: Path) -> Iterator[StoreProcess]:
     with StoreProcess(
         config, wrapper=("env", f"--chdir={tree}"), environ=sanitized_environ()
     ) as store:
-        assert store.facts()["core"] == "sanitized"
+        assert store.facts()["core"] == " ".join(FLAGS)
         yield store
 
 

@@ -45,7 +45,8 @@ def sanitized_core() -> Path:
     sources = sorted(_CORE.glob("binding/*.c"))
     headers = [*_CORE.glob("binding/*.h"), *_CORE.glob("include/shmq/*.h")]
     command = [_compiler(), *FLAGS, f"-I{_CORE / 'include'}"]
-    command += ["-isystem", sysconfig.get_path("include"), '-DSHMQ_BUILD_FLAGS="sanitized"']
+    command += ["-isystem", sysconfig.get_path("include")]
+    command.append(f'-DSHMQ_BUILD_FLAGS="{" ".join(FLAGS)}"')
     digest = hashlib.sha256(repr(command).encode())
     for path in sorted([*sources, *headers]):
         digest.update(path.name.encode() + path.read_bytes())
