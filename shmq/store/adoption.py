@@ -32,7 +32,7 @@ from shmq.errors import (
 from shmq.shm import manifest as manifests
 from shmq.shm.in_use import InUseMark
 from shmq.shm.incarnation import boot_id
-from shmq.shm.mastership import living_master
+from shmq.shm.mastership import living_master, load_record
 from shmq.store import boot_files, positions
 from shmq.store.cuts import finish_cuts
 from shmq.store.durable_file import disk_error, write_fully
@@ -128,6 +128,9 @@ class Adoption:
         if self._try_inherit(adopt_log, undo):
             return True
         own = manifests.load(self._manifest_path)
+        if own is not None and self._has_gone_over(own):
+            self._manifest_path.unlink()  # the list alone
+            own = None
         if self._must_adopt:
             self._require_own_memory(own)
         if own is not None and self._try_adopt(own, adopt_log, undo):
@@ -233,8 +236,8 @@ class Adoption:
                 self.epochs = self.epochs.replace(theirs.epochs)
         except StoreError as error:
             _log.warning("epochs of the last master are not known, ours go on: %s", error)
-        # Ours alone from here on; where it cannot be removed, its store finds that it counts for
-        # nothing: files_owner says so.
+        # Ours alone from here on; where it cannot be removed (a service may not write below another
+        # one's folder), its store finds that it counts for nothing: our record, or files_owner.
         with contextlib.suppress(OSError):
             record.manifest_path.unlink(missing_ok=True)
         _log.warning(
@@ -278,6 +281,20 @@ class Adoption:
                 " shmq ha switch --unclean",
             )
         _log.error("what only the memory of the dead master has is given up: %s", reason)
+
+    def _has_gone_over(self, own: Manifest) -> bool:
+        """Whether the memory that our list names is that of another member, which is master now and
+        could not remove our list.
+        """
+        if self._mastership is not None:
+            return False
+        record = load_record(self._runtime_path)
+        if record is None or not record.lives:
+            return False
+        if record.manifest_path == self._manifest_path.absolute():
+            return False
+        theirs = manifests.load(record.manifest_path)
+        return theirs is not None and theirs.generation == own.generation
 
     def _settle(self, own: Manifest) -> None:
         """Write what our own memory holds to our files, and remove it: a slave's, that died."""

@@ -376,6 +376,27 @@ def test_own_memory_of_a_dead_slave_is_of_no_mastership(
     assert store.master_epoch == record.master_epoch + 1
 
 
+def test_old_master_begins_as_a_slave_though_its_list_could_not_be_removed(
+    config: StoreConfig, other: StoreConfig, members: Members
+) -> None:
+    """As under systemd, where each member sees the others' folders read-only."""
+    path = manifests.manifest_path(config.store_path)
+    kept = path.read_bytes()
+    store = members.open(other)
+    assert store.is_inherited
+    assert _count(store) == 2
+    path.write_bytes(kept)
+    with MessageStore(config, is_slave=True) as slave:
+        assert not slave.is_adopted
+        theirs = manifests.load(manifests.manifest_path(other.store_path))
+        own = manifests.load(path)
+        assert theirs is not None
+        assert own is not None
+        assert own.generation != theirs.generation
+    assert list(SHM.glob(f"{theirs.store}.*"))
+    assert _count(store) == 2
+
+
 def test_store_that_is_not_master_uses_no_memory_of_another_member(
     config: StoreConfig,
     other: StoreConfig,
