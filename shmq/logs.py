@@ -35,14 +35,14 @@ def configure(
     Args:
         level: lowest level that is written.
         stream: where to (default: stderr).
-        journal: prefix lines with journald's priority and leave the time to it; None: as the
-            environment says (JOURNAL_STREAM).
+        journal: prefix lines with journald's priority and leave the time to it; None: if stream is
+            what the environment says goes there (JOURNAL_STREAM).
 
     Returns:
         the handler, for `logging.getLogger("shmq").removeHandler`.
     """
     if journal is None:
-        journal = "JOURNAL_STREAM" in os.environ
+        journal = _leads_to_journal(stream or sys.stderr)
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(LineFormatter(journal=journal))
     handler.addFilter(RateLimit())
@@ -51,6 +51,17 @@ def configure(
     logger.addHandler(handler)
     logger.propagate = False
     return handler
+
+
+def _leads_to_journal(stream: IO[str]) -> bool:
+    """Programs that a unit starts inherit JOURNAL_STREAM, a shell in a terminal, say, and may print
+    elsewhere (systemd.exec(5)).
+    """
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # closed, or none of the kernel's
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 class LineFormatter(logging.Formatter):
@@ -73,12 +84,14 @@ class LineFormatter(logging.Formatter):
         text = _CONTROL.sub(_escaped, record.getMessage())
         if self._journal:
             priority = next(number for level, number in _PRIORITY if record.levelno >= level)
-            lines = [f"<{priority}>{record.name} {text}"]
+            begin = f"<{priority}>"
+            lines = [f"{begin}{record.name} {text}"]
         else:
+            begin = ""
             lines = [f"{self.formatTime(record)} {record.levelname} {record.name} {text}"]
         if record.exc_info:
             trace = _LINE_CONTROL.sub(_escaped, self.formatException(record.exc_info))
-            lines += [f"  | {line}" for line in trace.split("\n")]
+            lines += [f"{begin}  | {line}" for line in trace.split("\n")]
         return "\n".join(lines)
 
 

@@ -2,8 +2,10 @@
 
 import io
 import logging
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -44,13 +46,22 @@ def test_journal_gets_the_priority_and_no_time(logger: logging.Logger) -> None:
 
 
 def test_environment_tells_of_the_journal(
-    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-    stream = io.StringIO()
+    for path, is_journal in ((tmp_path / "journal", True), (tmp_path / "elsewhere", False)):
+        with path.open("w+") as stream:
+            status = os.fstat(stream.fileno())
+            if is_journal:
+                monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+            handler = configure(stream=stream)
+            logger.error("x")
+            logging.getLogger("shmq").removeHandler(handler)
+            stream.seek(0)
+            assert stream.read().startswith("<3>shmq.store x\n") is is_journal
+    stream = io.StringIO()  # none that the kernel knows
     configure(stream=stream)
     logger.error("x")
-    assert stream.getvalue() == "<3>shmq.store x\n"
+    assert " ERROR shmq.store x" in stream.getvalue()
 
 
 def test_lower_levels_are_not_written(logger: logging.Logger) -> None:
@@ -78,7 +89,7 @@ def test_no_line_of_a_traceback_passes_for_a_record() -> None:
     first, *rest = LineFormatter(journal=True).format(record).split("\n")
     assert first == "<3>shmq.store died"
     assert rest
-    assert all(line.startswith("  | ") for line in rest)
+    assert all(line.startswith("<3>  | ") for line in rest)  # as urgent as what it belongs to
     assert "\x1b" not in "".join(rest)
 
 
