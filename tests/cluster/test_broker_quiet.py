@@ -2,6 +2,7 @@
 bytes passes a socket, and nothing runs while nothing comes."""
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -193,3 +195,39 @@ def _cpu_ns(pid: int) -> int:
     for task in os.listdir(f"/proc/{pid}/task"):
         total += int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text("ascii").split()[0])
     return total
+
+
+class SchedAttr(ctypes.Structure):
+    """struct sched_attr of sched_getattr(2)."""
+
+    _fields_: ClassVar = [
+        ("size", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32),
+        ("runtime_ns", ctypes.c_uint64),
+        ("deadline_ns", ctypes.c_uint64),
+        ("period_ns", ctypes.c_uint64),
+    ]
+
+
+def slice_ns(thread: int) -> int:
+    """How long the scheduler lets a thread run at a time; 0 before Linux 6.12."""
+    call = {"x86_64": 315, "aarch64": 275}[os.uname().machine]
+    attr = SchedAttr()
+    size = ctypes.sizeof(attr)
+    assert ctypes.CDLL(None).syscall(call, thread, ctypes.byref(attr), size, 0) == 0
+    return attr.runtime_ns
+
+
+def test_append_thread_has_short_slices(tmp_path: Path, cluster_name: str) -> None:
+    if slice_ns(0) == 0:
+        pytest.skip("Linux 6.12 or later lets a thread choose its slice; this one does not")
+    with BrokerProcess(tmp_path, cluster_name) as broker:
+        slices = {
+            (task / "comm").read_text().strip(): slice_ns(int(task.name))
+            for task in Path(f"/proc/{broker.pid}/task").iterdir()
+        }
+        assert slices["shmq-append"] == 100_000
+        assert slices["shmq-flush"] == slice_ns(0)

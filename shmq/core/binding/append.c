@@ -2,6 +2,7 @@
  * turns. Every verb parses with the GIL, then takes the role and works without it, so that neither the append
  * thread ever waits for Python nor Python for a turn longer than one. */
 #include "append.h"
+#include "slice.h"
 
 #include <fcntl.h>
 #include <sys/epoll.h>
@@ -11,6 +12,7 @@
 #define APPENDER_PENDING_MS 100
 #define SUBSCRIPTION_MAX (1u << 20)
 #define EPOLL_BATCH 64
+#define APPENDER_SLICE_NS UINT64_C(100000)
 
 /* ---- the role ---------------------------------------------------------------------------------------- */
 
@@ -196,6 +198,7 @@ static PyObject *appender_run(struct shmq_appender *self, PyObject *ignored)
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
+    shmq_slice_ask(APPENDER_SLICE_NS);
     appender_loop(self);
     Py_END_ALLOW_THREADS
     shmq_store_release32(&self->running, 0); /* release: pairs with the compare-exchange above */
