@@ -331,7 +331,7 @@ def test_top_of_a_folder_without_brokers_says_so(tmp_path: Path) -> None:
 class Terminal:
     """`shmq top` on a terminal of its own. A context manager."""
 
-    def __init__(self, runtime: Path) -> None:
+    def __init__(self, runtime: Path, term: str = "xterm") -> None:
         self._fd, other = pty.openpty()
         self.process = subprocess.Popen(
             [*SHMQ, "top", "-i", "0.2", "-n", str(runtime)],
@@ -339,7 +339,7 @@ class Terminal:
             stdin=other,
             stdout=other,
             stderr=other,
-            env=os.environ | {"TERM": "xterm", "LINES": "40", "COLUMNS": "160"},
+            env=os.environ | {"TERM": term, "LINES": "40", "COLUMNS": "160"},
             start_new_session=True,
         )
         os.close(other)
@@ -383,7 +383,7 @@ def test_top_is_steered_by_keys(busy: Cluster) -> None:
         terminal.await_text(b"[few]")
         terminal.type(b"q")
         assert terminal.process.wait(TIMEOUT_S) == 0
-    with Terminal(busy.runtime) as terminal:
+    with Terminal(busy.runtime, "vt100") as terminal:  # it cannot hide its cursor
         terminal.await_text(b"BROKER*")
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.process.wait(TIMEOUT_S) == 0

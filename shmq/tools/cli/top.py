@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
@@ -183,7 +184,8 @@ class _Screen:
     def _loop(self, window: curses.window) -> None:
         import curses
 
-        curses.curs_set(0)
+        with suppress(curses.error):  # a vt100 cannot hide it
+            curses.curs_set(0)
         window.timeout(int(self._interval_s * 1000))
         before = now = Reading.read(self._monitor)
         while True:
