@@ -13,6 +13,8 @@ import pytest
 
 import shmq
 from tests.support.cluster import Cluster, wait_for
+from tests.support.mounts import small_file_system
+from tests.support.old_store import FILE_SIZE, SETTINGS
 from tests.support.repository import ROOT
 
 pytestmark = pytest.mark.cluster
@@ -80,6 +82,51 @@ def test_copy_of_a_store_in_use_has_all_that_was_on_disk_when_it_began(
         assert offsets(again) == consumed
         with again.connect() as client, client.producer() as producer:
             producer.send("orders", b"after")
+
+
+def test_copy_while_old_files_go_lacks_only_those(tmp_path: Path, cluster_name: str) -> None:
+    backup, new = tmp_path / "backup", tmp_path / "new" / "store-broker-a"
+    with (
+        small_file_system(tmp_path / "disk", size=40 * FILE_SIZE) as disk,
+        Cluster(disk, cluster_name, **SETTINGS) as cluster,
+        shmq.Admin(cluster.runtime) as admin,
+        cluster.connect() as client,
+    ):
+        store = cluster.brokers[0].store_path
+        client.create_topic("orders", queues=1)
+        producer = client.producer()
+        log = store / "commitlog"
+        while len(list(log.iterdir())) < 16:
+            last = producer.send("orders", bytes(60_000)).queue_offset
+        wait_for(lambda: admin.brokers()[0].flush_behind_bytes == 0, "the flush")
+        first = min(log.iterdir())
+        copy, make, unpack, fsck, _ = commands(STORE=store, BACKUP=backup, NEW=new)
+        assert copy.endswith(" ./config ./shmq ./commitlog")
+        assert shell(copy.removesuffix(" ./commitlog")).returncode in (0, 1)
+        admin.change_broker_config("broker-a", {"disk_space_clean_forcibly_ratio": "30"})
+        wait_for(lambda: not first.exists(), "retention")
+        rest = copy.replace("-cf", "-rf").replace(" ./config ./shmq", "")
+        assert shell(rest).returncode in (0, 1)
+    for line in (make, unpack):
+        assert shell(line).returncode == 0
+    found = shell(fsck.replace("shmq", " ".join(SHMQ), 1))
+    assert "DERIVED_STALE" in found.stdout
+    for wrong in ("RECORD_DAMAGED", "POSITIONS_AHEAD", "error"):
+        assert wrong not in found.stdout, found.stdout
+    with (
+        Cluster(tmp_path / "new", f"{cluster_name}b", **SETTINGS) as again,
+        again.connect() as client,
+        client.consumer("orders", group="g") as consumer,
+    ):
+        message = consumer.try_next(TIMEOUT_S)
+        assert message is not None
+        offset = message.queue_offset
+        assert offset > 0
+        while offset < last:
+            message = consumer.try_next(TIMEOUT_S)
+            assert message is not None
+            assert message.queue_offset == offset + 1
+            offset += 1
 
 
 def test_sizes_are_those_of_the_page(tmp_path: Path, cluster_name: str) -> None:
