@@ -109,6 +109,21 @@ static void log_evict(struct shmq_log_map *self)
     }
 }
 
+/* Leaves all files, not the segments: nobody has told us which were removed while there was no channel. Those that are
+ * there are asked for again. */
+static void log_leave_files(struct shmq_log_map *self)
+{
+    for (uint32_t i = 0; i < SHMQ_LOG_BUCKETS; ++i) {
+        struct shmq_log_entry *next;
+        for (struct shmq_log_entry *entry = self->buckets[i]; entry != NULL; entry = next) {
+            next = entry->next;
+            if (entry->hot_fd < 0) {
+                (void)log_leave(self, entry);
+            }
+        }
+    }
+}
+
 static void log_answer(struct shmq_log_map *self, uint64_t file_position, int status)
 {
     for (struct shmq_log_request *request = self->requests; request != NULL; request = request->next) {
@@ -617,6 +632,9 @@ static PyObject *log_map_start(struct shmq_log_map *self, PyObject *argument)
         return NULL;
     }
     log_stop(self); /* its channel has ended: a broker that died has a successor with a new channel */
+    pthread_mutex_lock(&self->lock);
+    log_leave_files(self);
+    pthread_mutex_unlock(&self->lock);
     int own = log_map_own_fd(fd);
     if (own < 0) {
         return NULL;

@@ -457,6 +457,24 @@ def test_map_takes_the_channel_of_a_successor(log: LogInMemory) -> None:
     second.ours.close()
 
 
+def test_files_are_left_on_the_next_channel_as_they_may_have_been_removed(
+    log: LogInMemory, hot_file: Path
+) -> None:
+    first = Channel(log.log_map)
+    first.send(HOT, FILE_SIZE, log.file_fds[1])
+    first.send(FILE, 0, log.file_fds[0])
+    wait_until(lambda: len(log.log_map.files()) == 2)
+    view = log.read(0, 1)[0].body
+    first.ours.close()
+    wait_until(lambda: not log.log_map.channel_open)
+    assert len(log.log_map.files()) == 2, "reads go on meanwhile"
+    second = Channel(log.log_map)
+    wait_until(lambda: [place for place, _, _ in log.log_map.files()] == [FILE_SIZE])
+    assert bytes(view) == b"first"
+    log.log_map.stop()
+    second.ours.close()
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_segment_that_retired_without_a_channel_is_left_on_the_next(
     log: LogInMemory, hot_file: Path, is_kept: bool
