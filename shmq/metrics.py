@@ -238,10 +238,15 @@ _TABLE = (
     Metric("shmq_dev_shm_free_bytes", _G, _HOST, "Free in /dev/shm."),
     Metric("shmq_dev_shm_size_bytes", _G, _HOST, "Size of /dev/shm."),
     Metric("shmq_build_info", _G, _HOST, "1, with the exporter's version.", ("version",)),
-    Metric("shmq_exporter_scrape_seconds", _G, _HOST, "What reading all of this took."),
     Metric("shmq_exporter_series", _G, _HOST, "Series shown."),
     Metric("shmq_exporter_series_dropped", _G, _HOST, "Series left out: beyond --series-max."),
     Metric("shmq_exporter_problems", _G, _HOST, "Brokers whose memory could not be read."),
+    Metric(
+        "shmq_exporter_scrape_seconds",
+        _G,
+        _HOST,
+        "What reading all of this and writing it as text took.",
+    ),
 )
 
 METRICS = {metric.name: metric for metric in _TABLE}

@@ -23,7 +23,7 @@ from shmq.shm.segment import SHM_FOLDER
 from shmq.version import version_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 __all__ = ["Collector", "SERIES_MAX"]
@@ -85,19 +85,21 @@ class Collector(BaseCollector):
         self._lock = threading.Lock()
 
     def collect(self) -> Iterable[Family]:
-        """Every metric there is now, in the order of METRICS."""
+        """Every metric there is now, in the order of METRICS.
+
+        What this scrape took comes last, and is measured when it is asked for: whoever writes each
+        down before asking for the next sees the writing in it.
+        """
         with self._lock:
             begin_ns = self._clock.monotonic_ns()
             page = _Page(self._series_max)
             self._monitor.look(page.add)
             self._tell_problems()
             mount = os.statvfs(SHM_FOLDER)
-            took_s = (self._clock.monotonic_ns() - begin_ns) / 1e9
             own = _Page(self._series_max)
             for name, value in (
                 ("shmq_dev_shm_free_bytes", mount.f_bavail * mount.f_frsize),
                 ("shmq_dev_shm_size_bytes", mount.f_blocks * mount.f_frsize),
-                ("shmq_exporter_scrape_seconds", took_s),
                 ("shmq_exporter_series", page.count),
                 ("shmq_exporter_series_dropped", page.dropped),
                 (
@@ -108,7 +110,16 @@ class Collector(BaseCollector):
                 own.add(name, {}, value)
             own.add("shmq_build_info", {"version": version_text()}, 1)
             families = page.families | own.families
-            return [families[name] for name in METRICS if name in families]
+            return self._until_now(
+                [families[name] for name in METRICS if name in families], begin_ns
+            )
+
+    def _until_now(self, families: Iterable[Family], begin_ns: int) -> Iterator[Family]:
+        yield from families
+        took_s = (self._clock.monotonic_ns() - begin_ns) / 1e9
+        last = _Page(self._series_max)
+        last.add("shmq_exporter_scrape_seconds", {}, took_s)
+        yield from last.families.values()
 
     def close(self) -> None:
         """Let go of all memory."""

@@ -21,13 +21,16 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def text_page(families: Iterable[Family]) -> bytes:
-    """These families, each with its samples, in UTF-8."""
+    """These families, each with its samples, in UTF-8. One is asked for when those before it are
+    written: the last may say what that took.
+    """
     lines: list[str] = []
     last: Mapping[str, str] | None = None
     text = ""
     spelled: dict[int, str] = {}
-    kept = list(families)  # alive, so that no two sets of labels have had one id
-    for family in kept:
+    kept = []  # alive, so that no two sets of labels have had one id
+    for family in families:
+        kept.append(family)
         name = f"{family.name}_total" if family.type == "counter" else family.name
         lines.append(f"# HELP {name} {_escaped(family.documentation)}")
         lines.append(f"# TYPE {name} {family.type}")
