@@ -35,14 +35,15 @@ def run(
         "--out", type=Path, help="write the JSON there, too; rows not run are kept as they were"
     )
     options = parser.parse_args()
+    if options.runs < 1:
+        parser.exit(2, f"{parser.prog}: --runs {options.runs}: wanted 1 or more\n")
     names = options.rows.split(",")
     unknown = sorted(set(names) - set(rows))
     if unknown:
         said = f"no such rows: {', '.join(unknown)}; there are {', '.join(rows)}"
         parser.exit(2, f"{parser.prog}: {said}\n")
-    result: dict[str, Any] = {"machine": machine(), "figures": {}}
-    if options.out and options.out.exists():
-        result["figures"] = json.loads(options.out.read_text(encoding="utf-8"))["figures"]
+    kept = earlier(parser, options.out)
+    result: dict[str, Any] = {"machine": machine(), "figures": kept.get("figures", {})}
     for name in names:
         for label, figure in rows[name](options).items():
             result["figures"][label] = figure
@@ -53,6 +54,28 @@ def run(
     if options.json:
         print(json.dumps(result))
     return 0
+
+
+def earlier(parser: argparse.ArgumentParser, out: Path | None) -> dict[str, Any]:
+    """What --out has of earlier runs. Its folder is made; the program ends where one cannot write
+    there: not once all is measured.
+    """
+    if out is None:
+        return {}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            text = file.read()
+        if not text:
+            out.unlink()  # it was not there; who ends early leaves nothing
+            return {}
+        kept: dict[str, Any] = {**json.loads(text)}
+        kept["figures"] = {**kept["figures"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = f"--out {out}: want a file to write, or that of an earlier run: {error!r}"
+        parser.exit(2, f"{parser.prog}: {said}\n")
+    return kept
 
 
 def _show(label: str, figure: Figure) -> None:

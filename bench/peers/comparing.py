@@ -13,8 +13,9 @@ from pathlib import Path
 from backlog import row_backlog
 from fetching import cache_folder, python_packages
 from measuring import Foreign, machine
-from outcome import Outcome
+from outcome import Outcome, table_place
 from peer import NotHad, Peer, PeerError
+from reporting import earlier
 from rows import FLUSHED_ROWS, FULL, QUICK, ROWS, Life, Row, Scale
 from session import PATIENCE_S, folder_of_run, running
 
@@ -34,6 +35,10 @@ PEERS = {
 SPINNING = "shmq-busy-spin"
 """Unless it is asked for, only where each of the three that spin has a core."""
 SPINNING_CORES = 3
+INTERRUPTED = 130
+"""What the program ends with after Ctrl-C, as shells say it."""
+PACKAGES = {"pyzmq": "zeromq", "multiprocessing.Queue": "mp.Queue"}
+"""What else --only takes for a peer."""
 BACKLOG = "backlog"
 """A row that starts and ends servers itself."""
 
@@ -66,22 +71,50 @@ def main(description: str) -> int:
     scale = FULL if options.full else QUICK
     can_spin = len(os.sched_getaffinity(0)) >= SPINNING_CORES
     all_peers = [name for name in PEERS if name != SPINNING or can_spin]
-    names = _chosen(parser, "peers", options.only or ",".join(all_peers), list(PEERS))
+    asked = ",".join(all_peers) if options.only is None else options.only
+    asked = ",".join(PACKAGES.get(name, name) for name in asked.split(","))
+    names = _chosen(parser, "peers", asked, list(PEERS))
     usual = rows if options.full else rows[:-1]
-    chosen = _chosen(parser, "rows", options.rows or ",".join(usual), rows)
+    asked = ",".join(usual) if options.rows is None else options.rows
+    chosen = _chosen(parser, "rows", asked, rows)
     rounds = scale.rounds if options.rounds is None else options.rounds
     if rounds < 1:
         parser.exit(2, f"{parser.prog}: --rounds {rounds}: wanted 1 or more\n")
-    outcome = Outcome(machine(), options.out)
-    kinds = dict(_to_be_had(names, outcome))
-    turns = {
-        name: Turns(kind, chosen, scale, outcome, options.patience) for name, kind in kinds.items()
-    }
+    if not options.patience > 0:
+        parser.exit(2, f"{parser.prog}: --patience {options.patience}: wanted more than 0\n")
+    outcome = Outcome(machine(), earlier(parser, options.out))
+    if options.table:
+        table_place(options.table)
+    is_cut_short = False
+    try:
+        kinds = dict(_to_be_had(names, outcome))
+        turns = {
+            name: Turns(kind, chosen, scale, outcome, options.patience)
+            for name, kind in kinds.items()
+        }
+        _take_turns(turns, rounds, scale, outcome)
+    except KeyboardInterrupt:
+        is_cut_short = True
+        print("interrupted: what was measured so far", file=sys.stderr)
+    outcome.show()
+    if options.out:
+        outcome.write(options.out)
+    if options.table:
+        outcome.write_table(options.table)
+    if options.json:
+        print(json.dumps(outcome.result()))
+    if is_cut_short:
+        return INTERRUPTED
+    return 1 if outcome.has_failed else 0
+
+
+def _take_turns(turns: dict[str, "Turns"], rounds: int, scale: Scale, outcome: Outcome) -> None:
+    """All rounds, in each of which every peer has one."""
     took: dict[str, float] = {}
     begin = time.perf_counter()
     for number in range(rounds):
-        first = number % max(1, len(kinds))  # nobody is always behind the same one
-        for name in [*list(kinds)[first:], *list(kinds)[:first]]:
+        first = number % max(1, len(turns))  # nobody is always behind the same one
+        for name in [*list(turns)[first:], *list(turns)[:first]]:
             turn = time.perf_counter()
             if number > 0 and turn - begin + took[name] > scale.budget_s:
                 print(f"round {number + 1} of {rounds}: {name} left out, no time", file=sys.stderr)
@@ -94,14 +127,6 @@ def main(description: str) -> int:
                 f"round {number + 1} of {rounds}: {name} {took[name]:.1f} s ({said})",
                 file=sys.stderr,
             )
-    outcome.show()
-    if options.out:
-        outcome.write(options.out)
-    if options.table:
-        outcome.write_table(options.table)
-    if options.json:
-        print(json.dumps(outcome.result()))
-    return 1 if outcome.has_failed else 0
 
 
 def _chosen(parser: argparse.ArgumentParser, what: str, text: str, there: list[str]) -> list[str]:

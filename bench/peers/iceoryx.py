@@ -107,6 +107,7 @@ class Iceoryx(Peer):
         "batch": "the same: it has no other",
         "consumer": f"receive up to {_BORROWED} times, views without a copy; polls, giving up the "
         "core in between",
+        "groups": "members cannot share a topic: it has no row of a group of 4",
     }
 
     def version(self) -> str:

@@ -18,7 +18,7 @@ _END = "<!-- to here -->"
 class Outcome:
     """All that was found out; what an earlier run wrote is kept unless it is taken again."""
 
-    def __init__(self, machine: dict[str, Any], earlier: Path | None) -> None:
+    def __init__(self, machine: dict[str, Any], earlier: dict[str, Any]) -> None:
         self._result: dict[str, Any] = {
             "machine": machine,
             "peers": {},
@@ -26,9 +26,7 @@ class Outcome:
             "failed": [],
             "figures": {},
         }
-        if earlier is not None and earlier.exists():
-            kept = json.loads(earlier.read_text(encoding="utf-8"))
-            self._result |= {name: kept[name] for name in ("peers", "figures")}
+        self._result |= {name: earlier[name] for name in ("peers", "figures") if name in earlier}
         self._introduced: set[str] = set()
         self.round = 1
         """Counted from 1; what is added belongs to it."""
@@ -102,17 +100,26 @@ class Outcome:
                     print(f"    {_line(known)}", flush=True)
 
     def write_table(self, path: Path) -> None:
-        """Into a Markdown file, between the two lines that mark the place.
-
-        Raises:
-            SystemExit: the marks are not there.
-        """
-        before, begin, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
-        _, end, after = rest.partition(_END)
-        if not begin or not end:
-            raise SystemExit(f"write the table into {path}: no lines {_BEGIN} and {_END} in it")
+        """Into a Markdown file, at its table_place()."""
+        before, after = table_place(path)
         table = "\n".join(_table(self.result()))
         path.write_text(f"{before}{_BEGIN}\n{table}\n{_END}{after}", encoding="utf-8")
+
+
+def table_place(path: Path) -> tuple[str, str]:
+    """What comes before and behind the two lines that mark where the table of a file is.
+
+    Raises:
+        SystemExit: they are not there.
+    """
+    try:
+        before, begin, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
+    except OSError as error:
+        raise SystemExit(f"write the table into {path}: {error.strerror}") from None
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise SystemExit(f"write the table into {path}: no lines {_BEGIN} and {_END} in it")
+    return before, after
 
 
 def _ratios(ours: Figure, theirs: Figure, rounds: list[str]) -> list[float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from measuring import SIZES
-from session import Flow, Line, Session, memory_bytes
+from session import Flow, Line, Session
 
 SHAPES: dict[str, dict[str, int]] = {
     "1:1": {},
@@ -261,7 +261,7 @@ def row_memory(life: Life) -> Iterator[Value]:
     count = scale.loaded_bytes // SIZES["1KiB"]
     life.session.flow(life.pair(), "batch", SIZES["1KiB"], count)
     name = f"memory after {scale.loaded_bytes // MIB} MiB more of 1KiB, clients included"
-    yield Value(name, memory_bytes() / MIB, "MiB", False)
+    yield Value(name, life.session.memory_bytes() / MIB, "MiB", False)
 
 
 def _rate(label: str, flow: Flow) -> Value:

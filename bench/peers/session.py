@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,20 @@ class Line:
 class Session:
     """A peer that runs."""
 
-    def __init__(self, peer: Peer, module: str, folders: list[str], start_seconds: float) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        module: str,
+        folders: list[str],
+        start_seconds: float,
+        others: frozenset[int] = frozenset(),
+    ) -> None:
         self.peer = peer
         self.start_seconds = start_seconds
         """Until its server answered."""
-        self.rest_bytes = memory_bytes()
+        self._others = others
+        """Processes under this one that are not the peer's."""
+        self.rest_bytes = self.memory_bytes()
         """Of the server, before anybody came."""
         self.module = module
         self.folders = folders
@@ -193,7 +203,7 @@ class Session:
         """
         each = max(1, count // len(line.producers))
         total = each * len(line.producers)
-        cpu_before = cpu_seconds()
+        cpu_before = self.cpu_seconds()
         self._receive(line, has_ages=verb == "pace")
         for producer in line.producers:
             producer.tell({"verb": verb, "size": size, "count": each, **order})
@@ -204,7 +214,7 @@ class Session:
             total,
             (max(answer["end_ns"] for answer in received) - begin_ns) / 1e9,
             (max(answer["end_ns"] for answer in sent) - begin_ns) / 1e9,
-            cpu_seconds() - cpu_before,
+            self.cpu_seconds() - cpu_before,
             sorted(age for answer in received for age in answer["ages_ns"] or ()),
         )
 
@@ -224,6 +234,28 @@ class Session:
         self._receive(line, has_ages=False)
         received = self._await(line, count, size)
         return (max(answer["end_ns"] for answer in received) - begin_ns) / 1e9
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the peer's processes, with what their ended threads had used."""
+        total = 0
+        for pid in descendants() - self._others:
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            total += int(fields[11]) + int(fields[12])
+        return total * _TICK_S
+
+    def memory_bytes(self) -> int:
+        """Of the peer's processes: what each has for itself, and its part of what is shared."""
+        total = 0
+        for pid in descendants() - self._others:
+            try:
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            except OSError:
+                continue
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        return total << 10
 
     def _receive(self, line: Line, *, has_ages: bool) -> None:
         self._run += 1
@@ -283,37 +315,17 @@ def running(
         is_flushed: a send is accepted once it is on disk.
     """
     peer = kind(cache)
+    # multiprocessing would start it with the first client of the first peer, and keep it.
+    resource_tracker.ensure_running()
+    others = frozenset(descendants())
     begin = time.perf_counter()
     peer.start(folder, is_flushed=is_flushed)
     try:
-        session = Session(peer, kind.__module__, folders, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        session = Session(peer, kind.__module__, folders, seconds, others)
         try:
             yield session
         finally:
             session.close()
     finally:
         peer.stop()
-
-
-def cpu_seconds() -> float:
-    """Processor time of all processes under this one, with what their ended threads had used."""
-    total = 0
-    for pid in descendants():
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        total += int(fields[11]) + int(fields[12])
-    return total * _TICK_S
-
-
-def memory_bytes() -> int:
-    """Of all processes under this one: what each has for itself, and its part of what is shared."""
-    total = 0
-    for pid in descendants():
-        try:
-            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
-    return total << 10

@@ -15,6 +15,9 @@ COUNTS = (1, 10, 100, 1_000, 10_000, 100_000)
 QUEUES_OF_A_TOPIC = 1_000
 """At most: more of them are more topics."""
 MESSAGES = 400_000
+ARENA_BYTES_EACH = 16 << 10
+"""Room for a queue's places: a block of 4 KiB or more of each is in memory at once."""
+ARENA_BYTES_MIN = 256 << 20
 RECEIVE_MAX = 500
 WAIT_MAX_S = 120.0
 
@@ -27,7 +30,13 @@ def row_queues(options: argparse.Namespace) -> dict[str, Figure]:
         queues = min(count, QUEUES_OF_A_TOPIC)
         each = max(queues, MESSAGES // (10 if options.quick else 1) // len(topics))
         total = each * len(topics)
-        with cluster(hot_segment_count=AUTO) as client, shmq.Admin(client.namesrv) as admin:
+        with (
+            cluster(
+                hot_segment_count=AUTO,
+                arena_bytes=max(ARENA_BYTES_MIN, count * ARENA_BYTES_EACH),
+            ) as client,
+            shmq.Admin(client.namesrv) as admin,
+        ):
 
             def note(what: str, value: float, unit: str, bound: str, count: int = count) -> None:
                 figures[f"{count} queues, {what}"] = figure([value], unit, bound)

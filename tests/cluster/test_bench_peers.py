@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -80,6 +81,50 @@ def test_unknown_row_or_peer_is_named(option: str):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "nothing; there are " in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--out", "/proc/version/figures.json"), "--out /proc/version/figures.json: "),
+        (("--out", "README.md"), "--out README.md: "),
+        (("--table", "README.md"), "no lines <!-- bin/bench peers writes from here -->"),
+        (("--rounds", 0), "--rounds 0: wanted 1 or more"),
+        (("--patience", 0), "--patience 0.0: wanted more than 0"),
+    ],
+)
+def test_what_cannot_come_about_is_said_before_anything_is_measured(
+    arguments: tuple[object, ...], said: str
+):
+    done = _bench("--only", "multiprocessing.Queue", *arguments)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert said in line
+
+
+def test_what_was_measured_before_ctrl_c_is_written(tmp_path: Path):
+    out = tmp_path / "new" / "figures.json"
+    with subprocess.Popen(
+        [
+            *(sys.executable, "bench/peers.py", "--rounds", "1000", "--only", "mp.Queue"),
+            *("--full", "--rows", "start", "--json", "--out", out),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    ) as bench:
+        assert bench.stderr is not None
+        assert bench.stderr.readline().startswith("round 1 of 1000: mp.Queue")
+        os.killpg(bench.pid, signal.SIGINT)  # as a terminal does
+        said, _ = bench.communicate(timeout=60)  # until all that it started has ended, too
+    assert bench.returncode == 130
+    result = json.loads(out.read_text())
+    assert result == json.loads(said.splitlines()[-1])
+    (figure,) = result["figures"].values()
+    assert figure["median"] > 0
 
 
 def test_message_that_is_lost_fails_the_run(tmp_path: Path):
