@@ -7,31 +7,35 @@ One machine for all of them: each test leaves the services running, whatever it 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
-import shlex
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.machine import Machine, debian
+from tests.support.machine import Machine
 from tests.support.repository import ROOT
+from tests.support.services import (
+    BROKER,
+    EXPORTER,
+    IN_SYNC,
+    NAMESRV,
+    SHMQ,
+    build_wheels,
+    kill,
+    main_pid,
+    master_of_set,
+    processes,
+    python,
+    read,
+    sections,
+    set_version,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [pytest.mark.ci, pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
-
-PAGE = ROOT / "docs/operate/systemd.md"
-BROKER = "shmq-broker@broker-a.service"
-NAMESRV = "shmq-namesrv.service"
-EXPORTER = "shmq-exporter.service"
-SHMQ = "/opt/shmq/bin/shmq"
 
 SENDER = """
 import sys, threading, shmq
@@ -58,114 +62,10 @@ for number in range(1, 50):
 print("published", flush=True)
 sys.stdin.readline()
 """
-IN_SYNC = f"{SHMQ} ha status set --json | grep MASTER | grep --quiet SLAVE"
-READER = """
-import sys, shmq
-topic, count = sys.argv[1], int(sys.argv[2])
-with shmq.connect() as client, client.consumer(topic, group="reader") as consumer:
-    found = []
-    while len(found) < count:
-        for message in consumer.receive(count, timeout=60.0) or sys.exit("nothing came"):
-            with message.process():
-                found.append(int(bytes(message)))
-    found += [int(bytes(message)) for message in consumer.receive(count, timeout=0.5)]
-print(*sorted(found))
-"""
-
-
-def sections() -> dict[str, list[str]]:
-    """The commands of the page, by the heading that they stand under."""
-    found: dict[str, list[str]] = {}
-    for part in PAGE.read_text("utf-8").split("\n## ")[1:]:
-        blocks = re.findall(r"^```sh\n(.*?)^```$", part, re.DOTALL | re.MULTILINE)
-        if blocks:
-            found[part.split("\n", 1)[0]] = blocks
-    return found
-
-
-def copy_checkout(folder: Path) -> None:
-    """What a wheel is made of, as it is now."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for name in listed.stdout.splitlines():
-        if name.startswith(("shmq/", "systemd/", "setup.py", "pyproject.toml", "README.md")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # deleted and not committed yet
-                shutil.copy(ROOT / name, folder / name)
-
-
-def set_version(folder: Path, version: str) -> None:
-    """Make another version of a copy: another number, and a unit that differs."""
-    project = folder / "pyproject.toml"
-    text = re.sub(r'(?m)^version = "[^"]*"$', f'version = "{version}"', project.read_text())
-    project.write_text(text)
-    unit = folder / "systemd/shmq.target"
-    unit.write_text(f"# {version}\n{unit.read_text()}")
-
-
-def build_wheels(command: str, folder: Path) -> None:
-    """Run a command that builds wheels in a copy of the checkout."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["sh", "-c", command],
-        cwd=folder,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A machine on which nobody has done anything, with the wheels of this checkout at hand."""
-    tree = debian()
-    folder = tmp_path_factory.mktemp("machine")
-    copy_checkout(folder / "checkout")
-    build_wheels(sections()["Install"][0], folder / "checkout")
-    shown = {"/root/wheels": folder / "checkout/wheels"}
-    with Machine(tree, folder / "machine", shown) as machine:
-        machine.boot()
-        machine.run("useradd --create-home alice")
-        machine.run("useradd --create-home bob")
-        yield machine
-
-
-@pytest.fixture(scope="module")
-def installed(bare: Machine) -> Machine:
-    """The page followed as far as a user sends and receives; it notes what the commands printed."""
-    (bare.root / "root/said").mkdir()
-    for heading in ("Install", "Let a user in"):
-        # The first block was for where the compiler is.
-        for number, block in enumerate(sections()[heading][heading == "Install" :]):
-            said = bare.run(f"set -e\n{block}")
-            (bare.root / f"root/said/{heading}{number}").write_text(said)
-    return bare
-
-
-@pytest.fixture
-def machine(installed: Machine) -> Machine:
-    """All services run, and have not died lately."""
-    installed.run("systemctl reset-failed 'shmq*'; systemctl start shmq.target")
-    assert installed.show(BROKER, "ActiveState") == "active", installed.journal()
-    return installed
 
 
 def said(machine: Machine, name: str) -> str:
     return (machine.root / "root/said" / name).read_text()
-
-
-def python(source: str, *arguments: object) -> str:
-    return shlex.join(["/opt/shmq/bin/python", "-c", source, *map(str, arguments)])
-
-
-def read(machine: Machine, topic: str, count: int) -> list[int]:
-    """What a reader of alice's gets of a topic."""
-    found = machine.run(python(READER, topic, count), user="alice")
-    return [int(word) for word in found.split()]
 
 
 @contextlib.contextmanager
@@ -177,31 +77,6 @@ def sending(machine: Machine, topic: str) -> Iterator[None]:
         yield
         count = int(sender.communicate()[0])
     assert read(machine, topic, count) == list(range(count))
-
-
-def master_of_set(machine: Machine) -> int:
-    """broker_id of the member of the replica set that is master."""
-    members = json.loads(machine.run(f"{SHMQ} ha status set --json"))["members"]
-    found: int = next(each["brokerId"] for each in members if "MASTER" in each["role"])
-    return found
-
-
-def main_pid(machine: Machine, unit: str = BROKER) -> int:
-    return int(machine.show(unit, "MainPID"))
-
-
-def processes(machine: Machine) -> str:
-    """What runs as the user of the services."""
-    return machine.run("find /proc -maxdepth 1 -user shmq")
-
-
-def wait_for(machine: Machine, command: str) -> None:
-    """Until a command inside succeeds; its watchdog is the test's."""
-    machine.run(f"until {command}; do sleep 0.05; done")
-
-
-def kill(machine: Machine, unit: str, number: str = "KILL") -> None:
-    machine.run(f"systemctl kill --kill-whom=main --signal={number} {unit}")
 
 
 def test_page_is_followed_to_the_end() -> None:
@@ -235,12 +110,14 @@ def test_user_that_was_not_let_in_is_refused(machine: Machine) -> None:
 
 
 def test_units_are_safe_and_verified_where_they_run(machine: Machine) -> None:
-    listed = machine.run("systemctl list-units --plain --no-legend 'shmq-*.service'")
-    units = [line.split()[0] for line in listed.splitlines()]
-    assert {BROKER, NAMESRV} <= set(units)
+    names = sorted(path.name for path in (ROOT / "systemd").glob("shmq*"))
+    units = [name.replace("@", "@broker-a") for name in names]
+    assert {BROKER, NAMESRV, EXPORTER, "shmq-controller.service"} <= set(units)
+    assert {"shmq-exporter.socket", "shmq.target"} <= set(units)
     machine.run(f"systemd-analyze verify --man=no --recursive-errors=no {' '.join(units)}")
     for unit in units:
-        machine.run(f"systemd-analyze security --threshold=10 {unit}")
+        if unit.endswith(".service"):  # the only kind that runs anything
+            machine.run(f"systemd-analyze security --threshold=10 {unit}")
 
 
 def test_prometheus_asks_an_exporter_that_has_no_network(machine: Machine) -> None:
@@ -366,46 +243,12 @@ def test_machine_boots_again_and_all_is_there(machine: Machine) -> None:
     assert read(machine, "booted", 1) == [7]
 
 
-def commands_of(page: str) -> list[str]:
-    """What another page has a person type about the replica set broker-a, here `set`."""
-    text = (PAGE.parent / page).read_text("utf-8")
-    found = re.findall(r"^    \$ (.+?)(?: +#.*)?$", text, re.MULTILINE)
-    return [command.replace("broker-a", "set") for command in found]
-
-
-def follow_other_pages(machine: Machine) -> None:
-    """Those that look at a replica set and change it; both members are in sync before and after."""
-    path = 'PATH="/opt/shmq/bin:$PATH"; '
-    machine.run(f"mkdir --parents /disk2/a1; {SHMQ} topic create payments --broker set")
-    pages = ("doctor.md", "replication.md", "high-availability.md", "controller.md")
-    for command in [command for page in pages for command in commands_of(page)]:
-        if "--to 1" in command and master_of_set(machine) == 1:
-            machine.run(f"{SHMQ} ha switch set --to 0")
-            wait_for(machine, IN_SYNC)
-        if command.startswith("shmq ha clean"):
-            command = command.replace("--id 2", "--id 0 --yes")  # nobody is there to be asked
-            machine.run("systemctl stop shmq-broker@set-0.service")
-        done = machine.try_to(path + command)
-        # 1 of the doctor: it warns, of a container that shares its host's memory for one.
-        assert done.returncode in ((0, 1) if "doctor" in command else (0,)), (command, done)
-        if "--to 1" in command:
-            assert master_of_set(machine) == 1, command
-            wait_for(machine, IN_SYNC)
-    (state,) = json.loads(machine.run(f"{SHMQ} ha sync-state set --json"))["replicaSets"]
-    assert [member["brokerId"] for member in state["members"]] == [1], "the other is forgotten"
-    machine.run("systemctl start shmq-broker@set-0.service")
-    wait_for(machine, IN_SYNC)
-    assert "SYNC_MASTER" in machine.run(f"{SHMQ} topic show payments")
-
-
 def test_controller_makes_another_member_master(machine: Machine) -> None:
-    """And the other pages of docs/operate are followed where there are two members."""
     units = [f"shmq-broker@set-{number}.service" for number in range(2)]
     try:
         for block in sections()["Replica sets"]:
             machine.run(f"set -e\n{block}")
         wait_for(machine, IN_SYNC)
-        follow_other_pages(machine)
         machine.run(f"{SHMQ} topic create elected --broker set")
         first = master_of_set(machine)
         with sending(machine, "elected"):
