@@ -131,7 +131,12 @@ def main() -> int:
         print(f"{figure:14} {known['instructions']:8.1f}  {known['what']}")
     worse = []
     if options.check:
-        worse = grown(now, json.loads(options.out.read_text(encoding="utf-8")))
+        try:
+            before = json.loads(options.out.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as problem:
+            print(f"bin/bench instructions: --check: {problem}", file=sys.stderr)
+            return 2
+        worse = grown(now, before)
         for line in worse:
             print(line, file=sys.stderr)
     else:

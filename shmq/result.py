@@ -110,6 +110,10 @@ class _Results(Sequence[SendResult]):
     def __repr__(self) -> str:
         return repr(list(self))
 
+    def __reduce__(self) -> tuple[type[list[SendResult]], tuple[list[SendResult]]]:
+        """Copied and pickled as a list, which it is made of then: the numbers stay here."""
+        return list, (list(self),)
+
 
 class StoredResults(_Results):
     """Of messages of one send_many that all ended alike. Each is made when it is looked at: that

@@ -162,6 +162,8 @@ class Producer(core.Oneway, Closable):
         if target is None:
             request = SendRequest(topic, body, tag, keys, properties, flag, key, queue)
             return self._send(request, begin_ns + int(timeout * 1e9), timeout)
+        if keys is not None and hasattr(keys, "__next__"):
+            keys = tuple(keys)  # another attempt wants them, too
         if key is None and queue is None:
             lane, row, generation, chosen = next(target.turn)
             status = _CLOSED
@@ -267,6 +269,8 @@ class Producer(core.Oneway, Closable):
             request = SendRequest(topic, body, tag, keys, properties, flag, key, queue)
             self._put(request, _now() + int(timeout * 1e9), timeout, keep=False)
             return
+        if keys is not None and hasattr(keys, "__next__"):
+            keys = tuple(keys)  # another attempt wants them, too
         if key is not None:
             chosen = self._choose(target, key, queue)
             status = _CLOSED
@@ -281,6 +285,9 @@ class Producer(core.Oneway, Closable):
                     return
         request = SendRequest(topic, body, tag, keys, properties, flag, key, queue)
         self._put(request, _now() + int(timeout * 1e9), timeout, keep=False)
+
+    # What Python says of wrong arguments names the method that was called.
+    _send_oneway.__qualname__ = "Producer.send_oneway"
 
     def send_many(
         self,

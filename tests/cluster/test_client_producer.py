@@ -174,6 +174,24 @@ def test_oneway_carries_all_that_it_is_given(client, topic, group):
         assert consumer.try_next(0.0) is None
 
 
+@pytest.mark.parametrize("verb", ["send", "send_oneway"])
+@pytest.mark.parametrize("key", [None, "k"])
+def test_keys_out_of_a_generator_are_there_at_the_second_attempt(
+    cluster, client, topic, group, verb, key
+):
+    with cluster.connect() as own, own.producer() as producer:
+        producer.send(topic, b"first")
+        # It has no chunk memory yet, so that the first attempt at a large body fails.
+        getattr(producer, verb)(topic, bytes(100_000), keys=(one for one in ("a", "b")), key=key)
+        producer.drain(PATIENCE_S)
+    with client.consumer(topic, group) as consumer:
+        messages = [consumer.try_next(PATIENCE_S) for _ in range(2)]
+        assert sorted((len(message.body), message.keys) for message in messages) == [
+            (5, ()),
+            (100_000, ("a", "b")),
+        ]
+
+
 def test_loan_is_filled_in_place(client, topic, group):
     producer = client.producer()
     with producer.loan(topic, dtype="f4", shape=(10, 20), tag="x") as slot:

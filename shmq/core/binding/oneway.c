@@ -72,7 +72,9 @@ static PyObject *oneway_send_oneway(PyObject *self, PyTypeObject *type, PyObject
     PyObject *timeout = NULL;
     int is_usual = nargs == 2 && PyUnicode_CheckExact(args[0]) &&
                    oneway_keywords(args + nargs, kwnames, given, &timeout) &&
-                   (timeout == NULL || oneway_is_timeout(timeout));
+                   (timeout == NULL || oneway_is_timeout(timeout)) &&
+                   /* Another attempt would find an iterator at its end. */
+                   (given[SHMQ_LANE_KEYS] == NULL || !PyIter_Check(given[SHMQ_LANE_KEYS]));
     PyObject *place = is_usual ? oneway_next(module, self, args[0]) : NULL;
     if (place != NULL && PyTuple_CheckExact(place) && PyTuple_GET_SIZE(place) == 4 &&
         Py_IS_TYPE(PyTuple_GET_ITEM(place, 0), module->lane_type)) {
