@@ -177,7 +177,7 @@ def _check_kernel(_patient: _Patient) -> Iterator[_Said]:
         yield (
             Severity.ERROR,
             f"Linux {release} has no pidfd_open or memfd_create: {error}",
-            "shmq needs Linux 5.3 or newer, and a seccomp filter that lets them pass",
+            "shmq needs Linux 6.1 or newer, and a seccomp filter that lets them pass",
         )
         return
     yield _ok(f"Linux {release}, {os.cpu_count()} cores")
