@@ -226,7 +226,7 @@ class Installation:
         place = self.broker_folder / f"{name}.toml"
         try:
             table = tomllib.loads(place.read_text("utf-8"))
-        except tomllib.TOMLDecodeError:
+        except (OSError, ValueError):
             return None  # the broker says what is wrong with it
         return table.get("listen_port", table.get("listenPort", LISTEN_PORTS[0]))
 

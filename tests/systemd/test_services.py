@@ -143,6 +143,52 @@ def test_status_finds_what_was_changed(machine: Machine) -> None:
     assert "wrong" not in machine.run(f"{SHMQ} service status")
 
 
+@pytest.mark.parametrize(
+    ("user", "command", "said"),
+    [
+        ("root", "install --prefix '/opt/with blank'", "cannot name a path with blanks"),
+        ("root", "install --prefix opt/shmq", "wanted a path from /"),
+        ("root", "install --prefix ''", "wanted a path from /"),
+        ("root", "install --prefix /nowhere", "no program shmq-broker in /nowhere/bin"),
+        ("root", "install --broker 'a b'", "wanted 1 to 64 of"),
+        ("root", "install --broker ''", "wanted 1 to 64 of"),
+        ("root", "allow carol", "'carol': no such user on this machine"),
+        ("root", "allow ''", "'': no such user on this machine"),
+        ("bob", "install", "uid 1001 may not; run it as root"),
+        ("bob", "uninstall", "uid 1001 may not; run it as root"),
+        ("bob", "allow bob", "uid 1001 may not; run it as root"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(
+    machine: Machine, user: str, command: str, said: str
+) -> None:
+    done = machine.try_to(f"{SHMQ} service {command}", user=user)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"error: .*{re.escape(said)}.*\n", done.stderr), done.stderr
+
+
+def test_what_was_done_before_is_done_again_without_harm(machine: Machine) -> None:
+    assert machine.run(f"{SHMQ} service install").startswith("shmq runs from /opt/shmq")
+    assert "alice is in the group shmq" in machine.run(f"{SHMQ} service allow alice")
+
+
+def test_configuration_that_is_missing_or_no_brokers_is_named(machine: Machine) -> None:
+    folder = "/etc/shmq/brokers"
+    machine.run(
+        f"mv {folder}/broker-a.toml /root/kept; touch '{folder}/my broker.toml';"
+        f" mkdir {folder}/y.toml; ln -s /nowhere {folder}/x.toml; printf '\\377' > {folder}/z.toml"
+    )
+    try:
+        machine.run(f"{SHMQ} service install")
+        said = machine.try_to(f"{SHMQ} service status").stdout
+    finally:
+        machine.run(f"rm -r {folder}/[xyz].toml '{folder}/my broker.toml'")
+        machine.run(f"mv /root/kept {folder}/broker-a.toml")
+    assert f"wrong: {BROKER} has no configuration in {folder}: put it back, or have one" in said
+    assert f"wrong: {folder}/my broker.toml is no broker's: " in said
+    assert "wrong" not in machine.run(f"{SHMQ} service status")
+
+
 def test_messages_and_rings_survive_the_death_of_the_broker(machine: Machine) -> None:
     before = main_pid(machine)
     with sending(machine, "crash"):

@@ -157,7 +157,9 @@ def _allow(user: str) -> None:
     try:
         pwd.getpwnam(user)
     except KeyError:
-        raise ConfigError(f"allow {user}: no such user on this machine") from None
+        raise ConfigError(
+            f"allow {user!r}: no such user on this machine", hint="getent passwd lists them"
+        ) from None
     _run("usermod", "--append", "--groups", USER, user)
     click.echo(
         f"{user} is in the group {USER}: from its next login on; a service of it is restarted"
@@ -207,13 +209,22 @@ def _problems(made: Installation, rows: list[dict[str, str]]) -> list[str]:
         found.append(f"there is no user or group {USER}")
     else:
         found += _folder_problems()
-    configured = {broker_unit(name) for name in made.brokers()}
+    configured = set()
+    for name in made.brokers():
+        try:
+            configured.add(broker_unit(name))
+        except ConfigError as error:
+            found.append(f"{made.broker_folder}/{name}.toml is no broker's: {error}")
     for row in rows:
         unit = row["Id"]
         if row["ActiveState"] == "failed":
             found.append(f"{unit} has failed: journalctl --unit {unit}")
         if unit.startswith("shmq-broker@") and unit not in configured:
-            found.append(f"{unit} has no configuration in {made.broker_folder}")
+            name = unit.removeprefix("shmq-broker@").removesuffix(".service")
+            found.append(
+                f"{unit} has no configuration in {made.broker_folder}: put it back, or have one"
+                f" made: shmq service install --broker {name}"
+            )
     return found
 
 
@@ -249,7 +260,7 @@ def _folder_problems() -> list[str]:
 
 def _require_root(what: str) -> None:
     if os.geteuid() != 0:
-        raise PermissionDeniedError(f"{what}: uid {os.geteuid()} may not; run it as root")
+        raise PermissionDeniedError(f"{what}: uid {os.geteuid()} may not", hint="run it as root")
 
 
 def _require_system(what: str) -> None:
