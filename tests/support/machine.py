@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.support.memory_group import MemoryGroup
 from tests.support.require import require_or_skip, require_program, require_root
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _RELEASES = {(3, 11): "bookworm", (3, 13): "trixie"}
 """Which Debian has our Python: a wheel of ours is for one."""
@@ -35,7 +36,8 @@ _DEBOOTSTRAP_TIMEOUT_S = 900.0
 _LOOK_S = 0.02
 _BOOT_LOOKS = 3000
 _COMMAND_TIMEOUT_S = 120.0
-_CGROUPS = ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
+_MEMORY = "/sys/fs/cgroup/memory"
+_CGROUPS = ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", _MEMORY, "/sys/fs/cgroup")
 _INSIDE = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
 
 
@@ -180,6 +182,29 @@ class Machine:
     def show(self, unit: str, name: str) -> str:
         """A property of a unit."""
         return self.run(f"systemctl show --value --property={name} {unit}").strip()
+
+    def outside(self, pid: int) -> int:
+        """The pid that a process inside has for us."""
+        for process in psutil.Process(self._pid).children(recursive=True):
+            with contextlib.suppress(FileNotFoundError):
+                status = Path(f"/proc/{process.pid}/status").read_text("utf-8")
+                if int(status.partition("\nNSpid:")[2].partition("\n")[0].split()[-1]) == pid:
+                    return process.pid
+        raise AssertionError(f"no process {pid} inside")
+
+    @contextlib.contextmanager
+    def memory_group(self, name: str) -> Iterator[MemoryGroup]:
+        """A memory cgroup that those inside see, too; it goes with the machine.
+
+        Of cgroup v1 only: its memory controller is not the systemd's inside, and so MemoryMax= is
+        without effect there; with v2 all of the tree is that systemd's.
+        """
+        place = next((place for place in self._cgroups if str(place.parent) == _MEMORY), None)
+        if place is None:
+            pytest.skip("no memory controller of cgroup v1")
+        folder = place / name
+        folder.mkdir()
+        yield MemoryGroup(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "-1")
 
     def restart(self) -> None:
         """As a person would, in order; returns when it is up again."""

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+import select
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,6 +54,16 @@ with shmq.connect() as client:
             print("under way", flush=True)
 print(number)
 """
+HOG = """
+import sys
+held = []
+for line in sys.stdin:
+    held.append(b"x" * int(line))
+    print(flush=True)
+"""
+LIMIT_BYTES = 256 << 20
+LEFT_BYTES = 8 << 20
+STEP_BYTES = 256 << 10
 LAST_WORDS = """
 import sys, shmq
 client = shmq.connect()
@@ -196,6 +210,36 @@ def test_messages_and_rings_survive_the_death_of_the_broker(machine: Machine) ->
         wait_for(machine, f"systemctl is-active --quiet {BROKER}")
     assert main_pid(machine) not in (0, before)
     assert machine.show(BROKER, "NRestarts") == "1"
+
+
+def test_broker_that_the_kernel_kills_for_memory_is_there_again(machine: Machine) -> None:
+    """A limit of its own, as MemoryMax= is one, and somebody below it who takes the rest."""
+    before = main_pid(machine)
+    with machine.memory_group("tight") as group, sending(machine, "memory"):
+        broker = machine.outside(before)
+        with subprocess.Popen(
+            [sys.executable, "-c", HOG], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as hog:
+            assert hog.stdin is not None
+            assert hog.stdout is not None
+            for pid in (broker, hog.pid):
+                (group.folder / "cgroup.procs").write_text(str(pid))
+            group.limit(LIMIT_BYTES)
+            Path(f"/proc/{broker}/oom_score_adj").write_text("1000")  # it, and not the other
+            hog.stdin.write(b"%d\n" % (LIMIT_BYTES - group.usage - LEFT_BYTES))
+            hog.stdin.flush()
+            wait_for(machine, f"{SHMQ} check memory | grep --quiet '^SHMQ MEMORY CRITICAL'")
+            while group.kill_count == 0:
+                hog.stdin.write(b"%d\n" % STEP_BYTES)
+                hog.stdin.flush()
+                select.select([hog.stdout], [], [], 0.1)  # held up until somebody was killed
+            hog.kill()
+        wait_for(machine, f"systemctl is-active --quiet {BROKER}")
+    assert main_pid(machine) not in (0, before)
+    assert machine.show(BROKER, "NRestarts") == "1"
+    said = machine.run(f"journalctl --no-pager --lines=50 --unit {BROKER}")
+    assert "Main process exited, code=killed, status=9/KILL" in said
+    wait_for(machine, f"{SHMQ} check memory | grep --quiet '^SHMQ MEMORY OK'")
 
 
 def test_ring_outlives_both_its_client_and_the_broker(machine: Machine) -> None:
