@@ -332,7 +332,7 @@ class BrokerLink:
         names = list(self._memfds)
         with self._lock:
             body = {
-                "sends": sorted(self._handles),
+                "sends": _runs_of(sorted(self._handles)),
                 "bells": [
                     {"bell": bell, "queues": sorted(handles)}
                     for bell, handles in self._bells.items()
@@ -857,6 +857,17 @@ def _int(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ShmqError(f"read a broker's answer: {value!r}, wanted a whole number")
     return value
+
+
+def _runs_of(handles: Iterable[Handle]) -> list[list[int]]:
+    """Handles in order, as [first row, generation, how many rows]: all of a topic's are one."""
+    runs: list[list[int]] = []
+    for row, generation in handles:
+        if runs and runs[-1][:2] == [row - runs[-1][2], generation]:
+            runs[-1][2] += 1
+        else:
+            runs.append([row, generation, 1])
+    return runs
 
 
 def _queues(answer: Command) -> list[tuple[int, Handle]]:

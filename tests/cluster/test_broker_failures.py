@@ -28,7 +28,7 @@ TEMPLATES: dict[RequestCode, tuple[dict[str, Any], Any]] = {
     RequestCode.ATTACH_SESSION: ({"clientId": "fuzzer", "isProducer": True}, None),
     RequestCode.RESUME_SESSION: (
         {"clientId": "fuzzer", "session": 0, "generation": 1, "fds": ""},
-        {"sends": [[0, 1]], "bells": [{"bell": 0, "queues": [[0, 1]]}],
+        {"sends": [[0, 1, 1]], "bells": [{"bell": 0, "queues": [[0, 1]]}],
          "claims": [{**GROUP, **QUEUE, "slot": 0, "claim": 1}]},
     ),
     RequestCode.DETACH_SESSION: ({}, None),

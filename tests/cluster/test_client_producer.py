@@ -154,7 +154,8 @@ def test_send_many_stores_in_one_queue_in_order_with_a_result_each(client, topic
 @both
 def test_oneway_carries_all_that_it_is_given(client, topic, group):
     producer = client.producer()
-    ways = ({"timeout": 5}, {"timeout": 5.0}, {}, {"key": "k"}, {"queue": "least-loaded"})
+    nothing = {"key": None, "queue": None, "delay_level": 0}
+    ways = ({"timeout": 5}, {"timeout": 5.0}, {}, nothing, {"key": "k"}, {"queue": "least-loaded"})
     producer.send(topic, b"first")  # the topic is known from here on
     for way in ways:
         producer.send_oneway(
@@ -163,8 +164,9 @@ def test_oneway_carries_all_that_it_is_given(client, topic, group):
     for wrong in ({"timeout": -1.0}, {"timeout": -1}, {"timeout": 2**70}, {"timeout": "5"}):
         with pytest.raises((TypeError, ValueError), match="timeout"):
             producer.send_oneway(topic, b"x", **wrong)
-    with pytest.raises(TypeError, match="tags"):
-        producer.send_oneway(topic, b"x", tags="a")
+    for tags in ("a", None, 0):
+        with pytest.raises(TypeError, match="tags"):
+            producer.send_oneway(topic, b"x", tags=tags)
     producer.drain()
     with client.consumer(topic, group, filter="a") as consumer:
         for _ in ways:

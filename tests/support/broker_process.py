@@ -277,7 +277,7 @@ class BrokerClient:
         answer = self.call(
             RequestCode.RESUME_SESSION,
             fields,
-            {"sends": [[q.row, q.generation] for q in queues], **body},
+            {"sends": [[q.row, q.generation, 1] for q in queues], **body},
             fds=tuple(os.dup(self.fds[name]) for name in kept),
         )
         for name in set(self.fds) - set(kept):

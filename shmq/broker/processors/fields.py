@@ -5,7 +5,7 @@ Pure; a field or body of another shape raises ConfigError (INVALID_PARAMETER).
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import orjson
 
@@ -19,6 +19,7 @@ __all__ = [
     "client_id_of",
     "fields_of",
     "handles_of",
+    "handles_of_runs",
     "items_of",
     "json_response",
     "pairs",
@@ -28,6 +29,8 @@ __all__ = [
 
 ITEM_COUNT_MAX = 65_536
 """Handles or claims in one request; a frame does not hold more."""
+HANDLE_COUNT_MAX = 262_144
+"""Handles of one request that writes them as runs: the rows that a broker has by default."""
 _CLIENT_ID = re.compile(r"[A-Za-z0-9@#._-]{1,255}")
 _WORD_MAX = (1 << 32) - 1
 
@@ -70,14 +73,36 @@ def handles_of(value: object, what: str) -> list[QueueHandle]:
     return [_handle(item, what) for item in value]
 
 
+def handles_of_runs(value: object, what: str) -> list[QueueHandle]:
+    """Handles, written [[first row, generation, how many rows], ...]; a missing list is empty."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ConfigError(f"{what}: wanted a list of [row, generation, count]")
+    handles: list[QueueHandle] = []
+    for item in value:
+        if not _are_words(item, 3) or not 1 <= item[2] <= HANDLE_COUNT_MAX - len(handles):
+            raise ConfigError(
+                f"{what}: {item!r}, wanted [row, generation, count], at most {HANDLE_COUNT_MAX} "
+                "rows in all"
+            )
+        row, generation, count = item
+        handles += (QueueHandle(row + index, generation) for index in range(count))
+    return handles
+
+
 def _handle(item: object, what: str) -> QueueHandle:
-    if (
-        not isinstance(item, list)
-        or len(item) != 2
-        or not all(type(part) is int and 0 <= part <= _WORD_MAX for part in item)
-    ):
+    if not _are_words(item, 2):
         raise ConfigError(f"{what}: {item!r}, wanted [row, generation]")
     return QueueHandle(*item)
+
+
+def _are_words(item: object, count: int) -> TypeGuard[list[int]]:
+    return (
+        isinstance(item, list)
+        and len(item) == count
+        and all(type(part) is int and 0 <= part <= _WORD_MAX for part in item)
+    )
 
 
 def queue_of(command: Command) -> QueueField:

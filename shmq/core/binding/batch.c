@@ -96,20 +96,25 @@ static int batch_getbuffer(struct shmq_batch *self, Py_buffer *view, int flags)
     return 0;
 }
 
-static PyObject *batch_get_column(struct shmq_batch *self, void *closure)
+/* Of a column or a body; the other is -1. What is exported is said beside the call: without the collector, which may
+ * run Python code as the view is allocated, and with it another thread that asks for something else. */
+static PyObject *batch_view(struct shmq_batch *self, int column, Py_ssize_t body)
 {
-    self->export_column = (int)*(const enum shmq_batch_column *)closure;
+    int had_collector = PyGC_Disable();
+    self->export_column = column;
+    self->export_body = body;
     PyObject *view = PyMemoryView_FromObject((PyObject *)self);
     self->export_column = -1;
+    self->export_body = -1;
+    if (had_collector) {
+        (void)PyGC_Enable();
+    }
     return view;
 }
 
-static PyObject *batch_body_view(struct shmq_batch *self, Py_ssize_t index)
+static PyObject *batch_get_column(struct shmq_batch *self, void *closure)
 {
-    self->export_body = index;
-    PyObject *view = PyMemoryView_FromObject((PyObject *)self);
-    self->export_body = -1;
-    return view;
+    return batch_view(self, (int)*(const enum shmq_batch_column *)closure, -1);
 }
 
 static PyObject *batch_bodies(struct shmq_batch *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
@@ -125,7 +130,7 @@ static PyObject *batch_bodies(struct shmq_batch *self, PyObject *const *args, Py
     for (Py_ssize_t i = 0; list != NULL && i < self->count; ++i) {
         PyObject *body = is_copied ? PyBytes_FromStringAndSize((const char *)batch_body(self, i),
                                                                batch_body_size(self, i))
-                                   : batch_body_view(self, i);
+                                   : batch_view(self, -1, i);
         if (body == NULL) {
             Py_CLEAR(list);
             break;

@@ -5,6 +5,17 @@
 
 #include "arguments.h"
 
+/* No key, no queue, no delay: as if it was not given. */
+static int oneway_says_nothing(PyObject *name, PyObject *value)
+{
+    if (value == Py_None) {
+        return PyUnicode_CompareWithASCIIString(name, "key") == 0 ||
+               PyUnicode_CompareWithASCIIString(name, "queue") == 0;
+    }
+    return PyLong_CheckExact(value) && !PyObject_IsTrue(value) &&
+           PyUnicode_CompareWithASCIIString(name, "delay_level") == 0;
+}
+
 /* Sorts keywords into given[] and *timeout, all borrowed. 0: there is one that says something else. */
 static int oneway_keywords(PyObject *const *values, PyObject *kwnames, PyObject **given, PyObject **timeout)
 {
@@ -28,7 +39,10 @@ static int oneway_keywords(PyObject *const *values, PyObject *kwnames, PyObject 
             ++at;
         }
         if (at == known) {
-            return 0;
+            if (!oneway_says_nothing(name, values[i])) {
+                return 0;
+            }
+            continue;
         }
         given[passed[at].at] = values[i];
     }
