@@ -57,7 +57,8 @@ def filled_in(command: str, typed: Typed) -> str:
 
 
 def script_of(command: str, typed: Typed) -> str:
-    """It, and around it what `typed` says; daemons are stopped again, the last one first."""
+    """It, and around it what `typed` says; daemons are stopped again, the first one
+    first: with the Controller gone nobody is elected while the others stop."""
     staying, others = lines_of(filled_in(command, typed))
     if typed.at_terminal:
         (line,) = others
@@ -65,7 +66,7 @@ def script_of(command: str, typed: Typed) -> str:
         others = [
             f"{{ {keys}; }} | script --quiet --return --command {shlex.quote(line)} /dev/null"
         ]
-    started = [f'{line} & daemons="$! $daemons"' for line in staying]
+    started = [f'{line} & daemons="$daemons $!"' for line in staying]
     lines = [
         f"{_PATH}daemons=",
         _FRESH if staying else "",

@@ -174,7 +174,8 @@ TYPED: dict[str, dict[str, Typed]] = {
         " --set enableControllerMode=true\n"
         "shmq-broker --store /disk2/a1 --name broker-a --id 1 --runtime /run/by-hand"
         " --set enableControllerMode=true": Typed(
-            r"broker-a +1 +0 +yes +yes +yes(.*\n)+broker-a +1 +1 +- +yes +yes",
+            # One of the two is master: whichever the Controller heard of first.
+            r"broker-a +1 +0 +(yes|-) +yes +yes(.*\n)+broker-a +1 +1 +(?!\1)(yes|-) +yes +yes",
             look="shmq ha sync-state -n /run/by-hand",
         ),
         "shmq ha sync-state broker-a": Typed(
