@@ -7,6 +7,7 @@ set of labels that several series share is spelled once. Pure; fails with nothin
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["CONTENT_TYPE", "text_page"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SPELLED_MAX = 65_536
+"""Sets of labels whose text is kept for the next page."""
 
 
 def text_page(families: Iterable[Family]) -> bytes:
@@ -38,17 +41,18 @@ def text_page(families: Iterable[Family]) -> bytes:
             labels = sample.labels
             if labels is not last:
                 last = labels
-                text = spelled.get(id(labels)) or _spelled(labels)
+                text = spelled.get(id(labels)) or _spelled(tuple(labels.items()))
                 spelled[id(labels)] = text
             lines.append(f"{sample.name}{text} {_number(sample.value)}")
     lines.append("")
     return "\n".join(lines).encode("utf-8", "replace")
 
 
-def _spelled(labels: Mapping[str, str]) -> str:
+@functools.lru_cache(maxsize=_SPELLED_MAX)
+def _spelled(labels: tuple[tuple[str, str], ...]) -> str:
     if not labels:
         return ""
-    pairs = (f'{name}="{_escaped(text, quote=True)}"' for name, text in labels.items())
+    pairs = (f'{name}="{_escaped(text, quote=True)}"' for name, text in labels)
     return f"{{{','.join(pairs)}}}"
 
 
