@@ -332,9 +332,9 @@ class BrokerLink:
         names = list(self._memfds)
         with self._lock:
             body = {
-                "sends": _runs_of(sorted(self._handles)),
+                "sends": _runs_of(self._handles),
                 "bells": [
-                    {"bell": bell, "queues": sorted(handles)}
+                    {"bell": bell, "queues": _runs_of(handles)}
                     for bell, handles in self._bells.items()
                 ],
                 "claims": [claim for claim in self._claims.values() if claim],
@@ -542,7 +542,7 @@ class BrokerLink:
         with self._lock:
             self._bells.setdefault(bell, Counter()).update(wanted)
         if wanted:
-            self.call(RequestCode.SUBSCRIBE_BELL, {"bell": bell}, {"queues": wanted})
+            self.call(RequestCode.SUBSCRIBE_BELL, {"bell": bell}, {"queues": _runs_of(wanted)})
 
     def unsubscribe_bell(self, bell: int, handles: Iterable[Handle]) -> None:
         """One who subscribed to each of them does not want it any more."""
@@ -555,7 +555,7 @@ class BrokerLink:
                     del counts[handle]
                     unwanted.append(handle)
         if unwanted:
-            self.call(RequestCode.UNSUBSCRIBE_BELL, {"bell": bell}, {"queues": unwanted})
+            self.call(RequestCode.UNSUBSCRIBE_BELL, {"bell": bell}, {"queues": _runs_of(unwanted)})
 
     def claim(
         self,
@@ -860,9 +860,9 @@ def _int(value: object) -> int:
 
 
 def _runs_of(handles: Iterable[Handle]) -> list[list[int]]:
-    """Handles in order, as [first row, generation, how many rows]: all of a topic's are one."""
+    """Handles as they travel, [first row, generation, how many rows]: all of a topic's are one."""
     runs: list[list[int]] = []
-    for row, generation in handles:
+    for row, generation in sorted(handles):
         if runs and runs[-1][:2] == [row - runs[-1][2], generation]:
             runs[-1][2] += 1
         else:

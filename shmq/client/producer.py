@@ -265,15 +265,11 @@ class Producer(core.Oneway, Closable):
         if delay_level:
             properties = delayed(properties, delay_level)
         target = self._targets.get(topic)
-        if target is None:
-            request = SendRequest(topic, body, tag, keys, properties, flag, key, queue)
-            self._put(request, _now() + int(timeout * 1e9), timeout, keep=False)
-            return
-        if keys is not None and hasattr(keys, "__next__"):
-            keys = tuple(keys)  # another attempt wants them, too
-        if key is not None:
+        if key is not None and target is not None:
+            # What most keyed messages need, at a third of what a SendRequest costs.
+            if keys is not None and hasattr(keys, "__next__"):
+                keys = tuple(keys)  # another attempt wants them, too
             chosen = self._choose(target, key, queue)
-            status = _CLOSED
             if chosen.lane is not None:
                 try:
                     status = chosen.lane.put(
@@ -657,8 +653,9 @@ class Producer(core.Oneway, Closable):
             return [
                 self._send_lost(request, body, "", deadline_ns, timeout) for body in bodies[:count]
             ]
-        if settled.status in STORED and len(settled) == count:
-            return StoredResults(STORED[settled.status], where, settled)
+        common = settled.status
+        if common in STORED and len(settled) == count:
+            return StoredResults(STORED[common], where, settled)
         results = []
         for index in range(len(settled)):
             status, queue_offset, message_id = settled[index]

@@ -2,7 +2,7 @@
 
 What lives here: `text_page`. prometheus_client writes the same page; at 10,000 series it takes most
 of the time of a scrape for it, sorting and escaping the same labels again for each series. Here a
-set of labels that several series share is spelled once. Pure; fails with nothing.
+set of labels is spelled once, for this page and the next. Fails with nothing.
 """
 
 from __future__ import annotations
@@ -30,10 +30,7 @@ def text_page(families: Iterable[Family]) -> bytes:
     lines: list[str] = []
     last: Mapping[str, str] | None = None
     text = ""
-    spelled: dict[int, str] = {}
-    kept = []  # alive, so that no two sets of labels have had one id
     for family in families:
-        kept.append(family)
         name = f"{family.name}_total" if family.type == "counter" else family.name
         lines.append(f"# HELP {name} {_escaped(family.documentation)}")
         lines.append(f"# TYPE {name} {family.type}")
@@ -41,8 +38,7 @@ def text_page(families: Iterable[Family]) -> bytes:
             labels = sample.labels
             if labels is not last:
                 last = labels
-                text = spelled.get(id(labels)) or _spelled(tuple(labels.items()))
-                spelled[id(labels)] = text
+                text = _spelled(tuple(labels.items()))
             lines.append(f"{sample.name}{text} {_number(sample.value)}")
     lines.append("")
     return "\n".join(lines).encode("utf-8", "replace")

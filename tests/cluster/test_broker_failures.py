@@ -28,7 +28,7 @@ TEMPLATES: dict[RequestCode, tuple[dict[str, Any], Any]] = {
     RequestCode.ATTACH_SESSION: ({"clientId": "fuzzer", "isProducer": True}, None),
     RequestCode.RESUME_SESSION: (
         {"clientId": "fuzzer", "session": 0, "generation": 1, "fds": ""},
-        {"sends": [[0, 1, 1]], "bells": [{"bell": 0, "queues": [[0, 1]]}],
+        {"sends": [[0, 1, 1]], "bells": [{"bell": 0, "queues": [[0, 1, 1]]}],
          "claims": [{**GROUP, **QUEUE, "slot": 0, "claim": 1}]},
     ),
     RequestCode.DETACH_SESSION: ({}, None),
@@ -36,8 +36,8 @@ TEMPLATES: dict[RequestCode, tuple[dict[str, Any], Any]] = {
     RequestCode.GRANT_SOCKET: ({}, None),
     RequestCode.GRANT_SEND: ({"topic": TOPIC, "defaultTopicQueueNums": 4}, None),
     RequestCode.GET_TOPIC_QUEUES: ({"topic": TOPIC}, None),
-    RequestCode.SUBSCRIBE_BELL: ({"bell": 0}, {"queues": [[0, 1], [1, 1]]}),
-    RequestCode.UNSUBSCRIBE_BELL: ({"bell": 0}, {"queues": [[0, 1]]}),
+    RequestCode.SUBSCRIBE_BELL: ({"bell": 0}, {"queues": [[0, 1, 2]]}),
+    RequestCode.UNSUBSCRIBE_BELL: ({"bell": 0}, {"queues": [[0, 1, 1]]}),
     RequestCode.READ_ENTRIES: ({**QUEUE, "queueOffset": 0, "count": 1}, None),
     RequestCode.HEART_BEAT: (
         {},

@@ -127,9 +127,9 @@ def test_sleeping_consumer_is_woken_by_its_bell(shared_broker, topic):
             {"bell": 0},
             {
                 "queues": [
-                    [where.row, where.generation],
-                    [where.row, where.generation + 1],
-                    [999, 1],
+                    [where.row, where.generation, 1],
+                    [where.row, where.generation + 1, 1],
+                    [999, 1, 1],
                 ]
             },
         )["staleQueues"]
@@ -141,7 +141,7 @@ def test_sleeping_consumer_is_woken_by_its_bell(shared_broker, topic):
         sleeper.json(
             RequestCode.UNSUBSCRIBE_BELL,
             {"bell": 0},
-            {"queues": [[where.row, where.generation]]},
+            {"queues": [[where.row, where.generation, 1]]},
         )
 
 
@@ -149,7 +149,7 @@ NONSENSE = [
     (RequestCode.SUBSCRIBE_BELL, {"bell": 4}, {"queues": []}),
     (RequestCode.SUBSCRIBE_BELL, {"bell": -1}, {"queues": []}),
     (RequestCode.SUBSCRIBE_BELL, {"bell": 0}, {"queues": [[1]]}),
-    (RequestCode.SUBSCRIBE_BELL, {"bell": 0}, {"queues": [[True, 1]]}),
+    (RequestCode.SUBSCRIBE_BELL, {"bell": 0}, {"queues": [[True, 1, 1]]}),
     (RequestCode.SUBSCRIBE_BELL, {"bell": 0}, []),
     (RequestCode.GET_TOPIC_QUEUES, {"topic": 5}, None),
     (RequestCode.GET_MAX_OFFSET, {"topic": "t"}, None),

@@ -520,7 +520,7 @@ def test_hostile_client_that_makes_its_own_requests_gets_nothing(office: Office)
     for row in range(4):
         for generation in range(1, 4):
             outcome, answer = stranger.try_to(
-                "raw_json", "SUBSCRIBE_BELL", {"bell": 0}, {"queues": [[row, generation]]}
+                "raw_json", "SUBSCRIBE_BELL", {"bell": 0}, {"queues": [[row, generation, 1]]}
             )
             assert outcome == "PermissionDeniedError" or answer["staleQueues"] == [
                 [row, generation]

@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from shmq.broker.claims import ClaimedQueue
-from shmq.broker.processors.fields import (
-    client_id_of,
-    handles_of,
-    handles_of_runs,
-    items_of,
-    pairs,
-    ranged,
-)
+from shmq.broker.processors.fields import client_id_of, handles_of, items_of, pairs, ranged
 from shmq.broker.rights import Action
 from shmq.core import core
 from shmq.errors import (
@@ -118,8 +111,7 @@ class AttachProcessor:
                 "open a new session"
             )
         body = command.json() if command.body else {}
-        sends = handles_of_runs(body.get("sends"), f"{take.what}: sends")
-        good, stale = self._known(sends, connection)
+        good, stale = self._known(handles_of(body.get("sends"), f"{take.what}: sends"), connection)
         self._broker.bind(connection, client_id)
         offer = self._broker.sessions.resume(
             connection,

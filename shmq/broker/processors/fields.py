@@ -19,7 +19,6 @@ __all__ = [
     "client_id_of",
     "fields_of",
     "handles_of",
-    "handles_of_runs",
     "items_of",
     "json_response",
     "pairs",
@@ -28,9 +27,9 @@ __all__ = [
 ]
 
 ITEM_COUNT_MAX = 65_536
-"""Handles or claims in one request; a frame does not hold more."""
+"""Objects in one request; a frame does not hold more."""
 HANDLE_COUNT_MAX = 262_144
-"""Handles of one request that writes them as runs: the rows that a broker has by default."""
+"""Handles in one list: the rows that a broker has by default."""
 _CLIENT_ID = re.compile(r"[A-Za-z0-9@#._-]{1,255}")
 _WORD_MAX = (1 << 32) - 1
 
@@ -65,15 +64,6 @@ def items_of(body: Mapping[str, object], key: str, what: str) -> list[Fields]:
 
 
 def handles_of(value: object, what: str) -> list[QueueHandle]:
-    """Handles, written [[row, generation], ...]; a missing list is empty."""
-    if value is None:
-        return []
-    if not isinstance(value, list) or len(value) > ITEM_COUNT_MAX:
-        raise ConfigError(f"{what}: wanted at most {ITEM_COUNT_MAX} [row, generation]")
-    return [_handle(item, what) for item in value]
-
-
-def handles_of_runs(value: object, what: str) -> list[QueueHandle]:
     """Handles, written [[first row, generation, how many rows], ...]; a missing list is empty."""
     if value is None:
         return []
@@ -81,7 +71,7 @@ def handles_of_runs(value: object, what: str) -> list[QueueHandle]:
         raise ConfigError(f"{what}: wanted a list of [row, generation, count]")
     handles: list[QueueHandle] = []
     for item in value:
-        if not _are_words(item, 3) or not 1 <= item[2] <= HANDLE_COUNT_MAX - len(handles):
+        if not _is_run(item) or not 1 <= item[2] <= HANDLE_COUNT_MAX - len(handles):
             raise ConfigError(
                 f"{what}: {item!r}, wanted [row, generation, count], at most {HANDLE_COUNT_MAX} "
                 "rows in all"
@@ -91,16 +81,10 @@ def handles_of_runs(value: object, what: str) -> list[QueueHandle]:
     return handles
 
 
-def _handle(item: object, what: str) -> QueueHandle:
-    if not _are_words(item, 2):
-        raise ConfigError(f"{what}: {item!r}, wanted [row, generation]")
-    return QueueHandle(*item)
-
-
-def _are_words(item: object, count: int) -> TypeGuard[list[int]]:
+def _is_run(item: object) -> TypeGuard[list[int]]:
     return (
         isinstance(item, list)
-        and len(item) == count
+        and len(item) == 3
         and all(type(part) is int and 0 <= part <= _WORD_MAX for part in item)
     )
 

@@ -26,22 +26,14 @@ static Py_ssize_t completions_length(struct shmq_completions *self)
     return self->count;
 }
 
-static const struct shmq_completion_row *completions_row(struct shmq_completions *self, Py_ssize_t index)
+/* status, queue_offset, unique key */
+static PyObject *completions_item(struct shmq_completions *self, Py_ssize_t index)
 {
     if (index < 0 || index >= self->count) {
         PyErr_Format(PyExc_IndexError, "completion %zd of %zd", index, self->count);
         return NULL;
     }
-    return &self->rows[index];
-}
-
-/* status, queue_offset, unique key */
-static PyObject *completions_item(struct shmq_completions *self, Py_ssize_t index)
-{
-    const struct shmq_completion_row *row = completions_row(self, index);
-    if (row == NULL) {
-        return NULL;
-    }
+    const struct shmq_completion_row *row = &self->rows[index];
     PyObject *key = row->id == SHMQ_UNIQUE_KEY_CUSTOM ? Py_NewRef(Py_None)
                                                       : shmq_unique_key_text(&self->unique_keys, row->id);
     return key == NULL ? NULL : Py_BuildValue("(iLN)", (int)row->status, (long long)row->queue_offset, key);

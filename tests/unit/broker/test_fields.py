@@ -2,7 +2,7 @@
 
 import pytest
 
-from shmq.broker.processors.fields import HANDLE_COUNT_MAX, handles_of_runs
+from shmq.broker.processors.fields import HANDLE_COUNT_MAX, handles_of
 from shmq.client.broker_link import _runs_of
 from shmq.errors import ConfigError
 
@@ -20,7 +20,7 @@ from shmq.errors import ConfigError
 )
 def test_handles_travel_as_runs_of_rows(handles, runs):
     assert _runs_of(handles) == runs
-    assert handles_of_runs(runs, "sends") == handles
+    assert handles_of(runs, "sends") == handles
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,4 @@ def test_handles_travel_as_runs_of_rows(handles, runs):
 )
 def test_what_is_no_run_is_refused_before_anything_is_made_of_it(value):
     with pytest.raises(ConfigError, match=r"sends: .*wanted .*\[row, generation, count\]"):
-        handles_of_runs(value, "sends")
+        handles_of(value, "sends")
