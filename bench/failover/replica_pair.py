@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 from measuring import ROOT
 
 import shmq
+from shmq.client.cleanup import forget_memory
 from shmq.client.ha import HaMember
-from shmq.client.local import LOG, forget_memory
+from shmq.client.namesrv_process import LOG
 from shmq.remoting.client import Client as Link
 from shmq.remoting.codes import RequestCode
 from shmq.remoting.command import Command

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import shmq
-from shmq.client.local import forget_memory
+from shmq.client.cleanup import forget_memory
 from shmq.clock import SYSTEM_CLOCK
 from shmq.threads import NamedThread
 

@@ -165,7 +165,7 @@ def pid_of(module: bytes, folder: Path) -> int:
 
 @pytest.mark.parametrize(
     "killed",
-    [(), (b"shmq.broker",), (b"shmq.client.local",), (b"shmq.namesrv", b"shmq.broker")][
+    [(), (b"shmq.broker",), (b"shmq.client.guard",), (b"shmq.namesrv", b"shmq.broker")][
         : scaled(3, 4)
     ],
 )
@@ -195,7 +195,7 @@ def test_temporary_cluster_whose_guard_is_killed_ends_with_its_client(tmp_path, 
     before = ours_in_dev_shm()
     with shmq.local() as client:
         client.producer().send("t", b"x")
-        os.kill(pid_of(b"shmq.client.local", tmp_path), signal.SIGKILL)
+        os.kill(pid_of(b"shmq.client.guard", tmp_path), signal.SIGKILL)
     assert left_behind(before, strict=False) == []
     assert not processes_of(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from shmq.client.local import LOG, start
+from shmq.client.local import start
+from shmq.client.namesrv_process import LOG
 from shmq.config import default_runtime_folder
 from shmq.threads import NamedThread
 
