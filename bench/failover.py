@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).with_suffix("")))
 
 from faults import FAULTS
 from measuring import machine
+from reporting import earlier
 from rounds import run_rounds
 
 
@@ -46,12 +47,13 @@ def main() -> int:
     options = parser.parse_args()
     if options.rounds < 1 or options.rate < 1:
         parser.error("--rounds and --rate: wanted 1 or more")
+    runs = earlier(parser, options.out, {"rounds": int}).get("figures", {})
     print(f"failover {options.mode} {options.how}: seed {options.seed}", flush=True)
     result = run_rounds(options) | {"machine": machine()}
     if options.out:
-        runs = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
         runs[f"{options.mode} {options.how}"] = result
-        options.out.write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
+        kept = {"bench": "failover", "figures": runs}
+        options.out.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     for problem in result["problems"]:
         print(f"problem: {problem}", file=sys.stderr)
     if options.json:

@@ -21,6 +21,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).with_name("micro")))
+
+from reporting import NUMBER, Shape, Unfit, checked, earlier
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "bench/micro/instructions.c"
 RESULTS = ROOT / "bench/results/instructions.json"
@@ -35,6 +39,7 @@ FIGURES = {
     "receive": ("instructions_receive_one", "entry, frame, head; one message a call"),
     "receive_batch": ("instructions_receive_batch", "the same, 64 a call, per message"),
 }
+COUNT: Shape = {"instructions": NUMBER}
 GROWTH_MAX = 0.02
 """Of a count, with the compiler it was written down with: what a change may cost unnoticed."""
 GROWTH_MAX_ELSEWHERE = 0.15
@@ -58,6 +63,7 @@ def report() -> dict[str, Any]:
         _run([compiler, *FLAGS, *includes, str(SOURCE), "-o", str(program)])
         counts = _count(program, Path(name, "callgrind.out"))
     return {
+        "bench": "instructions",
         "machine": {
             "cpu": platform.machine(),
             "compiler": _run([compiler, "--version"]).splitlines()[0],
@@ -85,6 +91,24 @@ def grown(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
                 f"(+{counted / wanted - 1:.1%}, allowed {most:.0%}): {known['what']}"
             )
     return found
+
+
+def written_down(path: Path) -> dict[str, Any]:
+    """What counts can be compared with.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON.
+        Unfit: it is no result of this program, or has not all the figures.
+    """
+    text = path.read_text(encoding="utf-8")
+    result = checked(text, "instructions", COUNT, more=("machine",))
+    missing = sorted(FIGURES.keys() - result["figures"].keys())
+    if missing:
+        raise Unfit(f"no figures {', '.join(missing)} in it")
+    if not {"cpu", "compiler"} <= result.get("machine", {}).keys():
+        raise Unfit("it does not say with which cpu and compiler")
+    return result
 
 
 def _count(program: Path, out: Path) -> dict[str, float]:
@@ -122,6 +146,14 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--out", type=Path, default=RESULTS, help="written there, or compared with")
     options = parser.parse_args()
+    before = None
+    if options.check:
+        try:
+            before = written_down(options.out)
+        except (OSError, ValueError, Unfit) as problem:
+            parser.exit(2, f"{parser.prog}: --check: {options.out}: {problem}\n")
+    else:
+        earlier(parser, options.out, COUNT)
     try:
         now = report()
     except NotCounted as problem:
@@ -130,18 +162,12 @@ def main() -> int:
     for figure, known in now["figures"].items():
         print(f"{figure:14} {known['instructions']:8.1f}  {known['what']}")
     worse = []
-    if options.check:
-        try:
-            before = json.loads(options.out.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as problem:
-            print(f"bin/bench instructions: --check: {problem}", file=sys.stderr)
-            return 2
+    if before is None:
+        options.out.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+    else:
         worse = grown(now, before)
         for line in worse:
             print(line, file=sys.stderr)
-    else:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
     if options.json:
         print(json.dumps(now))
     return 1 if worse else 0

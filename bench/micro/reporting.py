@@ -9,6 +9,14 @@ from typing import Any
 from measuring import Figure, machine
 
 Row = Callable[[argparse.Namespace], dict[str, Figure]]
+Shape = Mapping[str, type | tuple[type, ...]]
+"""Keys that an object in JSON has, and of what type each is."""
+NUMBER = (int, float)
+FIGURE: Shape = {"median": NUMBER, "min": NUMBER, "max": NUMBER, "runs": int, "unit": str}
+
+
+class Unfit(Exception):
+    """A file that is not the result of an earlier run of the same verb; says why."""
 
 
 def run(
@@ -43,7 +51,11 @@ def run(
         said = f"no such rows: {', '.join(unknown)}; there are {', '.join(rows)}"
         parser.exit(2, f"{parser.prog}: {said}\n")
     kept = earlier(parser, options.out)
-    result: dict[str, Any] = {"machine": machine(), "figures": kept.get("figures", {})}
+    result: dict[str, Any] = {
+        "bench": verb,
+        "machine": machine(),
+        "figures": kept.get("figures", {}),
+    }
     for name in names:
         for label, figure in rows[name](options).items():
             result["figures"][label] = figure
@@ -56,9 +68,21 @@ def run(
     return 0
 
 
-def earlier(parser: argparse.ArgumentParser, out: Path | None) -> dict[str, Any]:
-    """What --out has of earlier runs. Its folder is made; the program ends where one cannot write
-    there: not once all is measured.
+def earlier(
+    parser: argparse.ArgumentParser,
+    out: Path | None,
+    shape: Shape = FIGURE,
+    *,
+    more: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """What --out has of earlier runs of this verb. Its folder is made; the program ends where one
+    cannot write there, or would write over what is another's: not once all is measured.
+
+    Args:
+        parser: of bin/bench VERB.
+        out: what --out says.
+        shape: of each of its figures.
+        more: objects that the file may have beside its figures.
     """
     if out is None:
         return {}
@@ -70,12 +94,36 @@ def earlier(parser: argparse.ArgumentParser, out: Path | None) -> dict[str, Any]
         if not text:
             out.unlink()  # it was not there; who ends early leaves nothing
             return {}
-        kept: dict[str, Any] = {**json.loads(text)}
-        kept["figures"] = {**kept["figures"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        said = f"--out {out}: want a file to write, or that of an earlier run: {error!r}"
+        return checked(text, verb_of(parser), shape, more=more)
+    except (OSError, ValueError, Unfit) as error:
+        said = f"--out {out}: want a file to write, or that of an earlier run: {error}"
         parser.exit(2, f"{parser.prog}: {said}\n")
-    return kept
+
+
+def verb_of(parser: argparse.ArgumentParser) -> str:
+    """Of bin/bench; as results name it."""
+    return parser.prog.rpartition(" ")[2]
+
+
+def checked(text: str, verb: str, shape: Shape, *, more: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A result that is of this verb, and has what its next run looks at.
+
+    Raises:
+        ValueError: it is no JSON.
+        Unfit: it is of another verb, or has not.
+    """
+    result = json.loads(text)
+    if not isinstance(result, dict) or result.get("bench") != verb:
+        found = result.get("bench") if isinstance(result, dict) else None
+        raise Unfit(f'"bench" in it is {json.dumps(found)}, not "{verb}"')
+    for name in ("figures", *(name for name in more if name in result)):
+        if not isinstance(result.get(name), dict):
+            raise Unfit(f'no object "{name}" in it')
+    for label, figure in result["figures"].items():
+        for key, kind in shape.items():
+            if not isinstance(figure, dict) or not isinstance(figure.get(key), kind):
+                raise Unfit(f'"{key}" of "{label}" in it is missing or of another type')
+    return result
 
 
 def _show(label: str, figure: Figure) -> None:

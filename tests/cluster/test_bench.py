@@ -67,14 +67,67 @@ def test_bench_measures(tmp_path: Path, verb: str, rows: str, wanted: list[str])
 
 @pytest.mark.parametrize("verb", ["micro", "e2e", "index", "scale"])
 def test_unknown_row_is_named(verb: str):
-    done = subprocess.run(
-        [sys.executable, f"bench/{verb}.py", "--rows", "nothing"],
+    done = _bench(verb, "--rows", "nothing")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "no such rows: nothing; there are " in line
+
+
+@pytest.mark.parametrize("verb", ["micro", "e2e", "index", "scale", "peers", "failover"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", '"bench" in it is null, not "VERB"'),
+        ('{"figures": {}}', '"bench" in it is null, not "VERB"'),
+        ('{"bench": "instructions", "figures": {}}', '"bench" in it is "instructions", not "VERB"'),
+        ('{"bench": "VERB"}', 'no object "figures" in it'),
+        ('{"bench": "VERB", "figures": []}', 'no object "figures" in it'),
+        ('{"bench": "VERB", "figures": {"a": 1}}', 'of "a" in it is missing or of another type'),
+        ('{"bench": "VERB", "figures": {"a": {}}}', 'of "a" in it is missing or of another type'),
+    ],
+)
+def test_file_of_another_kind_is_refused_before_anything_is_measured(
+    tmp_path: Path, verb: str, text: str, said: str
+):
+    out = tmp_path / "figures.json"
+    out.write_text(text.replace("VERB", verb))
+    done = _bench(verb, "--out", str(out))
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert said.replace("VERB", verb) in line
+    assert out.read_text() == text.replace("VERB", verb)
+
+
+def test_peers_that_are_no_object_are_refused(tmp_path: Path):
+    out = tmp_path / "figures.json"
+    out.write_text('{"bench": "peers", "figures": {}, "peers": []}')
+    done = _bench("peers", "--out", str(out))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert 'no object "peers" in it' in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["micro", "failover", "instructions"])
+def test_out_that_cannot_be_written_is_said_before_anything_is_measured(verb: str):
+    done = _bench(verb, "--out", "/proc/version/figures.json")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "--out /proc/version/figures.json: want a file to write" in line
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench/results").iterdir()), ids=lambda p: p.stem)
+def test_results_say_what_took_them(path: Path):
+    verb = path.stem.rpartition("-")[2]
+    assert json.loads(path.read_text())["bench"] == verb
+    assert (ROOT / "bench" / f"{verb}.py").exists()
+
+
+def _bench(verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, f"bench/{verb}.py", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "no such rows: nothing; there are " in line

@@ -5,6 +5,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from tests.support.repository import ROOT
 from tests.support.require import require_program
@@ -36,7 +39,8 @@ def test_no_stage_takes_more_instructions_than_was_written_down():
     }
 
 
-def test_stage_that_grew_is_named_with_both_counts():
+def test_stage_that_grew_is_named_with_both_counts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])  # it puts its neighbours' folder there
     spec = importlib.util.spec_from_file_location("bench_instructions", PROGRAM)
     assert spec is not None
     assert spec.loader is not None
@@ -52,3 +56,33 @@ def test_stage_that_grew_is_named_with_both_counts():
     assert "(+10.0%, allowed 2%)" in line
     now["machine"]["compiler"] = "another"
     assert bench.grown(now, before) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file or directory"),
+        ("{", "Expecting property name"),
+        ('{"figures": {}}', '"bench" in it is null, not "instructions"'),
+        ('{"bench": "instructions"}', 'no object "figures" in it'),
+        ('{"bench": "instructions", "figures": {"send": {}}}', '"instructions" of "send" in it is'),
+        ('{"bench": "instructions", "figures": {}}', "no figures append, append_batch, complete, "),
+    ],
+)
+def test_file_that_counts_cannot_be_compared_with_is_not_growth(
+    tmp_path: Path, text: str | None, said: str
+):
+    written = tmp_path / "counts.json"
+    if text is not None:
+        written.write_text(text)
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), "--check", "--out", str(written)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert said in line
