@@ -15,7 +15,7 @@ from fetching import cache_folder, python_packages
 from measuring import Foreign, machine
 from outcome import Outcome, table_place
 from peer import NotHad, Peer, PeerError
-from reporting import earlier
+from reporting import FIGURE, Shape, earlier
 from rows import FLUSHED_ROWS, FULL, QUICK, ROWS, Life, Row, Scale
 from session import PATIENCE_S, folder_of_run, running
 
@@ -41,6 +41,14 @@ PACKAGES = {"pyzmq": "zeromq", "multiprocessing.Queue": "mp.Queue"}
 """What else --only takes for a peer."""
 BACKLOG = "backlog"
 """A row that starts and ends servers itself."""
+PEER_FIGURE: Shape = {
+    **FIGURE,
+    "peer": str,
+    "row": str,
+    "taken": str,
+    "by_round": dict,
+    "is_more_better": bool,
+}
 
 
 def main(description: str) -> int:
@@ -82,7 +90,8 @@ def main(description: str) -> int:
         parser.exit(2, f"{parser.prog}: --rounds {rounds}: wanted 1 or more\n")
     if not options.patience > 0:
         parser.exit(2, f"{parser.prog}: --patience {options.patience}: wanted more than 0\n")
-    outcome = Outcome(machine(), earlier(parser, options.out))
+    kept = earlier(parser, options.out, PEER_FIGURE, more=("peers",))
+    outcome = Outcome(machine(), kept)
     if options.table:
         table_place(options.table)
     is_cut_short = False

@@ -20,6 +20,7 @@ class Outcome:
 
     def __init__(self, machine: dict[str, Any], earlier: dict[str, Any]) -> None:
         self._result: dict[str, Any] = {
+            "bench": "peers",
             "machine": machine,
             "peers": {},
             "missing": {},
