@@ -218,7 +218,9 @@ class _Walk:
         self._trusted_end = trusted_end
         self._record_crc_position = record_crc_position
         self._delay_levels_ms = delay_levels_ms
-        self._window = b""
+        # One for all windows: memory that is new each time costs more than the copy.
+        self._buffer = bytearray(min(WINDOW_BYTES, end - begin))
+        self._window = memoryview(b"")
         self._window_position = begin
         self._rows = bytearray()
         self._damages: list[Damage] = []
@@ -271,20 +273,22 @@ class _Walk:
     def _load(self, place: int, size: int) -> None:
         """Read a window that begins at `place`."""
         size = min(max(size, WINDOW_BYTES), self._end - place)
-        parts = []
-        at = place
-        while at < place + size:
+        if size > len(self._buffer):
+            self._buffer = bytearray(size)
+        window = memoryview(self._buffer)[:size]
+        filled = 0
+        while filled < size:
+            at = place + filled
             try:
-                part = os.pread(self._fd, place + size - at, at - self._begin)
+                count = os.preadv(self._fd, [window[filled:]], at - self._begin)
             except OSError as error:
                 raise StoreError(
                     f"read the log at {at}: {error.strerror}; the disk may be failing"
                 ) from error
-            if not part:
+            if not count:
                 raise StoreError(f"read the log at {at}: the file ends there")
-            parts.append(part)
-            at += len(part)
-        self._window = parts[0] if len(parts) == 1 else b"".join(parts)
+            filled += count
+        self._window = window
         self._window_position = place
 
     def _extend(self, place: int) -> bool:
@@ -450,7 +454,7 @@ class _Walk:
         self._need(place, size)
         at = place - self._window_position
         _, _, fields = core.parse_frame(
-            memoryview(self._window)[at : at + size],
+            self._window[at : at + size],
             physical_offset=place,
             demands=0,
             believe=True,
