@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fetching import filled, run
-from peer import STAMP, TIMEOUT_S, Body, Consumer, NotHad, Peer, Producer, due_times
+from peer import (
+    EARLY_NS,
+    STAMP,
+    TIMEOUT_S,
+    Body,
+    Consumer,
+    NotHad,
+    Pacer,
+    Peer,
+    Producer,
+    due_times,
+)
 from servers import can_connect, free_port, start_server, stop_server
 
 Topic = tuple[int, str, bool]
@@ -18,6 +29,9 @@ Topic = tuple[int, str, bool]
 _MODULE = "github.com/nats-io/nats-server/v2"
 _PENDING_MAX = 4_000
 _UNACKNOWLEDGED_MAX = 5_000
+_IDLE_TURNS = 200
+_EARLY_NS = EARLY_NS + 1_000_000
+"""The loop's own sleep takes whole milliseconds, rounded up."""
 
 
 async def _connect(port: int) -> tuple[Any, Any]:
@@ -27,6 +41,14 @@ async def _connect(port: int) -> tuple[Any, Any]:
     return connection, connection.jetstream(
         timeout=TIMEOUT_S, publish_async_max_pending=_PENDING_MAX
     )
+
+
+async def _turn_ns() -> int:
+    """Processor time of a turn of the loop in which nothing happens."""
+    begin_ns = time.thread_time_ns()
+    for _ in range(_IDLE_TURNS):
+        await asyncio.sleep(0)
+    return (time.thread_time_ns() - begin_ns) // _IDLE_TURNS
 
 
 class NatsProducer(Producer):
@@ -44,8 +66,9 @@ class NatsProducer(Producer):
     def put_repeatedly(self, body: Body, count: int) -> None:
         self._do(self._put_all([body] * count))
 
-    def pace(self, size: int, count: int, interval_ns: int) -> None:
-        self._do(self._pace(bytes(size - STAMP.size), count, interval_ns))
+    def pace(self, size: int, count: int, interval_ns: int) -> Pacer:
+        pacer: Pacer = self._do(self._pace(bytes(size - STAMP.size), count, interval_ns))
+        return pacer
 
     async def _put_all(self, bodies: Sequence[Body]) -> None:
         put, subject = self._stream.publish_async, self._subject
@@ -53,14 +76,22 @@ class NatsProducer(Producer):
             await put(subject, body)
         await self._stream.publish_async_completed()
 
-    async def _pace(self, padding: bytes, count: int, interval_ns: int) -> None:
+    async def _pace(self, padding: bytes, count: int, interval_ns: int) -> Pacer:
         put, subject = self._stream.publish_async, self._subject
+        pacer, turn_ns = Pacer(), await _turn_ns()
         for due_ns in due_times(count, interval_ns):
-            # As wait_until, in the loop, which writes and reads meanwhile.
-            while (left_ns := due_ns - time.monotonic_ns()) > 0:
-                await asyncio.sleep(left_ns / 1e9 if left_ns > 1_000_000 else 0)
+            # As Pacer.wait_until, in the loop, which writes and reads meanwhile.
+            left_ns = due_ns - time.monotonic_ns()
+            if left_ns > 0:
+                if left_ns > _EARLY_NS:
+                    await asyncio.sleep((left_ns - _EARLY_NS) / 1e9)
+                while (now_ns := time.monotonic_ns()) < due_ns:
+                    await asyncio.sleep(0)
+                    pacer.cpu_ns += turn_ns
+                pacer.late_ns.append(now_ns - due_ns)
             await put(subject, STAMP.pack(due_ns) + padding)
         await self._stream.publish_async_completed()
+        return pacer
 
     def close(self) -> None:
         self._do(self._connection.close())

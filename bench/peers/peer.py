@@ -23,8 +23,9 @@ LOOK_S = 0.1
 """How often a consumer that waits sees whether it may stop."""
 STAMP = struct.Struct("<Q")
 """When a message was due, monotonic ns; its first bytes."""
-_SLEEP_NS = 100_000
-"""A pause that is longer is slept: 10,000/s and less."""
+EARLY_NS = 300_000
+"""A sleep of a pacer ends so long before its message is due: the kernel ends each one late by up to
+100 us. The rest is waited for by giving up the core."""
 
 
 class PeerError(Exception):
@@ -43,8 +44,11 @@ def batch_of(size: int) -> int:
 class Producer:
     """Sends to one topic."""
 
-    def work(self, *, verb: str, size: int, count: int, **more: int) -> dict[str, int]:
-        """Send so many in the way that the verb says; when that began and ended."""
+    def work(self, *, verb: str, size: int, count: int, **more: int) -> dict[str, Any]:
+        """Send so many in the way that the verb says; when that began and ended, and of a paced
+        run how well it was paced.
+        """
+        paced: dict[str, Any] = {}
         body = bytes(size)
         begin_ns = time.monotonic_ns()
         match verb:
@@ -58,10 +62,10 @@ class Producer:
             case "flying":
                 self.send_flying(body, count, more["flying"])
             case "pace":
-                self.pace(size, count, more["interval_ns"])
+                paced = self.pace(size, count, more["interval_ns"]).said()
             case _:
                 raise ValueError(f"no such verb: {verb}")
-        return {"begin_ns": begin_ns, "end_ns": time.monotonic_ns()}
+        return {"begin_ns": begin_ns, "end_ns": time.monotonic_ns(), **paced}
 
     def send(self, body: Body) -> None:
         """One message; returns when it is accepted at the level the server was started with."""
@@ -102,13 +106,15 @@ class Producer:
             put(body)
         self.flush()
 
-    def pace(self, size: int, count: int, interval_ns: int) -> None:
+    def pace(self, size: int, count: int, interval_ns: int) -> "Pacer":
         """As `put`, each when it is due, or at once if that is past; says when it was due."""
         padding = bytes(size - STAMP.size)
+        pacer = Pacer()
         for due_ns in due_times(count, interval_ns):
-            wait_until(due_ns, interval_ns)
+            pacer.wait_until(due_ns)
             self.put(STAMP.pack(due_ns) + padding)
         self.flush()
+        return pacer
 
     def close(self) -> None:
         """It sends no more."""
@@ -229,11 +235,29 @@ def due_times(count: int, interval_ns: int) -> range:
     return range(begin_ns, begin_ns + count * interval_ns, interval_ns)
 
 
-def wait_until(due_ns: int, interval_ns: int) -> None:
-    """Sleep; what is due sooner than a sleep is long is waited for by giving up the core."""
-    if interval_ns < _SLEEP_NS:
-        while time.monotonic_ns() < due_ns:
+class Pacer:
+    """Waits until messages are due, and knows what that cost."""
+
+    def __init__(self) -> None:
+        self.late_ns: list[int] = []
+        """How long after it was due each message was handed over, of those that were waited for:
+        not of those that an earlier send held up."""
+        self.cpu_ns = 0
+        """Processor time of the waiting: it is the bench's, not the peer's."""
+
+    def wait_until(self, due_ns: int) -> None:
+        """Return at once if that is past."""
+        left_ns = due_ns - time.monotonic_ns()
+        if left_ns <= 0:
+            return
+        begin_ns = time.thread_time_ns()
+        if left_ns > EARLY_NS:
+            time.sleep((left_ns - EARLY_NS) / 1e9)
+        while (now_ns := time.monotonic_ns()) < due_ns:
             os.sched_yield()
-    else:
-        while (left_ns := due_ns - time.monotonic_ns()) > 0:
-            time.sleep(left_ns / 1e9)
+        self.cpu_ns += time.thread_time_ns() - begin_ns
+        self.late_ns.append(now_ns - due_ns)
+
+    def said(self) -> dict[str, Any]:
+        """What Producer.work() answers beside begin and end."""
+        return {"late_ns": self.late_ns, "pacer_cpu_ns": self.cpu_ns}

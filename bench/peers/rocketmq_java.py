@@ -53,10 +53,10 @@ class JavaProducer(Producer):
     def __init__(self, place: Place) -> None:
         self._program = _Program(place, "produce")
 
-    def work(self, *, verb: str, size: int, count: int, **more: int) -> dict[str, int]:
+    def work(self, *, verb: str, size: int, count: int, **more: int) -> dict[str, Any]:
         self._program.tell(verb, size, count, next(iter(more.values()), 0))
-        begin_ns, end_ns = map(int, self._program.answer())
-        return {"begin_ns": begin_ns, "end_ns": end_ns}
+        begin_ns, end_ns, cpu_ns, *late_ns = map(int, self._program.answer())
+        return {"begin_ns": begin_ns, "end_ns": end_ns, "pacer_cpu_ns": cpu_ns, "late_ns": late_ns}
 
     def close(self) -> None:
         self._program.close()

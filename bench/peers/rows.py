@@ -26,6 +26,11 @@ LATENCY_BODY = 100
 AGES_MAX = 200_000
 """Messages of one run whose latency is taken."""
 MIB = 1 << 20
+_PACED_S = 0.3
+_PACED_MIN = 50
+"""Of a run that warms a pace up: seconds, and messages at least."""
+_STANDS_STILL = 0.9
+"""A latency that has not come below this part of the best one yet."""
 _TRIES = 12
 """Of finding out how many messages a run should have."""
 
@@ -139,6 +144,32 @@ class Life:
         most = max(16, scale.sustained_bytes // size)
         return self._timed(line, label, verb, size, scale.sustained_s, most, {})
 
+    def paced(self, line: Line, count: int, rate: float) -> Flow:
+        """As many messages, so many a second."""
+        interval_ns = max(1, int(1e9 / rate))
+        return self.session.flow(line, "pace", LATENCY_BODY, count, interval_ns=interval_ns)
+
+    def warm_up_paced(self, line: Line, rates: list[float], most: float) -> None:
+        """For as long as the peer wants, or until no rate's latency becomes less: what is warm for
+        a burst is not for a pace.
+
+        Args:
+            line: whose peer.
+            rates: messages a second.
+            most: what it can take, about.
+        """
+        seconds = self.session.peer.WARM_UP_S * self.scale.warm_up
+        begin = time.perf_counter()
+        best: dict[float, int] = {}
+        is_better = True
+        while is_better and time.perf_counter() - begin < seconds:
+            is_better = False
+            for rate in rates:
+                count = max(_PACED_MIN, min(AGES_MAX, int(min(rate, most) * _PACED_S)))
+                age_ns = _part(self.paced(line, count, rate).ages_ns, 0.5)
+                is_better |= age_ns < best.get(rate, math.inf) * _STANDS_STILL
+                best[rate] = min(age_ns, best.get(rate, age_ns))
+
     def _warm_up(self, line: Line, count: int) -> None:
         """Once in a life: more and more messages, for as long as the peer wants."""
         begin = time.perf_counter()
@@ -217,18 +248,37 @@ def _throughput(life: Life, shape: str, name: str) -> Iterator[Value]:
 def row_latency(life: Life) -> Iterator[Value]:
     """From when a message was due until a consumer in another process has it."""
     line = life.pair()
-    half = life.burst(line, "latency: own maximum", "put", LATENCY_BODY).rate / 2
+    own = life.burst(line, "latency: own maximum", "put", LATENCY_BODY).rate
+    rates = {f"{rate:,}/s": float(rate) for rate in RATES} | {"half its maximum": own / 2}
+    life.warm_up_paced(line, list(rates.values()), own)
     os.sync()  # what was sent so far, by any peer, is not written in the middle of this
-    rates = {f"{rate:,}/s": float(rate) for rate in RATES} | {"half its maximum": half}
     for name, rate in rates.items():
         count = max(50, min(AGES_MAX, int(rate * life.scale.latency_s)))
-        flow = life.session.flow(
-            line, "pace", LATENCY_BODY, count, interval_ns=max(1, int(1e9 / rate))
-        )
-        notes = {"asked_per_s": rate, "reached_per_s": round(flow.count / flow.send_seconds)}
+        flow = life.paced(line, count, rate)
+        notes = _pacing(flow, rate)
         for percentile, part in PERCENTILES.items():
-            age_ns = flow.ages_ns[min(flow.count - 1, int(flow.count * part))]
-            yield Value(f"latency {name} {percentile}", age_ns / 1e3, "us", False, notes)
+            age_us = _part(flow.ages_ns, part) / 1e3
+            yield Value(f"latency {name} {percentile}", age_us, "us", False, notes)
+        yield _cpu(f"latency {name}", flow, notes)
+
+
+def _pacing(flow: Flow, rate: float) -> dict[str, float]:
+    """What came of the schedule: how much of a latency is the bench's own."""
+    notes = {
+        "asked_per_s": rate,
+        "reached_per_s": round(flow.count / flow.send_seconds),
+        "pacer_s_per_million": flow.pacer_cpu_seconds * 1e6 / flow.count,
+        "pacer_waited_for": len(flow.late_ns) / flow.count,
+    }
+    if flow.late_ns:  # else each was due before the one before it was sent
+        notes["pacer_late_p50_us"] = _part(flow.late_ns, 0.5) / 1e3
+        notes["pacer_late_p99_us"] = _part(flow.late_ns, 0.99) / 1e3
+    return notes
+
+
+def _part(ordered: list[int], part: float) -> int:
+    """The value that this part of all is below."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
 
 
 def row_sync(life: Life) -> Iterator[Value]:
@@ -268,9 +318,9 @@ def _rate(label: str, flow: Flow) -> Value:
     return Value(label, flow.rate, "messages/s", True, {"messages": flow.count})
 
 
-def _cpu(label: str, flow: Flow) -> Value:
+def _cpu(label: str, flow: Flow, notes: dict[str, float] | None = None) -> Value:
     seconds = flow.cpu_seconds * 1e6 / flow.count
-    return Value(f"processor time, {label}", seconds, "s/million", False)
+    return Value(f"processor time, {label}", seconds, "s/million", False, notes or {})
 
 
 Row = Callable[[Life], Iterator[Value]]

@@ -23,7 +23,8 @@ PATIENCE_S = 60.0
 _SEND_TIMEOUT_S = 600.0
 _END_TIMEOUT_S = 20.0
 _LOOK_S = 0.002
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+_CPU_CLOCK = 2
+"""CPUCLOCK_SCHED: as the scheduler counts it."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,14 @@ class Flow:
     send_seconds: float
     """From the first call until the last send is accepted."""
     cpu_seconds: float
-    """Of servers, producers and consumers."""
+    """Of servers, producers and consumers; without that of waiting until messages are due."""
     ages_ns: list[int]
-    """From when a message was due until a consumer had it, sorted; if that was asked for."""
+    """Of a paced flow: from when a message was due until a consumer had it, sorted."""
+    late_ns: list[int]
+    """Of a paced flow: from when a message was due until the pacer, if it had to wait for that,
+    handed it over; sorted."""
+    pacer_cpu_seconds: float
+    """Processor time of the waiting."""
 
     @property
     def rate(self) -> float:
@@ -209,13 +215,17 @@ class Session:
             producer.tell({"verb": verb, "size": size, "count": each, **order})
         received = self._await(line, total, size)
         sent = [producer.answer() for producer in line.producers]
+        cpu_seconds = self.cpu_seconds() - cpu_before
         begin_ns = min(answer["begin_ns"] for answer in sent)
+        waiting = sum(answer.get("pacer_cpu_ns", 0) for answer in sent) / 1e9
         return Flow(
             total,
             (max(answer["end_ns"] for answer in received) - begin_ns) / 1e9,
             (max(answer["end_ns"] for answer in sent) - begin_ns) / 1e9,
-            self.cpu_seconds() - cpu_before,
+            max(0.0, cpu_seconds - waiting),
             sorted(age for answer in received for age in answer["ages_ns"] or ()),
+            sorted(late for answer in sent for late in answer.get("late_ns", ())),
+            waiting,
         )
 
     def send(self, line: Line, verb: str, size: int, count: int) -> None:
@@ -237,14 +247,14 @@ class Session:
 
     def cpu_seconds(self) -> float:
         """Processor time of the peer's processes, with what their ended threads had used."""
-        total = 0
+        total_ns = 0
         for pid in descendants() - self._others:
             try:
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                # The kernel's number for the clock of a process; /proc counts in ticks of 10 ms.
+                total_ns += time.clock_gettime_ns(~pid << 3 | _CPU_CLOCK)
             except OSError:
                 continue
-            total += int(fields[11]) + int(fields[12])
-        return total * _TICK_S
+        return total_ns / 1e9
 
     def memory_bytes(self) -> int:
         """Of the peer's processes: what each has for itself, and its part of what is shared."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,10 +150,15 @@ def test_message_that_is_lost_fails_the_run(tmp_path: Path):
     assert failed["reason"].startswith("15 of 16 came, and no more for 2 s")
 
 
+def _module(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
+    """One of bench/peers."""
+    for folder in ("e2e", "micro", "peers"):
+        monkeypatch.syspath_prepend(str(ROOT / "bench" / folder))
+    return importlib.import_module(name)
+
+
 def test_messages_that_were_due_while_a_send_hung_are_as_old_as_that(monkeypatch):
-    for name in ("micro", "peers"):
-        monkeypatch.syspath_prepend(str(ROOT / "bench" / name))
-    peer = importlib.import_module("peer")
+    peer = _module(monkeypatch, "peer")
     interval_ns, count, hung_at = 1_000_000, 200, 50
     hung_ns = 100 * interval_ns
     ages: list[int] = []
@@ -163,10 +169,82 @@ def test_messages_that_were_due_while_a_send_hung_are_as_old_as_that(monkeypatch
                 time.sleep(hung_ns / 1e9)
             ages.append(time.monotonic_ns() - peer.STAMP.unpack_from(body)[0])
 
-    Hanging().work(verb="pace", size=100, count=count, interval_ns=interval_ns)
+    said = Hanging().work(verb="pace", size=100, count=count, interval_ns=interval_ns)
     assert len(ages) == count
     # What was due meanwhile waited for the rest of it, whether or not somebody sent it by then.
     assert all(
         ages[hung_at + number] >= hung_ns - (number + 1) * interval_ns for number in range(100)
     )
     assert sum(ages) >= sum(range(100)) * interval_ns
+    # Nor was it the pacer that held them up.
+    assert len(said["late_ns"]) <= count - 99
+
+
+def test_a_pacer_hands_over_in_time_though_sleeps_end_late(monkeypatch):
+    peer = _module(monkeypatch, "peer")
+    late_s, sleep = 250e-6, time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(seconds + late_s))
+    ages: list[int] = []
+
+    class Quick(peer.Producer):
+        def put(self, body):
+            ages.append(time.monotonic_ns() - peer.STAMP.unpack_from(body)[0])
+
+    said = Quick().work(verb="pace", size=100, count=100, interval_ns=2_000_000)
+    # Beside other work it may be late now and then, but not by the sleep.
+    assert sorted(ages)[10] < 100_000
+    assert sorted(said["late_ns"])[10] <= sorted(ages)[10]
+    assert 0 < said["pacer_cpu_ns"] < said["end_ns"] - said["begin_ns"]
+
+
+def test_latencies_say_what_of_them_is_the_pacers_and_what_they_cost():
+    done = _bench(*("--quick", "--rounds", 1, "--only", "mp.Queue", "--rows", "latency", "--json"))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])["figures"]
+    for rate in ("1,000/s", "10,000/s", "half its maximum"):
+        assert figures[f"processor time, latency {rate}, mp.Queue"]["unit"] == "s/million"
+        known = figures[f"latency {rate} p99, mp.Queue"]
+        assert 0 <= known["pacer_late_p50_us"] <= known["pacer_late_p99_us"]
+        assert known["pacer_late_p50_us"] < figures[f"latency {rate} p50, mp.Queue"]["median"]
+        assert 0 < known["pacer_waited_for"] <= 1
+        assert known["pacer_s_per_million"] > 0
+
+
+@pytest.mark.parametrize("warm_up_s", [0.0, 1.0])
+def test_a_peer_that_wants_it_is_paced_before_its_latency_is_taken(
+    monkeypatch, tmp_path: Path, warm_up_s: float
+):
+    kind = _module(monkeypatch, "multiprocessing_queue").PEER
+    monkeypatch.setattr(kind, "WARM_UP_S", warm_up_s)
+    rows, session = (_module(monkeypatch, name) for name in ("rows", "session"))
+    paced: list[int] = []
+    flow = session.Session.flow
+
+    def seen(self, line, verb, size, count, **order):
+        paced.extend([count] if verb == "pace" else [])
+        return flow(self, line, verb, size, count, **order)
+
+    monkeypatch.setattr(session.Session, "flow", seen)
+    with session.running(kind, tmp_path, tmp_path, sys.path) as living:
+        values = list(rows.row_latency(rows.Life(living, rows.QUICK, {})))
+    assert len(values) == 3 * 4
+    assert len(paced) == 3 if warm_up_s == 0 else len(paced) >= 3 + 3
+
+
+def test_a_ratio_to_what_another_run_took_is_dropped(monkeypatch, tmp_path: Path):
+    module = _module(monkeypatch, "outcome")
+    known = {"median": 2.0, "min": 2.0, "max": 2.0, "unit": "us", "row": "a", "runs": 1}
+    known |= {"by_round": {"1": 2.0}, "is_more_better": False}
+    earlier = {
+        "peers": {"shmq": {}, "other": {}},
+        "figures": {
+            "a, shmq": {**known, "peer": "shmq", "taken": "now", "shmq_is_better_by": 1.0},
+            "a, other": {**known, "peer": "other", "taken": "then", "shmq_is_better_by": 7.0},
+        },
+    }
+    outcome = module.Outcome({}, earlier)
+    assert "shmq_is_better_by" not in outcome.result()["figures"]["a, other"]
+    docs = tmp_path / "table.md"
+    docs.write_text("<!-- bin/bench peers writes from here -->\n<!-- to here -->\n")
+    outcome.write_table(docs)
+    assert "| a | us | 2 | 2 |" in docs.read_text()

@@ -4,6 +4,8 @@ import java.io.PrintStream;
 import java.io.RandomAccessFile;
 import java.lang.invoke.MethodHandles;
 import java.lang.invoke.VarHandle;
+import java.lang.management.ManagementFactory;
+import java.lang.management.ThreadMXBean;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
@@ -41,12 +43,14 @@ public class Peer {
     private static final int BATCH = 500;
     private static final int BATCH_BYTES = 3 << 20;  // the broker takes 4 MiB, heads included
     private static final int PULL = 256;
-    private static final long SLEEP_NS = 100_000;  // a pause that is longer is slept
+    private static final long EARLY_NS = 300_000;  // a pacer's sleep ends so long before, as Python's
     private static final int LOOK_MS = 5;
     private static final int SETTLE_MS = 50;
     private static final int TIMEOUT_MS = 60_000;
     private static final VarHandle WORDS =
         MethodHandles.byteBufferViewVarHandle(long[].class, ByteOrder.LITTLE_ENDIAN);
+
+    private static final ThreadMXBean THREADS = ManagementFactory.getThreadMXBean();
 
     private static PrintStream answers;
 
@@ -79,6 +83,7 @@ public class Peer {
             int size = Integer.parseInt(words[1]);
             int count = Integer.parseInt(words[2]);
             long more = Long.parseLong(words[3]);
+            Pacer pacer = new Pacer();
             long begin = System.nanoTime();
             switch (words[0]) {
                 case "send":
@@ -87,21 +92,21 @@ public class Peer {
                     }
                     break;
                 case "put":
-                    fly(producer, topic, size, count, flyingOf(size), 0);
+                    fly(producer, topic, size, count, flyingOf(size), 0, pacer);
                     break;
                 case "batch":
                     batch(producer, topic, size, count);
                     break;
                 case "flying":
-                    fly(producer, topic, size, count, (int) more, 0);
+                    fly(producer, topic, size, count, (int) more, 0, pacer);
                     break;
                 case "pace":
-                    fly(producer, topic, size, count, flyingOf(size), more);
+                    fly(producer, topic, size, count, flyingOf(size), more, pacer);
                     break;
                 default:
                     throw new IllegalArgumentException(words[0]);
             }
-            answers.println(begin + " " + System.nanoTime());
+            answers.println(begin + " " + System.nanoTime() + pacer.said());
         }
         producer.shutdown();
     }
@@ -124,7 +129,7 @@ public class Peer {
 
     /** Each without waiting, so many under way at most; with an interval, when it is due. */
     private static void fly(DefaultMQProducer producer, String topic, int size, int count,
-            int flying, long interval) throws Exception {
+            int flying, long interval, Pacer pacer) throws Exception {
         Semaphore room = new Semaphore(flying);
         AtomicReference<Throwable> failed = new AtomicReference<>();
         SendCallback callback = new SendCallback() {
@@ -147,13 +152,7 @@ public class Peer {
             byte[] body = new byte[size];
             if (interval > 0) {
                 due += interval;
-                for (long left; (left = due - System.nanoTime()) > 0;) {
-                    if (interval < SLEEP_NS) {
-                        Thread.yield();
-                    } else {
-                        LockSupport.parkNanos(left);
-                    }
-                }
+                pacer.waitUntil(due);
                 ByteBuffer.wrap(body).order(ByteOrder.LITTLE_ENDIAN).putLong(due);
             }
             room.acquire();
@@ -162,6 +161,33 @@ public class Peer {
         room.acquire(flying);
         if (failed.get() != null) {
             throw new IllegalStateException("a send failed", failed.get());
+        }
+    }
+
+    /** As Pacer of peer.py. */
+    private static final class Pacer {
+        private final StringBuilder late = new StringBuilder();
+        private long cpu;
+
+        void waitUntil(long due) {
+            long left = due - System.nanoTime();
+            if (left <= 0) {
+                return;
+            }
+            long begin = THREADS.getCurrentThreadCpuTime();
+            if (left > EARLY_NS) {
+                LockSupport.parkNanos(left - EARLY_NS);
+            }
+            long now;
+            while ((now = System.nanoTime()) < due) {
+                Thread.yield();
+            }
+            cpu += THREADS.getCurrentThreadCpuTime() - begin;
+            late.append(' ').append(now - due);
+        }
+
+        String said() {
+            return " " + cpu + late;
         }
     }
 
