@@ -2,6 +2,8 @@
  *
  *   core stages SIZE COUNT   producer, append role and reader take turns in one thread: prints ns of each
  *   core pipe SIZE COUNT     a producer thread and an append thread, until the last message is appended
+ *   core hop SIZE COUNT      one message at a time through both threads, each on a core of its own and spinning:
+ *                            prints the median from before the send until the sender sees it committed
  *   core wake 0 COUNT        a futex wakes a thread on an idle core, each millisecond: prints the median
  *
  * Memory was touched before, as a broker's is; nothing sleeps, nothing is flushed. */
@@ -144,11 +146,7 @@ static void pipe_through(void)
     printf("{\"pipe\": %.2f}\n", (now_ns() - begin_ns) / (double)count);
 }
 
-/* ---- wake-ups ------------------------------------------------------------------------------------------------- */
-
-static shmq_word32 word;
-static shmq_word64 woken_at_ns;
-static double *latencies_ns;
+/* ---- one at a time ------------------------------------------------------------------------------------------- */
 
 static void pin(int core)
 {
@@ -157,6 +155,55 @@ static void pin(int core)
     CPU_SET(core, &cores);
     (void)sched_setaffinity(0, sizeof cores, &cores);
 }
+
+static int compare(const void *a, const void *b)
+{
+    double difference = *(const double *)a - *(const double *)b;
+    return (difference > 0) - (difference < 0);
+}
+
+static void *append_spinning(void *ignored)
+{
+    (void)ignored;
+    pin(1);
+    for (uint64_t taken = 0; taken < count;) {
+        taken += shmq_turn_run(&f->append, 1700000000000, 1);
+    }
+    return NULL;
+}
+
+static void hop(void)
+{
+    pthread_t thread;
+    double *there_and_back_ns = fixture_private_memory(count * sizeof *there_and_back_ns);
+    if (pthread_create(&thread, NULL, append_spinning, NULL) != 0) {
+        abort();
+    }
+    pin(0);
+    for (uint64_t i = 0; i < count; ++i) {
+        /* acquire: pairs with the release in shmq_turn_publish */
+        uint64_t before = shmq_load_acquire(&f->append.control->append.committed_position);
+        double begin_ns = now_ns();
+        if (!put()) {
+            abort();
+        }
+        (void)shmq_lane_publish(&w);
+        while (shmq_load_acquire(&f->append.control->append.committed_position) == before) { /* acquire: as above */
+        }
+        there_and_back_ns[i] = now_ns() - begin_ns;
+        shmq_lane_release(&w, w.sequence);
+    }
+    pthread_join(thread, NULL);
+    qsort(there_and_back_ns, count, sizeof *there_and_back_ns, compare);
+    printf("{\"hop\": %.0f}\n", there_and_back_ns[count / 2]);
+    free(there_and_back_ns);
+}
+
+/* ---- wake-ups ------------------------------------------------------------------------------------------------- */
+
+static shmq_word32 word;
+static shmq_word64 woken_at_ns;
+static double *latencies_ns;
 
 static void *sleeper(void *ignored)
 {
@@ -169,12 +216,6 @@ static void *sleeper(void *ignored)
         latencies_ns[seen] = now_ns() - (double)shmq_load_relaxed(&woken_at_ns); /* relaxed: before the word */
     }
     return NULL;
-}
-
-static int compare(const void *a, const void *b)
-{
-    double difference = *(const double *)a - *(const double *)b;
-    return (difference > 0) - (difference < 0);
 }
 
 static void wake_up(void)
@@ -230,6 +271,8 @@ int main(int argc, char **argv)
     }
     if (strcmp(argv[1], "pipe") == 0) {
         pipe_through();
+    } else if (strcmp(argv[1], "hop") == 0) {
+        hop();
     } else {
         stages();
     }

@@ -56,11 +56,21 @@ def row_core(options: argparse.Namespace) -> dict[str, Figure]:
                         bound,
                         foreign_cpu_max=share,
                     )
+        hops, hop_share = undisturbed(
+            lambda _: run("hop", SIZES["100B"], 100_000)["hop"], options.runs
+        )
         waken, share = undisturbed(lambda _: run("wake", 0, 1000)["wake"], options.runs)
     ordered = {
         f"{label} {name}": figures[f"{label} {name}"]
         for label, _ in STAGES.values()
         for name in SIZES
     }
+    hop_bound = "two lines of cache that change cores, and the append"
     bound = "an idle core, and the hypervisor below it"
-    return {**ordered, "c wake-up, p50": figure(waken, "ns", bound, foreign_cpu_max=share)}
+    return {
+        **ordered,
+        "c send to committed and back 100B, p50": figure(
+            hops, "ns", hop_bound, foreign_cpu_max=hop_share
+        ),
+        "c wake-up, p50": figure(waken, "ns", bound, foreign_cpu_max=share),
+    }
