@@ -7,8 +7,8 @@ A NameServer that supervises a replica set of two, two producers and a consumer,
 each round the master is killed (or stopped, so that it is fenced; or another fault of
 failover/faults.py comes) at a random instant under load, and the first send that is accepted
 afterwards is timed. At the end what producers were told is held against what is stored and what the
-consumer got. Ends with 1 if anything was lost, doubled or out of order, or a round failed. How it
-is counted: bench/README.md.
+consumer got. Ends with 1 if anything was lost, doubled or out of order, or a round failed. Ctrl-C:
+after this round, with the rounds that there were. How it is counted: bench/README.md.
 """
 
 import argparse
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).with_suffix("")))
 
 from faults import FAULTS
 from measuring import machine
-from reporting import earlier
+from reporting import Interruption, earlier
 from rounds import run_rounds
 
 
@@ -49,8 +49,15 @@ def main() -> int:
         parser.error("--rounds and --rate: wanted 1 or more")
     runs = earlier(parser, options.out, {"rounds": int}).get("figures", {})
     print(f"failover {options.mode} {options.how}: seed {options.seed}", flush=True)
-    result = run_rounds(options) | {"machine": machine()}
-    if options.out:
+    interruption = Interruption(notes_first=True)
+    try:
+        result = run_rounds(options, lambda: interruption.has_come) | {"machine": machine()}
+    except KeyboardInterrupt:
+        print("interrupted twice: no round is counted", file=sys.stderr)
+        return interruption.status
+    if interruption.has_come:
+        print(f"interrupted: {result['rounds']} of {options.rounds} rounds", file=sys.stderr)
+    if options.out and result["rounds"]:
         runs[f"{options.mode} {options.how}"] = result
         kept = {"bench": "failover", "figures": runs}
         options.out.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
@@ -58,7 +65,7 @@ def main() -> int:
         print(f"problem: {problem}", file=sys.stderr)
     if options.json:
         print(json.dumps(result))
-    return 1 if result["problems"] else 0
+    return interruption.status or (1 if result["problems"] else 0)
 
 
 if __name__ == "__main__":

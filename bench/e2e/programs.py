@@ -23,6 +23,7 @@ class Program:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            process_group=0,  # Ctrl-C at the terminal is not for it
         )
         self.pid = self._process.pid
 
@@ -59,20 +60,32 @@ class Programs:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
+        self._programs: list[Program] = []
 
     def start(self, role: str, *arguments: object, file: Path = _ROLES) -> Program:
         """One that is ready; its role is one of those in the file."""
         program = Program(role, *arguments, file=file)
         self._stack.callback(program.close)
+        self._programs.append(program)
         program.answer()
         return program
+
+    def kill(self) -> None:
+        """All of them."""
+        for program in self._programs:
+            program.kill()
 
 
 @contextmanager
 def programs() -> Iterator[Programs]:
     """Programs that end with the block: what they hold is closed first, all of it."""
     with ExitStack() as stack:
-        yield Programs(stack)
+        started = Programs(stack)
+        try:
+            yield started
+        except KeyboardInterrupt:  # what they are at may take long
+            started.kill()
+            raise
 
 
 def lull() -> float:

@@ -120,12 +120,14 @@ def _calls(strace: str, pid: int, seconds: float, *, has_all: bool) -> float:
             [strace, *(["-f"] if has_all else []), "-c", "-o", summary.name, "-p", str(pid)],
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.perf_counter() + TRACED_MAX_S
-        while not _is_traced(pid, tracer.pid, has_all) and time.perf_counter() < deadline:
-            time.sleep(0.01)
-        time.sleep(seconds)
-        tracer.send_signal(signal.SIGINT)
-        tracer.wait()
+        try:
+            deadline = time.perf_counter() + TRACED_MAX_S
+            while not _is_traced(pid, tracer.pid, has_all) and time.perf_counter() < deadline:
+                time.sleep(0.01)
+            time.sleep(seconds)
+        finally:
+            tracer.send_signal(signal.SIGINT)
+            tracer.wait()
         found = TOTAL.search(summary.read())
     return float(found[1]) if found else 0.0
 

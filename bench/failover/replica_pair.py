@@ -296,7 +296,12 @@ def _forget(folder: Path, run: Path) -> None:
 
 def _start(*arguments: str, folder: Path) -> subprocess.Popen[bytes]:
     with (folder / LOG).open("ab") as log:
-        return subprocess.Popen([sys.executable, "-P", "-m", *arguments], stderr=log, cwd=ROOT)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", *arguments],
+            stderr=log,
+            cwd=ROOT,
+            process_group=0,  # Ctrl-C at the terminal is not for it
+        )
 
 
 def wait_for(look: Callable[[], T | None], what: str) -> T:

@@ -6,6 +6,7 @@ import math
 import random
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ ROLES = {"async": "ASYNC_MASTER", "sync": "SYNC_MASTER"}
 PULL_MAX = 256
 
 
-def run_rounds(options: argparse.Namespace) -> dict[str, Any]:
-    """What bin/bench failover ends with."""
+def run_rounds(options: argparse.Namespace, is_over: Callable[[], bool]) -> dict[str, Any]:
+    """What bin/bench failover ends with; once it is over, of the rounds that there were."""
     random_ = random.Random(options.seed)
     problems: list[str] = []
     rounds: list[Round] = []
@@ -63,6 +64,8 @@ def run_rounds(options: argparse.Namespace) -> dict[str, Any]:
         with pair.client.producer() as producer:
             queue = producer.queues(TOPIC)[TIMED]
             for number in range(options.rounds):
+                if is_over():
+                    break
                 try:
                     pair.await_whole()
                     _go_on(senders)

@@ -4,11 +4,10 @@ import argparse
 import json
 import os
 import struct
-import subprocess
 import sys
 import time
 
-from measuring import Figure, Foreign, cluster, figure, queue_of
+from measuring import Figure, Foreign, cluster, figure, program, queue_of
 
 import shmq
 
@@ -49,14 +48,12 @@ def _run(policy: str, load: str, count: int) -> list[int]:
     with cluster(waiting_policy=policy) as client:
         queue_of(client, "latency")
         folder = str(client._folder.path)
-        child = subprocess.Popen(
-            [sys.executable, __file__, folder, policy, str(count)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert child.stdout is not None
-        child.stdout.readline()
-        with shmq.connect(folder, policy=shmq.WaitingPolicy(policy)) as producing:
+        with (
+            program(__file__, folder, policy, count) as child,
+            shmq.connect(folder, policy=shmq.WaitingPolicy(policy)) as producing,
+        ):
+            assert child.stdout is not None
+            child.stdout.readline()
             lane = producing.link("broker-a").lanes[0]
             ((_, (row, generation)),) = producing.link("broker-a").grant_send(
                 "latency", is_auto_create=False
@@ -68,8 +65,9 @@ def _run(policy: str, load: str, count: int) -> list[int]:
                 pause(due)
                 lane.put(row, generation, _stamp())
             latencies = json.loads(child.stdout.readline())
-        child.wait()
-        return sorted(latencies)
+    if len(latencies) < count:
+        raise SystemExit(f"latency {load} {policy}: {len(latencies)} of {count} messages came")
+    return sorted(latencies)
 
 
 def _stamp() -> bytes:

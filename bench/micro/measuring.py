@@ -3,6 +3,8 @@
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -90,6 +92,28 @@ def cluster(**values: object) -> Iterator[shmq.Client]:
     ):
         time.sleep(WARM_UP_S)
         yield client
+
+
+@contextmanager
+def program(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python program, told by lines and answering by lines. It ends with the block: once it is
+    told no more, or killed, if the block was interrupted. Ctrl-C at the terminal is not for it.
+    """
+    with subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    ) as process:
+        try:
+            yield process
+        except KeyboardInterrupt:
+            process.kill()
+            raise
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
 
 
 def queue_of(client: shmq.Client, topic: str, **attributes: str) -> tuple[BrokerLink, int, int]:

@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from measuring import Figure, machine
@@ -13,6 +16,36 @@ Shape = Mapping[str, type | tuple[type, ...]]
 """Keys that an object in JSON has, and of what type each is."""
 NUMBER = (int, float)
 FIGURE: Shape = {"median": NUMBER, "min": NUMBER, "max": NUMBER, "runs": int, "unit": str}
+
+
+class Interruption:
+    """Ctrl-C, and SIGTERM like it: KeyboardInterrupt, once. Who is told again is cleaning up.
+
+    Args:
+        notes_first: the first is only noted, the second is the one.
+    """
+
+    def __init__(self, *, notes_first: bool = False) -> None:
+        self._by = 0
+        self._count = 0
+        self._raised_at = 2 if notes_first else 1
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._hear)
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        self._by = self._by or number
+        self._count += 1
+        if self._count == self._raised_at:
+            raise KeyboardInterrupt
+
+    @property
+    def has_come(self) -> bool:
+        return self._by != 0
+
+    @property
+    def status(self) -> int:
+        """What the program ends with, as shells say it; 0: there was none."""
+        return 128 + self._by if self._by else 0
 
 
 class Unfit(Exception):
@@ -56,16 +89,20 @@ def run(
         "machine": machine(),
         "figures": kept.get("figures", {}),
     }
-    for name in names:
-        for label, figure in rows[name](options).items():
-            result["figures"][label] = figure
-            _show(label, figure)
-        result |= derive(result["figures"])
-        if options.out:
-            options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    interruption = Interruption()
+    try:
+        for name in names:
+            for label, figure in rows[name](options).items():
+                result["figures"][label] = figure
+                _show(label, figure)
+            result |= derive(result["figures"])
+            if options.out:
+                options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    except KeyboardInterrupt:
+        print(f"interrupted in row {name}: what was measured before it", file=sys.stderr)
     if options.json:
         print(json.dumps(result))
-    return 0
+    return interruption.status
 
 
 def earlier(

@@ -1,9 +1,9 @@
 """Sending from Python: single calls, batches, synchronous; bursts, sustained; 1 to 64 at once."""
 
 import argparse
-import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 from measuring import (
     CHUNK_SIZE,
@@ -12,6 +12,7 @@ from measuring import (
     Figure,
     cluster,
     count_for,
+    program,
     queue_of,
     runs_of,
 )
@@ -151,17 +152,12 @@ def row_producers(options: argparse.Namespace) -> dict[str, Figure]:
     figures = {}
     for producers in PRODUCERS:
         for verb in ("put", "put_many"):
-            with cluster() as client:
+            with cluster() as client, ExitStack() as stack:
                 queue_of(client, "many")
                 total = count_for(100, options.quick, most=512_000)
                 folder = str(client._folder.path)
                 children = [
-                    subprocess.Popen(
-                        [sys.executable, __file__, folder, verb, str(total // producers)],
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        text=True,
-                    )
+                    stack.enter_context(program(__file__, folder, verb, total // producers))
                     for _ in range(producers)
                 ]
                 for child in children:
@@ -183,9 +179,6 @@ def row_producers(options: argparse.Namespace) -> dict[str, Figure]:
                     "ns/message",
                     "processor time of producers and append thread on all cores",
                 )
-                for child in children:
-                    child.stdin.close()
-                    child.wait()
     return figures
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from audience import STAMP
 from daemons import memory_mib, pids_of
-from measuring import Figure, Foreign, cluster, figure
+from measuring import Figure, Foreign, cluster, figure, program
 
 from shmq.config import AUTO
 
@@ -69,21 +69,10 @@ def row_consumers(options: argparse.Namespace) -> dict[str, Figure]:
 @contextmanager
 def _audience(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The program, connected; it ends with the block."""
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("audience.py")), *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
+    with program(Path(__file__).with_name("audience.py"), *arguments) as process:
+        assert process.stdout is not None
         process.stdout.readline()
         yield process
-    finally:
-        process.stdin.close()
-        process.wait()
-        process.stdout.close()
 
 
 def _ask(process: subprocess.Popen[str], line: str) -> Any:

@@ -48,6 +48,7 @@ def crowd(folder: Path, places: Sequence[Place]) -> Iterator[Crowd]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        process_group=0,  # Ctrl-C at the terminal is not for it
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -59,6 +60,9 @@ def crowd(folder: Path, places: Sequence[Place]) -> Iterator[Crowd]:
         pids = [int(pid) for pid in process.stdout.readline().split()]
         _expect(process.stdout.readline(), "attached")
         yield Crowd(pids, places, time.perf_counter() - begin)
+    except KeyboardInterrupt:  # also while they attach
+        process.send_signal(signal.SIGINT)
+        raise
     finally:
         process.stdin.close()
         process.wait()
@@ -131,4 +135,5 @@ def _be_client(folder: str, topic: str, group: str, writing: int) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    with suppress(KeyboardInterrupt):
+        _main(sys.argv[1])

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from measuring import Figure, cluster, figure, queue_of
@@ -30,11 +30,12 @@ def exporter(runtime: Path) -> Iterator[tuple[int, str]]:
     """One exporter: its pid and URL."""
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "shmq.exporter",
+            sys.executable, "-P", "-m", "shmq.exporter",
             "--runtime", str(runtime), "--listen", "127.0.0.1:0",
         ],
         stderr=subprocess.PIPE,
         text=True,
+        process_group=0,  # Ctrl-C at the terminal is not for it
     )  # fmt: skip
     assert process.stderr is not None
     try:
@@ -89,15 +90,12 @@ def _beside() -> dict[str, Figure]:
             took: dict[bool, list[float]] = {False: [], True: []}
             for turn in range(2 * TURNS):
                 is_scraped = turn % 2 == 1
-                scrapes = _scraping(url) if is_scraped else None
-                begin = time.perf_counter()
-                for _ in range(PUTS):
-                    put(row, generation, body)
-                drain(60.0)
-                took[is_scraped].append((time.perf_counter() - begin) / PUTS * 1e9)
-                if scrapes is not None:
-                    scrapes.terminate()
-                    scrapes.wait()
+                with _scraping(url) if is_scraped else nullcontext():
+                    begin = time.perf_counter()
+                    for _ in range(PUTS):
+                        put(row, generation, body)
+                    drain(60.0)
+                    took[is_scraped].append((time.perf_counter() - begin) / PUTS * 1e9)
     return {
         "puts without scrapes": figure(took[False], "ns/message", "the producer's core"),
         "puts beside a scrape a second": figure(
@@ -106,9 +104,16 @@ def _beside() -> dict[str, Figure]:
     }
 
 
-def _scraping(url: str) -> subprocess.Popen[bytes]:
+@contextmanager
+def _scraping(url: str) -> Iterator[None]:
+    """A scrape a second beside the block."""
     program = (
         "import sys, time, urllib.request\n"
         "while True:\n    urllib.request.urlopen(sys.argv[1]).read()\n    time.sleep(1)\n"
     )
-    return subprocess.Popen([sys.executable, "-c", program, url])
+    process = subprocess.Popen([sys.executable, "-c", program, url], process_group=0)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()

@@ -3,15 +3,13 @@
 import argparse
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from backlog import leave_cache
-from measuring import ROOT, Figure, figure, settings
+from measuring import ROOT, Figure, figure, program, settings
 from remains import Memory
 from session import folder_of_run
 
@@ -42,7 +40,12 @@ def row_log(options: argparse.Namespace) -> dict[str, Figure]:
             print(f"log of {mib} MiB: left out: {free_mib} MiB free in {ROOT}, wanted {wanted}")
             continue
         with folder_of_run() as folder:
-            figures |= _of(mib, folder)
+            try:
+                figures |= _of(mib, folder)
+            except KeyboardInterrupt:
+                with suppress(FileNotFoundError):  # it has none
+                    Memory(folder / "broker-a").wipe()
+                raise
     return figures
 
 
@@ -98,21 +101,13 @@ def _store(verb: str, store: Path, *, is_killed: bool = False) -> Iterator[float
     """A process of store_process.py: how long what it does took. It ends in order with the block,
     or is killed.
     """
-    process = subprocess.Popen(
-        [sys.executable, str(_PROGRAM), verb, str(store)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    said = process.stdout.readline()
-    if said:
-        yield float(said)
-    if is_killed:
-        process.kill()
-    process.stdin.close()
-    status = process.wait()
-    process.stdout.close()
+    with program(_PROGRAM, verb, store) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        if said:
+            yield float(said)
+        if is_killed:
+            process.kill()
+    status = process.returncode
     if not said or status != (-signal.SIGKILL if is_killed else 0):
         raise SystemExit(f"{_PROGRAM.name} {verb} {store} ended with {status}; what it said: above")

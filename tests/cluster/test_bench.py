@@ -1,8 +1,11 @@
 """bin/bench measures: its programs run, and give a figure for each of their rows."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -130,4 +133,52 @@ def _bench(verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
         check=False,
+    )
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_was_measured_before_an_interruption_is_written(
+    tmp_path: Path, number: int, status: int
+):
+    arguments = ("--quick", "--rows", "base,latency", "--out", "new/figures.json")
+    with _started(tmp_path, "micro", *arguments) as bench:
+        assert bench.stdout is not None
+        while "disk 256MiB in order" not in bench.stdout.readline():
+            pass
+        time.sleep(3)  # the next row's programs are there, too
+        for _ in range(2):  # who does not wait
+            os.killpg(bench.pid, number)
+            time.sleep(0.1)
+        _, said = bench.communicate(timeout=60)
+    assert bench.returncode == status
+    assert said == "interrupted in row latency: what was measured before it\n"
+    figures = json.loads((tmp_path / "new/figures.json").read_text())["figures"]
+    assert "zlib.crc32 64MiB" in figures
+
+
+def test_interrupted_failover_counts_the_rounds_there_were(tmp_path: Path):
+    arguments = ("--rounds", "1000", "--out", "figures.json")
+    with _started(tmp_path, "failover", *arguments) as bench:
+        assert bench.stdout is not None
+        while not bench.stdout.readline().startswith("round 1: "):
+            pass
+        os.killpg(bench.pid, signal.SIGINT)
+        _, said = bench.communicate(timeout=60)
+    assert bench.returncode == 130
+    (line,) = said.splitlines()
+    assert line.startswith("interrupted: ")
+    result = json.loads((tmp_path / "figures.json").read_text())["figures"]["async kill"]
+    assert 1 <= result["rounds"] < 1000
+    assert (result["lost"], result["problems"]) == (0, [])
+
+
+def _started(folder: Path, verb: str, *arguments: str) -> subprocess.Popen[str]:
+    """In a folder, and a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, ROOT / f"bench/{verb}.py", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
     )
