@@ -1,7 +1,8 @@
 """bin/bench peers: the same work through shmq and through each of its peers, in turns.
 
     bin/bench peers [--quick | --full] [--only redis,zeromq,...] [--rows throughput,latency,...]
-                    [--rounds N] [--json] [--out FILE] [--table FILE]
+                    [--sizes 100B,1KiB,...] [--rounds N] [--patience SECONDS]
+                    [--json] [--out FILE] [--table FILE]
 
 Producers and consumers are processes; each peer has the fast settings that its own documents
 recommend, which are printed. What cannot be had on this machine is named. How each figure is taken:

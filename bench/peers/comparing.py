@@ -1,6 +1,7 @@
 """The program: which peers and rows, the rounds in which the peers take turns, what is said."""
 
 import argparse
+import dataclasses
 import importlib
 import json
 import math
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from backlog import row_backlog
 from fetching import cache_folder, python_packages
-from measuring import Foreign, machine
+from measuring import SIZES, Foreign, machine
 from outcome import Outcome, table_place
 from peer import NotHad, Peer, PeerError
 from reporting import FIGURE, Shape, earlier
@@ -62,6 +63,10 @@ def main(description: str) -> int:
     )
     rows = [*ROWS, *FLUSHED_ROWS, BACKLOG]
     parser.add_argument("--rows", help=f"of {', '.join(rows)}; all, but {BACKLOG} only with --full")
+    parser.add_argument(
+        "--sizes",
+        help=f"of {', '.join(SIZES)}, for row throughput; single calls and batches of each",
+    )
     parser.add_argument("--rounds", type=int, help="in each of which every peer has a turn")
     parser.add_argument(
         "--patience",
@@ -85,6 +90,9 @@ def main(description: str) -> int:
     usual = rows if options.full else rows[:-1]
     asked = ",".join(usual) if options.rows is None else options.rows
     chosen = _chosen(parser, "rows", asked, rows)
+    if options.sizes is not None:
+        sizes = _chosen(parser, "sizes", options.sizes, list(SIZES))
+        scale = dataclasses.replace(scale, sizes=tuple(sizes), has_large_batches=True)
     rounds = scale.rounds if options.rounds is None else options.rounds
     if rounds < 1:
         parser.exit(2, f"{parser.prog}: --rounds {rounds}: wanted 1 or more\n")

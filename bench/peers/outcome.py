@@ -11,6 +11,9 @@ from measuring import Figure, figure
 from rows import Value
 
 _OURS = "shmq"
+_RATIO = "shmq_is_better_by"
+_RATIOS = (_RATIO, f"{_RATIO}_min", f"{_RATIO}_max")
+"""In the JSON of a figure."""
 _BEGIN = "<!-- bin/bench peers writes from here -->"
 _END = "<!-- to here -->"
 
@@ -79,14 +82,16 @@ class Outcome:
         """As JSON, with the ratios."""
         figures = self._result["figures"]
         for known in figures.values():
-            known.pop("shmq_is_better_by", None)  # of an earlier run, which shmq was in, too
+            for name in _RATIOS:  # an earlier run's, which shmq was in, too
+                known.pop(name, None)
             ours = figures.get(f"{known['row']}, {_OURS}")
             # Ratios are those of one run: the machine is another one tomorrow.
             if ours is not None and ours["taken"] == known["taken"]:
                 rounds = sorted(ours["by_round"].keys() & known["by_round"].keys())
                 ratios = _ratios(ours, known, rounds)
                 if ratios:
-                    known["shmq_is_better_by"] = statistics.median(ratios)
+                    said = (statistics.median(ratios), min(ratios), max(ratios))
+                    known |= dict(zip(_RATIOS, said, strict=True))
         return self._result
 
     def write(self, path: Path) -> None:
@@ -145,8 +150,8 @@ def _number(value: float) -> str:
 def _line(known: Figure) -> str:
     median, least, most = (_number(known[name]) for name in ("median", "min", "max"))
     text = f"{known['peer']:16} {median:>12} {known['unit']:10} ({least} to {most})"
-    if "shmq_is_better_by" in known and known["peer"] != _OURS:
-        text += f", shmq {_number(known['shmq_is_better_by'])} times as good"
+    if _RATIO in known and known["peer"] != _OURS:
+        text += f", shmq {_number(known[_RATIO])} times as good"
     if _is_behind(known):
         text += f"; it reached only {known['reached_per_s']:,}/s"
     return text
@@ -158,7 +163,9 @@ def _is_behind(known: Figure) -> bool:
 
 
 def _table(result: dict[str, Any]) -> list[str]:
-    """A line a row, a column a peer: its median, and how many times better shmq is."""
+    """A line a row, a column a peer: its median, and how many times better shmq is; of several
+    runs, the least and the greatest of the ratios, or where there are none of the figures.
+    """
     figures = result["figures"]
     peers = [name for name in result["peers"] if any(f["peer"] == name for f in figures.values())]
     rows = {known["row"]: known["unit"] for known in figures.values()}
@@ -170,11 +177,21 @@ def _table(result: dict[str, Any]) -> list[str]:
         cells = []
         for peer in peers:
             known = figures.get(f"{row}, {peer}")
-            cell = "" if known is None else _number(known["median"])
-            if known is not None and peer != _OURS and "shmq_is_better_by" in known:
-                cell += f" ({_number(known['shmq_is_better_by'])}×)"
-            if known is not None and _is_behind(known):
-                cell += " †"
+            cell = "" if known is None else _cell(known)
             cells.append(cell)
         lines.append(f"| {row} | {unit} | {' | '.join(cells)} |")
     return lines
+
+
+def _cell(known: Figure) -> str:
+    cell = _number(known["median"])
+    more = []
+    spread = ("min", "max")
+    if known["peer"] != _OURS and _RATIO in known:
+        more.append(f"{_number(known[_RATIO])}×")
+        spread = _RATIOS[1:]
+    if known["runs"] > 1:
+        more.append("–".join(_number(known[name]) for name in spread))
+    if more:
+        cell += f" ({', '.join(more)})"
+    return f"{cell} †" if _is_behind(known) else cell

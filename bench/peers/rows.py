@@ -19,6 +19,8 @@ SHAPES: dict[str, dict[str, int]] = {
     "group of 4": {"consumers": 4},
 }
 """One producer and one consumer; four such pairs; one producer, and four that share its topic."""
+SHAPED = "100B"
+"""The size that has the other shapes, too."""
 RATES = (1_000, 10_000)
 PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 FLYING = (1, 64)
@@ -48,11 +50,11 @@ class Scale:
     warm_up: float
     """Of the time that a peer wants for it."""
     sizes: tuple[str, ...]
-    """Of one producer and one consumer, of which the first has the other shapes, too."""
+    """Of one producer and one consumer."""
     shapes: tuple[str, ...]
     """The others."""
     has_large_batches: bool
-    """Whether other sizes than the first are sent in batches, too."""
+    """Whether other sizes than SHAPED are sent in batches, too."""
     burst_s: float
     burst_bytes: int
     sustained_s: float
@@ -222,15 +224,15 @@ def row_throughput(life: Life) -> Iterator[Value]:
 
 
 def row_shapes(life: Life) -> Iterator[Value]:
-    """As throughput, of the first size alone, in the other shapes."""
+    """As throughput, of one size alone, in the other shapes."""
     for shape in life.scale.shapes:
         if "consumers" not in SHAPES[shape] or life.session.peer.HAS_GROUPS:
-            yield from _throughput(life, shape, life.scale.sizes[0])
+            yield from _throughput(life, shape, SHAPED)
 
 
 def _throughput(life: Life, shape: str, name: str) -> Iterator[Value]:
     scale = life.scale
-    has_batches = name == scale.sizes[0] or scale.has_large_batches
+    has_batches = name == SHAPED or scale.has_large_batches
     for verb in ("put", "batch") if has_batches else ("put",):
         what = "single" if verb == "put" else "batches"
         label = f"{what} {name} {shape}"

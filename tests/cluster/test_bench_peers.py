@@ -76,8 +76,8 @@ def test_what_cannot_be_had_is_named(tmp_path: Path):
     assert [path for path in tmp_path.glob("shmq/peers/*") if path.is_dir()] == []
 
 
-@pytest.mark.parametrize("option", ["rows", "only"])
-def test_unknown_row_or_peer_is_named(option: str):
+@pytest.mark.parametrize("option", ["rows", "only", "sizes"])
+def test_unknown_row_peer_or_size_is_named(option: str):
     done = _bench(f"--{option}", "nothing")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -231,20 +231,64 @@ def test_a_peer_that_wants_it_is_paced_before_its_latency_is_taken(
     assert len(paced) == 3 if warm_up_s == 0 else len(paced) >= 3 + 3
 
 
+def test_one_size_can_be_had_alone_and_in_batches():
+    done = _bench(
+        *("--quick", "--rounds", 1, "--only", "mp.Queue", "--rows", "throughput"),
+        *("--sizes", "1KiB", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])["figures"]
+    assert {name for name in figures if not name.startswith("processor time")} == {
+        "single 1KiB 1:1, mp.Queue",
+        "batches 1KiB 1:1, mp.Queue",
+    }
+
+
+def _figure(peer: str, values: list[float], **more: object) -> dict[str, object]:
+    return {
+        "median": values[len(values) // 2],
+        "min": min(values),
+        "max": max(values),
+        "runs": len(values),
+        "unit": "us",
+        "row": "a",
+        "peer": peer,
+        "is_more_better": False,
+        "by_round": {str(number): value for number, value in enumerate(values)},
+        **more,
+    }
+
+
+_PLACE = "<!-- bin/bench peers writes from here -->\n<!-- to here -->\n"
+
+
+def test_the_table_has_the_spread_of_several_runs(monkeypatch, tmp_path: Path):
+    figures = {
+        "a, shmq": _figure("shmq", [1.0, 2.0, 3.0], taken="now"),
+        "a, other": _figure("other", [10.0, 10.0, 60.0], taken="now"),
+        "a, old": _figure("old", [6.0, 7.0, 8.0], taken="then"),
+        "a, once": _figure("once", [4.0], taken="then"),
+    }
+    earlier = {"peers": {name: {} for name in ("shmq", "other", "old", "once")}, "figures": figures}
+    outcome = _module(monkeypatch, "outcome").Outcome({}, earlier)
+    docs = tmp_path / "table.md"
+    docs.write_text(_PLACE)
+    outcome.write_table(docs)
+    assert "| a | us | 2 (1–3) | 10 (10×, 5–20) | 7 (6–8) | 4 |" in docs.read_text()
+
+
 def test_a_ratio_to_what_another_run_took_is_dropped(monkeypatch, tmp_path: Path):
     module = _module(monkeypatch, "outcome")
-    known = {"median": 2.0, "min": 2.0, "max": 2.0, "unit": "us", "row": "a", "runs": 1}
-    known |= {"by_round": {"1": 2.0}, "is_more_better": False}
     earlier = {
         "peers": {"shmq": {}, "other": {}},
         "figures": {
-            "a, shmq": {**known, "peer": "shmq", "taken": "now", "shmq_is_better_by": 1.0},
-            "a, other": {**known, "peer": "other", "taken": "then", "shmq_is_better_by": 7.0},
+            "a, shmq": _figure("shmq", [2.0], taken="now", shmq_is_better_by=1.0),
+            "a, other": _figure("other", [2.0], taken="then", shmq_is_better_by=7.0),
         },
     }
     outcome = module.Outcome({}, earlier)
     assert "shmq_is_better_by" not in outcome.result()["figures"]["a, other"]
     docs = tmp_path / "table.md"
-    docs.write_text("<!-- bin/bench peers writes from here -->\n<!-- to here -->\n")
+    docs.write_text(_PLACE)
     outcome.write_table(docs)
     assert "| a | us | 2 | 2 |" in docs.read_text()
