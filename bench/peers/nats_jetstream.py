@@ -20,7 +20,6 @@ from peer import (
     Pacer,
     Peer,
     Producer,
-    due_times,
 )
 from servers import can_connect, free_port, start_server, stop_server
 
@@ -56,6 +55,7 @@ class NatsProducer(Producer):
         port, self._subject, _ = topic
         self._do = asyncio.new_event_loop().run_until_complete
         self._connection, self._stream = self._do(_connect(port))
+        self._turn_ns = self._do(_turn_ns())
 
     def send(self, body: Body) -> None:
         self._do(self._stream.publish(self._subject, body))
@@ -66,8 +66,8 @@ class NatsProducer(Producer):
     def put_repeatedly(self, body: Body, count: int) -> None:
         self._do(self._put_all([body] * count))
 
-    def pace(self, size: int, count: int, interval_ns: int) -> Pacer:
-        pacer: Pacer = self._do(self._pace(bytes(size - STAMP.size), count, interval_ns))
+    def pace(self, body: bytes, due_times_ns: range) -> Pacer:
+        pacer: Pacer = self._do(self._pace(body[STAMP.size :], due_times_ns))
         return pacer
 
     async def _put_all(self, bodies: Sequence[Body]) -> None:
@@ -76,10 +76,10 @@ class NatsProducer(Producer):
             await put(subject, body)
         await self._stream.publish_async_completed()
 
-    async def _pace(self, padding: bytes, count: int, interval_ns: int) -> Pacer:
+    async def _pace(self, rest: bytes, due_times_ns: range) -> Pacer:
         put, subject = self._stream.publish_async, self._subject
-        pacer, turn_ns = Pacer(), await _turn_ns()
-        for due_ns in due_times(count, interval_ns):
+        pacer, turn_ns = Pacer(), self._turn_ns
+        for due_ns in due_times_ns:
             # As Pacer.wait_until, in the loop, which writes and reads meanwhile.
             left_ns = due_ns - time.monotonic_ns()
             if left_ns > 0:
@@ -89,7 +89,7 @@ class NatsProducer(Producer):
                     await asyncio.sleep(0)
                     pacer.cpu_ns += turn_ns
                 pacer.late_ns.append(now_ns - due_ns)
-            await put(subject, STAMP.pack(due_ns) + padding)
+            await put(subject, STAMP.pack(due_ns) + rest)
         await self._stream.publish_async_completed()
         return pacer
 

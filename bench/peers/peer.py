@@ -8,6 +8,7 @@ the server part made arrives pickled.
 import os
 import struct
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +23,14 @@ TIMEOUT_S = 60.0
 LOOK_S = 0.1
 """How often a consumer that waits sees whether it may stop."""
 STAMP = struct.Struct("<Q")
-"""When a message was due, monotonic ns; its first bytes."""
+"""The number of a message that has one, its first bytes; in a paced run when it was due, monotonic
+ns."""
+NUMBERED = frozenset({"send", "flying", "pace"})
+"""Verbs whose messages have numbers. The others send the same body again and again, to be quick."""
+LOOKED_AT = 64
+"""Of so many batches that a consumer gets, its first one included, one message is looked at."""
+LOOKED_AT_BYTES = 512
+"""At each of its ends."""
 EARLY_NS = 300_000
 """A sleep of a pacer ends so long before its message is due: the kernel ends each one late by up to
 100 us. The rest is waited for by giving up the core."""
@@ -41,31 +49,47 @@ def batch_of(size: int) -> int:
     return max(1, min(BATCH, BATCH_BYTES // size))
 
 
+def body_of(size: int) -> bytes:
+    """What a body is, but for its number: no two neighbours in it are the same, and none is 0."""
+    pattern = bytes(range(1, 252))
+    return (pattern * (size // len(pattern) + 1))[:size]
+
+
+def numbered(number: int, body: bytes) -> bytes:
+    """A body with a number."""
+    return STAMP.pack(number) + body[STAMP.size :]
+
+
 class Producer:
     """Sends to one topic."""
 
     def work(self, *, verb: str, size: int, count: int, **more: int) -> dict[str, Any]:
-        """Send so many in the way that the verb says; when that began and ended, and of a paced
-        run how well it was paced.
+        """Send so many in the way that the verb says; when that began and ended, the numbers that
+        the messages had, and of a paced run how well it was paced.
         """
         paced: dict[str, Any] = {}
-        body = bytes(size)
+        body = body_of(size)
+        numbers = range(0)
         begin_ns = time.monotonic_ns()
         match verb:
             case "send":
-                for _ in range(count):
-                    self.send(body)
+                numbers = range(count)
+                for number in numbers:
+                    self.send(numbered(number, body))
             case "put":
                 self.put_repeatedly(body, count)
             case "batch":
                 self.put_batches(body, count, batch_of(size))
             case "flying":
-                self.send_flying(body, count, more["flying"])
+                numbers = range(count)
+                self.send_flying(body, numbers, more["flying"])
             case "pace":
-                paced = self.pace(size, count, more["interval_ns"]).said()
+                numbers = due_times(count, more["interval_ns"])
+                paced = self.pace(body, numbers).said()
             case _:
                 raise ValueError(f"no such verb: {verb}")
-        return {"begin_ns": begin_ns, "end_ns": time.monotonic_ns(), **paced}
+        end_ns = time.monotonic_ns()
+        return {"begin_ns": begin_ns, "end_ns": end_ns, "numbers": numbers, **paced}
 
     def send(self, body: Body) -> None:
         """One message; returns when it is accepted at the level the server was started with."""
@@ -92,12 +116,11 @@ class Producer:
             self.put_many(many[: count % size])
         self.flush()
 
-    def send_flying(self, body: Body, count: int, flying: int) -> None:
-        """As many, `flying` of them under way at once."""
-        while count > 0:
-            self.put_many([body] * min(flying, count))
+    def send_flying(self, body: bytes, numbers: range, flying: int) -> None:
+        """One for each number, `flying` of them under way at once."""
+        for at in range(0, len(numbers), flying):
+            self.put_many([numbered(number, body) for number in numbers[at : at + flying]])
             self.flush()
-            count -= flying
 
     def put_repeatedly(self, body: Body, count: int) -> None:
         """As `put`, one call each."""
@@ -106,13 +129,13 @@ class Producer:
             put(body)
         self.flush()
 
-    def pace(self, size: int, count: int, interval_ns: int) -> "Pacer":
-        """As `put`, each when it is due, or at once if that is past; says when it was due."""
-        padding = bytes(size - STAMP.size)
+    def pace(self, body: bytes, due_times_ns: range) -> "Pacer":
+        """As `put`, each when it is due, or at once if that is past; its number says when."""
         pacer = Pacer()
-        for due_ns in due_times(count, interval_ns):
+        rest = body[STAMP.size :]
+        for due_ns in due_times_ns:
             pacer.wait_until(due_ns)
-            self.put(STAMP.pack(due_ns) + padding)
+            self.put(STAMP.pack(due_ns) + rest)
         self.flush()
         return pacer
 
@@ -124,7 +147,7 @@ class Consumer:
     """Receives from one topic, as a member of one group."""
 
     def work(
-        self, board_path: str, words: memoryview, at: int, *, run: int, has_ages: bool
+        self, board_path: str, words: memoryview, at: int, *, run: int, verb: str, size: int
     ) -> Iterator[dict[str, Any]]:
         """Yields once it is about to receive; receives until word 0 says that the run may end.
 
@@ -133,25 +156,43 @@ class Consumer:
             words: of the board.
             at: of its slot, where it says what it has received and completed, and when.
             run: its number.
-            has_ages: say how late each message was.
+            verb: of the producers: whether messages have numbers, and an age.
+            size: of a message.
         """
-        ages: list[int] | None = [] if has_ages else None
-        count = byte_count = 0
+        ages, numbers = array("q"), array("Q")
+        is_numbered, is_paced = verb in NUMBERED, verb == "pace"
+        begin = STAMP.size if is_numbered else 0
+        wanted = body_of(size)
+        sizes: set[int] = set()
+        is_right = True
+        count = batches = 0
         words[at] = 0
         yield {}
         while words[0] != run:
             bodies = self.receive(RECEIVE_MAX, LOOK_S)
             if not bodies:
                 continue
-            if ages is not None:
+            if is_numbered:
                 now_ns = time.monotonic_ns()
-                ages.extend([now_ns - STAMP.unpack_from(body)[0] for body in bodies])
+                their = [STAMP.unpack_from(body)[0] for body in bodies]
+                numbers.extend(their)
+                if is_paced:
+                    ages.extend([now_ns - number for number in their])
+            if batches % LOOKED_AT == 0:
+                is_right = is_right and _is_right(bodies[-1], wanted, begin)
+            batches += 1
             count += len(bodies)
-            byte_count += sum(map(len, bodies))
+            sizes.update(map(len, bodies))
             self.complete()
             words[at + 1] = time.monotonic_ns()
             words[at] = count
-        yield {"count": count, "bytes": byte_count, "end_ns": words[at + 1], "ages_ns": ages}
+        yield {
+            "count": count,
+            "is_right": is_right and sizes <= {size},
+            "numbers": numbers,
+            "end_ns": words[at + 1],
+            "ages_ns": ages,
+        }
 
     def receive(self, max_count: int, timeout_s: float) -> Sequence[Body]:
         """What is there, at least one unless none comes in time. Called after complete()."""
@@ -227,6 +268,15 @@ class Peer:
     def consumer(topic: Any, group: int) -> Consumer:
         """In a process of its own; of a group, counted from 0."""
         raise NotImplementedError
+
+
+def _is_right(body: Body, wanted: bytes, begin: int) -> bool:
+    """Whether its ends are what was sent, from a byte on."""
+    head, tail = (
+        slice(begin, LOOKED_AT_BYTES),
+        slice(max(begin, len(wanted) - LOOKED_AT_BYTES), None),
+    )
+    return bytes(body[head]) == wanted[head] and bytes(body[tail]) == wanted[tail]
 
 
 def due_times(count: int, interval_ns: int) -> range:

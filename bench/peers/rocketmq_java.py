@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import rocketmq_server
-from peer import Consumer, PeerError, Producer
+from peer import NUMBERED, Consumer, PeerError, Producer
 from rocketmq_server import Place, RocketMQ
 from servers import end_with_parent
 
@@ -54,9 +54,20 @@ class JavaProducer(Producer):
         self._program = _Program(place, "produce")
 
     def work(self, *, verb: str, size: int, count: int, **more: int) -> dict[str, Any]:
-        self._program.tell(verb, size, count, next(iter(more.values()), 0))
+        interval_ns = more.get("interval_ns", 0)
+        self._program.tell(verb, size, count, more.get("flying", interval_ns))
         begin_ns, end_ns, cpu_ns, *late_ns = map(int, self._program.answer())
-        return {"begin_ns": begin_ns, "end_ns": end_ns, "pacer_cpu_ns": cpu_ns, "late_ns": late_ns}
+        numbers = range(count if verb in NUMBERED else 0)
+        if interval_ns:
+            first_ns = begin_ns + interval_ns
+            numbers = range(first_ns, first_ns + count * interval_ns, interval_ns)
+        return {
+            "begin_ns": begin_ns,
+            "end_ns": end_ns,
+            "numbers": numbers,
+            "pacer_cpu_ns": cpu_ns,
+            "late_ns": late_ns,
+        }
 
     def close(self) -> None:
         self._program.close()
@@ -67,13 +78,20 @@ class JavaConsumer(Consumer):
         self._program = _Program(place, "consume", place.group(group), place.members)
 
     def work(
-        self, board_path: str, words: memoryview, at: int, *, run: int, has_ages: bool
+        self, board_path: str, words: memoryview, at: int, *, run: int, verb: str, size: int
     ) -> Iterator[dict[str, Any]]:
-        self._program.tell(board_path, at, run, int(has_ages))
+        self._program.tell(board_path, at, run, int(verb in NUMBERED), int(verb == "pace"), size)
         self._program.answer()
         yield {}
-        count, byte_count, end_ns, *ages = map(int, self._program.answer())
-        yield {"count": count, "bytes": byte_count, "end_ns": end_ns, "ages_ns": ages}
+        count, is_right, end_ns, *more = map(int, self._program.answer())
+        numbers = more[:count] if verb in NUMBERED else []
+        yield {
+            "count": count,
+            "is_right": bool(is_right),
+            "numbers": numbers,
+            "end_ns": end_ns,
+            "ages_ns": more[len(numbers) :],
+        }
 
     def close(self) -> None:
         self._program.close()

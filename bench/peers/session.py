@@ -210,11 +210,12 @@ class Session:
         each = max(1, count // len(line.producers))
         total = each * len(line.producers)
         cpu_before = self.cpu_seconds()
-        self._receive(line, has_ages=verb == "pace")
+        self._receive(line, verb, size)
         for producer in line.producers:
             producer.tell({"verb": verb, "size": size, "count": each, **order})
-        received = self._await(line, total, size)
+        received = self._await(line, total)
         sent = [producer.answer() for producer in line.producers]
+        _check(line, received, total, sent)
         cpu_seconds = self.cpu_seconds() - cpu_before
         begin_ns = min(answer["begin_ns"] for answer in sent)
         waiting = sum(answer.get("pacer_cpu_ns", 0) for answer in sent) / 1e9
@@ -223,7 +224,7 @@ class Session:
             (max(answer["end_ns"] for answer in received) - begin_ns) / 1e9,
             (max(answer["end_ns"] for answer in sent) - begin_ns) / 1e9,
             max(0.0, cpu_seconds - waiting),
-            sorted(age for answer in received for age in answer["ages_ns"] or ()),
+            sorted(age for answer in received for age in answer["ages_ns"]),
             sorted(late for answer in sent for late in answer.get("late_ns", ())),
             waiting,
         )
@@ -241,8 +242,9 @@ class Session:
             PeerError: it is not all there.
         """
         begin_ns = time.monotonic_ns()
-        self._receive(line, has_ages=False)
-        received = self._await(line, count, size)
+        self._receive(line, "batch", size)
+        received = self._await(line, count)
+        _check(line, received, count, [])
         return (max(answer["end_ns"] for answer in received) - begin_ns) / 1e9
 
     def cpu_seconds(self) -> float:
@@ -267,10 +269,10 @@ class Session:
             total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
         return total << 10
 
-    def _receive(self, line: Line, *, has_ages: bool) -> None:
+    def _receive(self, line: Line, verb: str, size: int) -> None:
         self._run += 1
         for consumer in line.consumers:
-            consumer.tell({"run": self._run, "has_ages": has_ages})
+            consumer.tell({"run": self._run, "verb": verb, "size": size})
         for consumer in line.consumers:
             consumer.answer()  # it receives
         if self._settled is not line:
@@ -278,7 +280,7 @@ class Session:
                 self.peer.settle(topic, members=line.members, groups=line.groups)
             self._settled = line
 
-    def _await(self, line: Line, sent: int, size: int) -> list[dict[str, Any]]:
+    def _await(self, line: Line, sent: int) -> list[dict[str, Any]]:
         """What the consumers say once each group has got all that was sent."""
         total = sent * line.groups
         seen, moved = -1, time.monotonic()
@@ -291,14 +293,42 @@ class Session:
                 worker.check()
             time.sleep(_LOOK_S)
         self._board.words[0] = self._run
-        received = [consumer.answer() for consumer in line.consumers]
-        come = sum(answer["count"] for answer in received)
-        byte_count = sum(answer["bytes"] for answer in received)
-        if (come, byte_count) != (total, total * size):
+        return [consumer.answer() for consumer in line.consumers]
+
+
+def _check(
+    line: Line, received: list[dict[str, Any]], total: int, sent: list[dict[str, Any]]
+) -> None:
+    """See whether each group of each topic got what was sent to it, once.
+
+    Args:
+        line: the one that was sent through.
+        received: what its consumers say.
+        total: messages that were sent, as many to each topic.
+        sent: what its producers say, if they were asked.
+
+    Raises:
+        PeerError: one did not.
+    """
+    each = total // len(line.topics)
+    producers = len(sent) // len(line.topics)  # of a topic
+    for at in range(0, len(received), line.members):
+        members = received[at : at + line.members]
+        topic, group = divmod(at // line.members, line.groups)
+        who = f"group {group + 1} of {line.groups}"
+        count = sum(answer["count"] for answer in members)
+        if count != each:
+            raise PeerError(f"{who} got {count} messages of {each}")
+        if not all(answer["is_right"] for answer in members):
+            raise PeerError(f"{who} got messages with other bytes than were sent")
+        theirs = sent[topic * producers : (topic + 1) * producers]
+        wanted = sorted(number for answer in theirs for number in answer["numbers"])
+        come = sorted(number for answer in members for number in answer["numbers"])
+        if come != wanted:
+            missing = len(wanted) - len(set(wanted) & set(come))
             raise PeerError(
-                f"{sent} messages of {size} B to {line.groups} groups: {come} came, {byte_count} B"
+                f"{who} got {count} messages, but {missing} that were sent are not there"
             )
-        return received
 
 
 @contextmanager

@@ -128,26 +128,60 @@ def test_what_was_measured_before_ctrl_c_is_written(tmp_path: Path):
     assert figure["median"] > 0
 
 
-def test_message_that_is_lost_fails_the_run(tmp_path: Path):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import multiprocessing.queues as queues\n"
-        "put, count = queues.Queue.put, 0\n"
-        "def lossy(self, *args, **kwargs):\n"
-        "    global count\n"
-        "    count += 1\n"
-        "    if count != 3:\n"
-        "        put(self, *args, **kwargs)\n"
-        "queues.Queue.put = lossy\n"
-    )
+_SPOILED = """
+import multiprocessing.queues as queues
+put, get, number, before = queues.Queue.put, queues.Queue.get, 0, None
+def lossy(self, body):
+    global number
+    number += 1
+    if number != 3:
+        put(self, body)
+def doubling(self, body):
+    global number, before
+    number += 1
+    put(self, before if number % 10 == 3 else body)
+    before = body
+def unfair(self, body):
+    global number
+    number += 1
+    for _ in range({5: 2, 6: 0}.get(number, 1)):
+        put(self, body)
+def other(self, **keywords):
+    return b"x" * len(get(self, **keywords))
+def longer(self, **keywords):
+    return get(self, **keywords) + b"x"
+def same(self, **keywords):
+    global before
+    body = get(self, **keywords)
+    before = before or body
+    return before
+"""
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "row", "reason"),
+    [
+        ("put = lossy", "fanout", "15 of 16 came, and no more for 2 s"),
+        ("put = unfair", "fanout", "group 1 of 4 got 5 messages of 4"),
+        ("get = other", "fanout", "group 1 of 4 got messages with other bytes than were sent"),
+        ("get = longer", "fanout", "group 1 of 4 got messages with other bytes than were sent"),
+        ("put = doubling", "latency", "that were sent are not there"),
+        ("get = same", "latency", "that were sent are not there"),
+    ],
+)
+def test_messages_that_are_not_what_was_sent_fail_the_run(
+    tmp_path: Path, spoiled: str, row: str, reason: str
+):
+    (tmp_path / "sitecustomize.py").write_text(f"{_SPOILED}queues.Queue.{spoiled}\n")
     done = _bench(
-        *("--quick", "--rounds", 1, "--only", "mp.Queue", "--rows", "fanout", "--json"),
+        *("--quick", "--rounds", 1, "--only", "mp.Queue", "--rows", row, "--json"),
         *("--patience", 2),
         PYTHONPATH=str(tmp_path),
     )
     assert done.returncode == 1
     (failed,) = json.loads(done.stdout.splitlines()[-1])["failed"]
-    assert (failed["peer"], failed["row"]) == ("mp.Queue", "fanout")
-    assert failed["reason"].startswith("15 of 16 came, and no more for 2 s")
+    assert (failed["peer"], failed["row"]) == ("mp.Queue", row)
+    assert reason in failed["reason"]
 
 
 def _module(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:

@@ -10,6 +10,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashSet;
 import java.util.List;
@@ -44,6 +45,7 @@ public class Peer {
     private static final int BATCH_BYTES = 3 << 20;  // the broker takes 4 MiB, heads included
     private static final int PULL = 256;
     private static final long EARLY_NS = 300_000;  // a pacer's sleep ends so long before, as Python's
+    private static final int LOOKED_AT = 64;  // of so many calls of the listener, one message
     private static final int LOOK_MS = 5;
     private static final int SETTLE_MS = 50;
     private static final int TIMEOUT_MS = 60_000;
@@ -75,7 +77,7 @@ public class Peer {
         producer.setNamesrvAddr(namesrv);
         producer.setSendMsgTimeout(TIMEOUT_MS);
         producer.setMqClientApiTimeout(TIMEOUT_MS);
-        producer.setCompressMsgBodyOverHowmuch(Integer.MAX_VALUE);  // our bodies are all zeros
+        producer.setCompressMsgBodyOverHowmuch(Integer.MAX_VALUE);  // ours are one pattern
         producer.start();
         answers.println("ready");
         for (String order; (order = orders.readLine()) != null;) {
@@ -83,25 +85,26 @@ public class Peer {
             int size = Integer.parseInt(words[1]);
             int count = Integer.parseInt(words[2]);
             long more = Long.parseLong(words[3]);
+            byte[] body = bodyOf(size);
             Pacer pacer = new Pacer();
             long begin = System.nanoTime();
             switch (words[0]) {
                 case "send":
                     for (int index = 0; index < count; index++) {
-                        check(producer.send(new Message(topic, new byte[size])));
+                        check(producer.send(new Message(topic, numbered(index, body))));
                     }
                     break;
                 case "put":
-                    fly(producer, topic, size, count, flyingOf(size), 0, pacer);
+                    fly(producer, topic, body, count, flyingOf(size), false, begin, 0, pacer);
                     break;
                 case "batch":
-                    batch(producer, topic, size, count);
+                    batch(producer, topic, body, count);
                     break;
                 case "flying":
-                    fly(producer, topic, size, count, (int) more, 0, pacer);
+                    fly(producer, topic, body, count, (int) more, true, begin, 0, pacer);
                     break;
                 case "pace":
-                    fly(producer, topic, size, count, flyingOf(size), more, pacer);
+                    fly(producer, topic, body, count, flyingOf(size), true, begin, more, pacer);
                     break;
                 default:
                     throw new IllegalArgumentException(words[0]);
@@ -111,25 +114,44 @@ public class Peer {
         producer.shutdown();
     }
 
+    /** As body_of() of peer.py. */
+    private static byte[] bodyOf(int size) {
+        byte[] body = new byte[size];
+        for (int index = 0; index < size; index++) {
+            body[index] = (byte) (1 + index % 251);
+        }
+        return body;
+    }
+
+    private static byte[] numbered(long number, byte[] body) {
+        byte[] copy = body.clone();
+        ByteBuffer.wrap(copy).order(ByteOrder.LITTLE_ENDIAN).putLong(number);
+        return copy;
+    }
+
     private static int flyingOf(int size) {
         return Math.max(8, Math.min(FLYING_MAX, FLYING_BYTES / size));
     }
 
-    private static void batch(DefaultMQProducer producer, String topic, int size, int count)
+    private static void batch(DefaultMQProducer producer, String topic, byte[] body, int count)
             throws Exception {
-        int most = Math.max(1, Math.min(BATCH, BATCH_BYTES / size));
+        int most = Math.max(1, Math.min(BATCH, BATCH_BYTES / body.length));
         for (int left = count; left > 0; left -= most) {
             List<Message> messages = new ArrayList<>(most);
             for (int index = 0; index < Math.min(most, left); index++) {
-                messages.add(new Message(topic, new byte[size]));
+                messages.add(new Message(topic, body));
             }
             check(producer.send(messages));
         }
     }
 
-    /** Each without waiting, so many under way at most; with an interval, when it is due. */
-    private static void fly(DefaultMQProducer producer, String topic, int size, int count,
-            int flying, long interval, Pacer pacer) throws Exception {
+    /**
+     * Each without waiting, so many under way at most; with an interval, when it is due, the first
+     * one an interval after the begin, and that is its number.
+     */
+    private static void fly(DefaultMQProducer producer, String topic, byte[] body, int count,
+            int flying, boolean isNumbered, long begin, long interval, Pacer pacer)
+            throws Exception {
         Semaphore room = new Semaphore(flying);
         AtomicReference<Throwable> failed = new AtomicReference<>();
         SendCallback callback = new SendCallback() {
@@ -147,16 +169,15 @@ public class Peer {
                 room.release();
             }
         };
-        long due = System.nanoTime();
         for (int index = 0; index < count; index++) {
-            byte[] body = new byte[size];
+            long number = index;
             if (interval > 0) {
-                due += interval;
-                pacer.waitUntil(due);
-                ByteBuffer.wrap(body).order(ByteOrder.LITTLE_ENDIAN).putLong(due);
+                number = begin + (index + 1) * interval;
+                pacer.waitUntil(number);
             }
+            byte[] sent = isNumbered ? numbered(number, body) : body;
             room.acquire();
-            producer.send(new Message(topic, body), callback);
+            producer.send(new Message(topic, sent), callback);
         }
         room.acquire(flying);
         if (failed.get() != null) {
@@ -204,22 +225,30 @@ public class Peer {
         private ByteBuffer words;
         private int at;
         private long count;
-        private long bytes;
+        private long calls;
         private long end;
+        private boolean isRight;
+        private byte[] wanted;
+        private StringBuilder numbers;
         private StringBuilder ages;
 
-        synchronized void begin(ByteBuffer board, int slot, boolean hasAges) {
+        synchronized void begin(ByteBuffer board, int slot, boolean isNumbered, boolean isPaced,
+                int size) {
             words = board;
             at = slot;
             count = 0;
-            bytes = 0;
+            calls = 0;
             end = 0;
-            ages = hasAges ? new StringBuilder() : null;
+            isRight = true;
+            wanted = bodyOf(size);
+            numbers = isNumbered ? new StringBuilder() : null;
+            ages = isPaced ? new StringBuilder() : null;
             WORDS.setVolatile(words, at, 0L);
         }
 
         synchronized String end() {
-            return count + " " + bytes + " " + end + (ages == null ? "" : ages);
+            return count + " " + (isRight ? 1 : 0) + " " + end + (numbers == null ? "" : numbers)
+                + (ages == null ? "" : ages);
         }
 
         @Override
@@ -228,11 +257,19 @@ public class Peer {
             end = System.nanoTime();
             for (MessageExt message : messages) {
                 byte[] body = message.getBody();
-                bytes += body.length;
-                if (ages != null) {
-                    long due = ByteBuffer.wrap(body).order(ByteOrder.LITTLE_ENDIAN).getLong();
-                    ages.append(' ').append(end - due);
+                isRight &= body.length == wanted.length;
+                if (numbers != null) {
+                    long number = ByteBuffer.wrap(body).order(ByteOrder.LITTLE_ENDIAN).getLong();
+                    numbers.append(' ').append(number);
+                    if (ages != null) {
+                        ages.append(' ').append(end - number);
+                    }
                 }
+            }
+            if (calls++ % LOOKED_AT == 0) {
+                byte[] body = messages.get(messages.size() - 1).getBody();
+                int begin = numbers == null ? 0 : Long.BYTES;
+                isRight &= Arrays.equals(body, begin, body.length, wanted, begin, wanted.length);
             }
             count += messages.size();
             WORDS.setVolatile(words, at + 8, end);
@@ -261,7 +298,8 @@ public class Peer {
             try (RandomAccessFile file = new RandomAccessFile(words[0], "rw")) {
                 ByteBuffer board =
                     file.getChannel().map(FileChannel.MapMode.READ_WRITE, 0, file.length());
-                come.begin(board, Integer.parseInt(words[1]) * 8, words[3].equals("1"));
+                come.begin(board, Integer.parseInt(words[1]) * 8, words[3].equals("1"),
+                    words[4].equals("1"), Integer.parseInt(words[5]));
                 if (!isStarted) {  // from then on messages come
                     consumer.start();
                     awaitShare(consumer, topic, members);
