@@ -14,7 +14,7 @@ from pathlib import Path
 from backlog import row_backlog
 from fetching import cache_folder, python_packages
 from measuring import SIZES, Foreign, machine
-from outcome import Outcome, table_place
+from outcome import NoTablePlace, Outcome, check_table
 from peer import NotHad, Peer, PeerError
 from reporting import FIGURE, Shape, earlier
 from rows import FLUSHED_ROWS, FULL, QUICK, ROWS, Life, Row, Scale
@@ -40,6 +40,8 @@ INTERRUPTED = 130
 """What the program ends with after Ctrl-C, as shells say it."""
 PACKAGES = {"pyzmq": "zeromq", "multiprocessing.Queue": "mp.Queue"}
 """What else --only takes for a peer."""
+_SERVER = "start of the server"
+"""What fails, as a row, where there is none yet."""
 BACKLOG = "backlog"
 """A row that starts and ends servers itself."""
 PEER_FIGURE: Shape = {
@@ -101,7 +103,10 @@ def main(description: str) -> int:
     kept = earlier(parser, options.out, PEER_FIGURE, more=("peers",))
     outcome = Outcome(machine(), kept)
     if options.table:
-        table_place(options.table)
+        try:
+            check_table(options.table, kept)
+        except NoTablePlace as reason:
+            parser.exit(2, f"{parser.prog}: {reason}\n")
     is_cut_short = False
     try:
         kinds = dict(_to_be_had(names, outcome))
@@ -116,13 +121,13 @@ def main(description: str) -> int:
     outcome.show()
     if options.out:
         outcome.write(options.out)
-    if options.table:
+    if options.table and not outcome.is_empty:
         outcome.write_table(options.table)
     if options.json:
         print(json.dumps(outcome.result()))
     if is_cut_short:
         return INTERRUPTED
-    return 1 if outcome.has_failed else 0
+    return 1 if outcome.has_failed or outcome.is_empty else 0
 
 
 def _take_turns(turns: dict[str, "Turns"], rounds: int, scale: Scale, outcome: Outcome) -> None:
@@ -216,7 +221,8 @@ class Turns:
             return
         kind, outcome = self._kind, self._outcome
         begin = time.perf_counter()
-        asked = "start of the server"
+        asked = _SERVER
+        outcome.begin(kind.NAME, asked)
         try:
             with (
                 folder_of_run() as folder,
@@ -229,6 +235,7 @@ class Turns:
                 while wanted and self._has_time(wanted):
                     asked = wanted.pop(0)
                     begin, foreign = time.perf_counter(), Foreign()
+                    outcome.begin(kind.NAME, asked)
                     for value in rows[asked](life):  # what came before a failure is kept
                         outcome.add(kind.NAME, value, foreign.share())
                     self._note(asked, begin)
@@ -240,6 +247,7 @@ class Turns:
 
     def _drain_backlog(self) -> None:
         begin, foreign = time.perf_counter(), Foreign()
+        self._outcome.begin(self._kind.NAME, BACKLOG)
         try:
             for value in row_backlog(self._kind, cache_folder(), sys.path, self._scale):
                 self._outcome.add(self._kind.NAME, value, foreign.share())

@@ -31,6 +31,8 @@ class Outcome:
             "figures": {},
         }
         self._result |= {name: earlier[name] for name in ("peers", "figures") if name in earlier}
+        self._failed: list[dict[str, str]] = []
+        self._failed_before: list[dict[str, str]] = earlier.get("failed", [])
         self._introduced: set[str] = set()
         self.round = 1
         """Counted from 1; what is added belongs to it."""
@@ -52,9 +54,15 @@ class Outcome:
             for name, text in settings.items():
                 print(f"    {name:9} {text}", flush=True)
 
+    def begin(self, peer: str, row: str) -> None:
+        """A row is taken: that an earlier run's failed says nothing any more."""
+        self._failed_before = [
+            known for known in self._failed_before if (known["peer"], known["row"]) != (peer, row)
+        ]
+
     def fail(self, peer: str, row: str, reason: str) -> None:
         """A row went wrong: the rest of this life of the peer is left out."""
-        self._result["failed"].append({"peer": peer, "row": row, "reason": reason})
+        self._failed.append({"peer": peer, "row": row, "reason": reason})
         print(f"{peer}: row {row} failed: {reason}", file=sys.stderr)
 
     def add(self, peer: str, value: Value, foreign_share: float) -> None:
@@ -76,10 +84,17 @@ class Outcome:
 
     @property
     def has_failed(self) -> bool:
-        return bool(self._result["failed"])
+        """Whether a row of this run has."""
+        return bool(self._failed)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether this run took nothing."""
+        return not self._values
 
     def result(self) -> dict[str, Any]:
         """As JSON, with the ratios."""
+        self._result["failed"] = self._failed_before + self._failed
         figures = self._result["figures"]
         for known in figures.values():
             for name in _RATIOS:  # an earlier run's, which shmq was in, too
@@ -113,19 +128,55 @@ class Outcome:
         path.write_text(f"{before}{_BEGIN}\n{table}\n{_END}{after}", encoding="utf-8")
 
 
+class NoTablePlace(Exception):
+    """The table cannot be written into a file; says why."""
+
+
+def check_table(path: Path, kept: dict[str, Any]) -> None:
+    """See whether the table of a file can be written, and has nothing that would be lost.
+
+    Args:
+        path: of the file.
+        kept: what is known of earlier runs, which the next table has, too.
+
+    Raises:
+        NoTablePlace: it cannot, or would lose something.
+    """
+    before, after = table_place(path)
+    text = path.read_text(encoding="utf-8")
+    head, *lines = _cells(text[len(before) : len(text) - len(after)]) or [[]]
+    lost = [
+        f"{row}, {peer}"
+        for row, _, *cells in lines
+        for peer, cell in zip(head[2:], cells, strict=False)
+        if cell and f"{row}, {peer}" not in kept.get("figures", {})
+    ]
+    if lost:
+        raise NoTablePlace(
+            f"--table {path}: {len(lost)} of its figures would be lost, as {lost[0]!r}: give the "
+            "--out that has them, or empty the table"
+        )
+
+
+def _cells(text: str) -> list[list[str]]:
+    """Of the lines of a table, without the one under the head."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
 def table_place(path: Path) -> tuple[str, str]:
     """What comes before and behind the two lines that mark where the table of a file is.
 
     Raises:
-        SystemExit: they are not there.
+        NoTablePlace: they are not there.
     """
     try:
         before, begin, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
-    except OSError as error:
-        raise SystemExit(f"write the table into {path}: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise NoTablePlace(f"--table {path}: {error}") from None
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        raise SystemExit(f"write the table into {path}: no lines {_BEGIN} and {_END} in it")
+        raise NoTablePlace(f"--table {path}: no lines {_BEGIN} and {_END} in it")
     return before, after
 
 

@@ -68,7 +68,7 @@ def test_what_cannot_be_had_is_named(tmp_path: Path):
         XDG_CACHE_HOME=str(tmp_path),
         PIP_NO_INDEX="1",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert "redis: left out: " in done.stdout
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["missing"].keys() == {"redis", "zeromq"}
@@ -98,7 +98,7 @@ def test_what_cannot_come_about_is_said_before_anything_is_measured(
     arguments: tuple[object, ...], said: str
 ):
     done = _bench("--only", "multiprocessing.Queue", *arguments)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert said in line
@@ -309,6 +309,45 @@ def test_the_table_has_the_spread_of_several_runs(monkeypatch, tmp_path: Path):
     docs.write_text(_PLACE)
     outcome.write_table(docs)
     assert "| a | us | 2 (1–3) | 10 (10×, 5–20) | 7 (6–8) | 4 |" in docs.read_text()
+
+
+def test_a_table_is_not_written_where_figures_of_it_would_be_lost(tmp_path: Path):
+    docs = tmp_path / "table.md"
+    begin, end = _PLACE.splitlines()
+    text = f"{begin}\n| | unit | shmq | redis |\n|---|---|---|---|\n| a | us | 2 | |\n{end}\n"
+    docs.write_text(text)
+    start = ("--quick", "--rounds", 1, "--only", "mp.Queue", "--rows", "start", "--table", docs)
+    done = _bench(*start)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "1 of its figures would be lost, as 'a, shmq': give the --out that has them" in line
+    assert docs.read_text() == text
+    out = tmp_path / "figures.json"
+    earlier = {"bench": "peers", "machine": {}, "peers": {"shmq": {}}}
+    failed = [
+        {"peer": "shmq", "row": "latency", "reason": "it did"},
+        {"peer": "mp.Queue", "row": "start", "reason": "it did, too"},
+    ]
+    figures = {"a, shmq": _figure("shmq", [2.0], taken="then", bound="")}
+    out.write_text(json.dumps({**earlier, "figures": figures, "failed": failed}))
+    done = _bench(*start, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "| a | us | 2 |  |" in docs.read_text()
+    assert "| start to first message | s |  | " in docs.read_text()
+    assert json.loads(out.read_text())["failed"] == failed[:1]
+
+
+def test_no_table_is_written_where_nothing_could_be_measured(tmp_path: Path):
+    docs = tmp_path / "table.md"
+    docs.write_text(_PLACE)
+    done = _bench(
+        *("--quick", "--only", "redis", "--rows", "start", "--table", docs),
+        XDG_CACHE_HOME=str(tmp_path),
+        PIP_NO_INDEX="1",
+    )
+    assert done.returncode == 1
+    assert docs.read_text() == _PLACE
 
 
 def test_a_ratio_to_what_another_run_took_is_dropped(monkeypatch, tmp_path: Path):
