@@ -27,16 +27,19 @@ class Interruption:
 
     def __init__(self, *, notes_first: bool = False) -> None:
         self._by = 0
-        self._count = 0
-        self._raised_at = 2 if notes_first else 1
+        self._notes_next = notes_first
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._hear)
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         self._by = self._by or number
-        self._count += 1
-        if self._count == self._raised_at:
-            raise KeyboardInterrupt
+        if self._notes_next:
+            self._notes_next = False
+            return
+        # Not a handler that does nothing: the interpreter would take that away before it ends.
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
 
     @property
     def has_come(self) -> bool:
@@ -46,6 +49,14 @@ class Interruption:
     def status(self) -> int:
         """What the program ends with, as shells say it; 0: there was none."""
         return 128 + self._by if self._by else 0
+
+
+class RowFailed(Exception):
+    """What was to be measured did not come about; says what. The figures that were taken hold."""
+
+    def __init__(self, said: str, figures: dict[str, Figure]) -> None:
+        super().__init__(said)
+        self.figures = figures
 
 
 class Unfit(Exception):
@@ -90,9 +101,15 @@ def run(
         "figures": kept.get("figures", {}),
     }
     interruption = Interruption()
+    failed: list[str] = []
     try:
         for name in names:
-            for label, figure in rows[name](options).items():
+            try:
+                figures = rows[name](options)
+            except RowFailed as failure:
+                figures = failure.figures
+                failed.append(f"{parser.prog}: row {name} failed: {failure}")
+            for label, figure in figures.items():
                 result["figures"][label] = figure
                 _show(label, figure)
             result |= derive(result["figures"])
@@ -100,9 +117,11 @@ def run(
                 options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     except KeyboardInterrupt:
         print(f"interrupted in row {name}: what was measured before it", file=sys.stderr)
+    for line in failed:
+        print(line, file=sys.stderr)
     if options.json:
         print(json.dumps(result))
-    return interruption.status
+    return interruption.status or (1 if failed else 0)
 
 
 def earlier(
