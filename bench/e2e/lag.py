@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
+from measuring import percentile
 
 from shmq.core import core
 from shmq.core.fields import control_place
@@ -70,8 +71,8 @@ class LagWatch:
         was_there = np.interp(copied[moving], committed, at)
         late_us = np.where(behind > 0, (at[moving] - was_there) / 1e3, 0.0)
         return Lag(
-            *np.percentile(behind, (50, 99)).tolist(),
-            *np.percentile(late_us, (50, 99)).tolist(),
+            *(percentile(np.sort(behind).tolist(), part) for part in (0.5, 0.99)),
+            *(percentile(np.sort(late_us).tolist(), part) for part in (0.5, 0.99)),
             len(moving),
         )
 

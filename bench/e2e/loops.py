@@ -4,7 +4,7 @@ import argparse
 import json
 import time
 
-from measuring import Figure, cluster, figure, undisturbed
+from measuring import Figure, cluster, figure, percentile, undisturbed
 from programs import programs
 
 from shmq.config import AUTO
@@ -57,7 +57,7 @@ def row_loops(options: argparse.Namespace) -> dict[str, Figure]:
             runs, share = undisturbed(hear, options.runs)
             for label, part in {"p50": 0.5, "p99": 0.99}.items():
                 figures[f"{kind}: latency idle {label}"] = figure(
-                    [float(ages[int(count * part)]) / 1000 for ages in runs],
+                    [percentile(ages, part) / 1000 for ages in runs],
                     "us",
                     "two wake-ups of idle cores, and of a loop: epoll, a task",
                     foreign_cpu_max=share,

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from measuring import Figure, cluster, figure, undisturbed
+from measuring import Figure, cluster, figure, percentile, undisturbed
 from programs import programs
 
 import shmq
@@ -41,7 +41,7 @@ def row_latency(options: argparse.Namespace, *, policy: shmq.WaitingPolicy) -> d
             runs, share = undisturbed(measure, options.runs)
             for label, part in PERCENTILES.items():
                 figures[f"latency {load} {policy.value} {label}"] = figure(
-                    [float(ages[min(count - 1, int(count * part))]) / 1000 for ages in runs],
+                    [percentile(ages, part) / 1000 for ages in runs],
                     "us",
                     BOUNDS[load],
                     foreign_cpu_max=share,

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import random
 import statistics
 import time
@@ -13,6 +12,7 @@ from typing import Any
 from books import Books, Round
 from faults import FAULTS, Fault
 from ledger import BODY, Ledger, Outcome, Seen, Told, read_ledger, seen_of
+from measuring import percentile
 from programs import Program, lull, programs
 from replica_pair import ReplicaPair, replica_pair, wait_for
 
@@ -156,6 +156,6 @@ def _spread(times: list[float]) -> dict[str, float]:
     """Of sorted times."""
     return {
         "median": round(statistics.median(times), 1),
-        "p99": round(times[math.ceil(0.99 * len(times)) - 1], 1),
+        "p99": round(percentile(times, 0.99), 1),
         "max": round(times[-1], 1),
     }

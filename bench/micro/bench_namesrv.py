@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import orjson
+from measuring import memory_mib, percentile
 
 from shmq.remoting import namesrv_requests as requests
 from shmq.remoting.client import Client
@@ -44,8 +45,8 @@ def latencies_us(rounds: int, action: Callable[[], object]) -> dict[str, float]:
         took_ns.append(time.perf_counter_ns() - begin_ns)
     took_ns.sort()
     return {
-        "p50": took_ns[rounds // 2] / 1e3,
-        "p99": took_ns[rounds * 99 // 100] / 1e3,
+        "p50": percentile(took_ns, 0.5) / 1e3,
+        "p99": percentile(took_ns, 0.99) / 1e3,
         "max": took_ns[-1] / 1e3,
     }
 
@@ -108,8 +109,7 @@ def main() -> None:
             pass
         with RuntimeFolder.open(runtime) as folder:
             figures = measure(folder, namesrv_socket_name("ns0"), options.rounds)
-        status = Path(f"/proc/{namesrv.pid}/status").read_text(encoding="ascii")
-        figures["namesrv_resident_kib"] = int(status.partition("VmRSS:")[2].split()[0])
+        figures["namesrv_resident_kib"] = round(memory_mib(namesrv.pid, "VmRSS") * 1024)
         namesrv.terminate()
         namesrv.communicate()
     machine = {

@@ -7,7 +7,7 @@ import struct
 import sys
 import time
 
-from measuring import Figure, Foreign, cluster, figure, program, queue_of
+from measuring import Figure, Foreign, cluster, figure, percentile, program, queue_of
 
 import shmq
 
@@ -35,9 +35,7 @@ def row_latency(options: argparse.Namespace) -> dict[str, Figure]:
                 runs.append(_run(policy, load, count))
                 shares.append(foreign.share())
             for label, share in PERCENTILES.items():
-                values = [
-                    float(run[min(len(run) - 1, int(len(run) * share))]) for run in runs if run
-                ]
+                values = [percentile(run, share) for run in runs]
                 figures[f"latency {load} {policy} {label}"] = figure(
                     values, "ns", BOUNDS[load], foreign_cpu_max=round(max(shares), 2)
                 )

@@ -1,5 +1,6 @@
 """What every row needs: a cluster of its own, repeated runs, and whether others disturbed them."""
 
+import math
 import os
 import platform
 import statistics
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -212,6 +213,30 @@ def figure(values: list[float], unit: str, bound: str, **more: object) -> Figure
         "bound": bound,
         **more,
     }
+
+
+def percentile(values: Sequence[float], part: float) -> float:
+    """The least of sorted values that so large a part of them does not exceed; 0.5: the median, of
+    two middle ones the lesser.
+    """
+    return values[max(0, math.ceil(len(values) * part) - 1)]
+
+
+def memory_mib(pid: int, *kinds: str) -> float:
+    """What a process holds: the sum of lines of /proc/PID/smaps_rollup and /proc/PID/status.
+
+    Args:
+        pid: of the process.
+        kinds: "Private_Dirty": its own, without what others share; "Pss": with its part of that;
+            "RssAnon", "RssFile": resident pages, without shared memory; "VmRSS": with it.
+    """
+    total = 0
+    for name in ("smaps_rollup", "status"):
+        for line in Path(f"/proc/{pid}/{name}").read_text().splitlines():
+            kind, _, value = line.partition(":")
+            if kind in kinds:
+                total += int(value.split()[0])
+    return total / 1024
 
 
 def undisturbed(measure: Callable[[int], T], runs: int) -> tuple[list[T], float]:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measuring import ROOT, Figure, Foreign, figure, queue_of, runs_of, settings
+from measuring import ROOT, Figure, Foreign, figure, memory_mib, queue_of, runs_of, settings
 
 import shmq
 from shmq.config import StoreConfig
@@ -106,7 +106,7 @@ def row_standing(options: argparse.Namespace) -> dict[str, Figure]:
                 seconds = 3.0 if options.quick else 10.0
                 time.sleep(seconds)
                 idles.append((sum(_cpu_s(pid) for pid in pids) - before) / seconds * 100)
-                sizes.append(sum(_private_mib(pid) for pid in pids))
+                sizes.append(sum(memory_mib(pid, "RssAnon", "RssFile") for pid in pids))
             shares.append(foreign.share())
     disturbed = {"foreign_cpu_max": round(max(shares), 2)}
     return {
@@ -131,16 +131,6 @@ def _parent_of(folder: str) -> int:
 def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _private_mib(pid: int) -> float:
-    """Resident pages that are not shared memory."""
-    sizes = {}
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(("RssAnon", "RssFile")):
-            name, value = line.split(":")
-            sizes[name] = int(value.split()[0]) / 1024
-    return sum(sizes.values())
 
 
 def open_store(store_path: str, runtime_path: str) -> None:

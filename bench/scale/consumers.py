@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from audience import STAMP
-from daemons import memory_mib, pids_of
-from measuring import Figure, Foreign, cluster, figure, program
+from daemons import pids_of
+from measuring import Figure, Foreign, cluster, figure, memory_mib, program
 
 from shmq.config import AUTO
 
@@ -34,7 +34,7 @@ def row_consumers(options: argparse.Namespace) -> dict[str, Figure]:
             client.create_topic(TOPIC, queues=1)
             with _audience(str(client.namesrv), TOPIC) as audience:
                 pids = {"program": audience.pid, "broker": pids_of()["broker"]}
-                before = {role: memory_mib(pid) for role, pid in pids.items()}
+                before = {role: memory_mib(pid, "Private_Dirty") for role, pid in pids.items()}
                 foreign = Foreign()
                 first_ms, last_ms, thread_count = _ask(audience, f"join {count}")
                 more = {"foreign_cpu_max": round(foreign.share(), 2)}
@@ -45,7 +45,9 @@ def row_consumers(options: argparse.Namespace) -> dict[str, Figure]:
                 }
                 for role, pid in pids.items():
                     figures[f"{label}, memory of the {role}, each"] = figure(
-                        [(memory_mib(pid) - before[role]) / count * 1024], "KiB", "Python objects"
+                        [(memory_mib(pid, "Private_Dirty") - before[role]) / count * 1024],
+                        "KiB",
+                        "Python objects",
                     )
                 time.sleep(0 if options.quick else SETTLE_S)
                 idle = _ask(audience, f"idle {IDLE_S / 10 if options.quick else IDLE_S}")

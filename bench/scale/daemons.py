@@ -1,4 +1,4 @@
-"""The daemons under this process: who they are, what they hold."""
+"""The daemons under this process."""
 
 from pathlib import Path
 
@@ -19,11 +19,3 @@ def pids_of() -> dict[str, int]:
             if module.encode() in arguments:
                 found[role] = pid
     return found
-
-
-def memory_mib(pid: int, kind: str = "Private_Dirty") -> float:
-    """Memory of its own, without what others share; kind "Pss": with its share of that."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith(f"{kind}:"):
-            return int(line.split()[1]) / 1024
-    return 0.0

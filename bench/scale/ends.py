@@ -4,8 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from daemons import memory_mib
-from measuring import SIZES, WARM_UP_S, Figure, figure, settings, undisturbed
+from measuring import SIZES, WARM_UP_S, Figure, figure, memory_mib, settings, undisturbed
 from programs import cpu_ns, descendants
 from session import Flow, Line, Session, folder_of_run
 from shmq_itself import Shmq
@@ -60,7 +59,7 @@ def row_brokers(options: argparse.Namespace) -> dict[str, Figure]:
                 time.sleep(WARM_UP_S)
                 daemons = descendants()
                 figures[f"{label}, memory of the daemons"] = figure(
-                    [sum(memory_mib(pid) for pid in daemons)],
+                    [sum(memory_mib(pid, "Private_Dirty") for pid in daemons)],
                     "MiB",
                     "an interpreter and its hot log each; the NameServer",
                 )

@@ -7,8 +7,8 @@ import signal
 import time
 
 from crowd import crowd
-from daemons import memory_mib, pids_of
-from measuring import Figure, cluster, figure, until_divided
+from daemons import pids_of
+from measuring import Figure, cluster, figure, memory_mib, until_divided
 from programs import cpu_ns, descendants
 
 import shmq
@@ -41,7 +41,7 @@ def row_clients(options: argparse.Namespace) -> dict[str, Figure]:
     for count in CLIENTS[:2] if options.quick else CLIENTS:
         with cluster(**_settings(count)) as client:
             client.create_topic("t", queues=QUEUES)
-            before = {role: memory_mib(pid) for role, pid in pids_of().items()}
+            before = {role: memory_mib(pid, "Private_Dirty") for role, pid in pids_of().items()}
             with crowd(client.namesrv, [("t", "")] * count) as pids:
                 label = f"{count} clients"
                 figures[f"{label}, attached, each"] = figure(
@@ -51,7 +51,7 @@ def row_clients(options: argparse.Namespace) -> dict[str, Figure]:
                 )
                 for role, pid in pids_of().items():
                     figures[f"{label}, memory of the {role}, each"] = figure(
-                        [(memory_mib(pid) - before[role]) / count * 1024],
+                        [(memory_mib(pid, "Private_Dirty") - before[role]) / count * 1024],
                         "KiB",
                         "Python objects of a connection and a session",
                     )

@@ -7,8 +7,8 @@ import signal
 import time
 from contextlib import ExitStack
 
-from daemons import memory_mib, pids_of
-from measuring import Figure, cluster, figure, undisturbed
+from daemons import pids_of
+from measuring import Figure, cluster, figure, memory_mib, percentile, undisturbed
 from programs import Program, Programs, programs
 
 import shmq
@@ -41,7 +41,7 @@ def row_topics(options: argparse.Namespace) -> dict[str, Figure]:
         names = _names(count)
         some = names[:: max(1, count // LOOKS)][:LOOKS]
         with cluster(hot_segment_count=AUTO) as client, shmq.Admin(client.namesrv) as admin:
-            before = {role: memory_mib(pid) for role, pid in pids_of().items()}
+            before = {role: memory_mib(pid, "Private_Dirty") for role, pid in pids_of().items()}
 
             def note(what: str, value: float, unit: str, bound: str, count: int = count) -> None:
                 figures[f"{count} topics, {what}"] = figure([value], unit, bound)
@@ -75,7 +75,7 @@ def row_topics(options: argparse.Namespace) -> dict[str, Figure]:
             note("one more", took * 1e3, "ms", "topics.json is written as a whole")
 
             for role, pid in pids_of().items():
-                more = memory_mib(pid) - before[role]
+                more = memory_mib(pid, "Private_Dirty") - before[role]
                 note(f"memory of the {role}", more, "MiB", "Python objects; 128 B a queue row")
 
             with client.producer() as producer:
@@ -130,8 +130,7 @@ def row_beside(options: argparse.Namespace) -> dict[str, Figure]:
         runs, share = undisturbed(measure, options.runs)
     for label, part in {"p50": 0.5, "p99": 0.99}.items():
         taken = {
-            idle_count: [run[idle_count][min(count - 1, int(count * part))] for run in runs]
-            for idle_count in ears
+            idle_count: [percentile(run[idle_count], part) for run in runs] for idle_count in ears
         }
         for idle_count, values in taken.items():
             figures[f"latency beside {idle_count} idle topics, {label}"] = figure(

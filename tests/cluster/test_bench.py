@@ -136,6 +136,31 @@ def _bench(verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_row_that_fails_is_named_and_its_figures_hold(tmp_path: Path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'bench/micro')!r})\n"
+        "from measuring import figure\n"
+        "from reporting import RowFailed, run\n"
+        "def bad(_options):\n"
+        "    raise RowFailed('no send was accepted', {'taken': figure([1.0], 's', '')})\n"
+        "def good(_options):\n"
+        "    return {'behind it': figure([2.0], 's', '')}\n"
+        "sys.exit(run('rows', '', {'bad': bad, 'good': good}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, program, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "bin/bench rows: row bad failed: no send was accepted\n"
+    assert json.loads(done.stdout.splitlines()[-1])["figures"].keys() == {"taken", "behind it"}
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_what_was_measured_before_an_interruption_is_written(
     tmp_path: Path, number: int, status: int
