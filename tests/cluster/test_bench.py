@@ -102,6 +102,20 @@ def test_file_of_another_kind_is_refused_before_anything_is_measured(
     assert out.read_text() == text.replace("VERB", verb)
 
 
+def test_out_is_named_from_the_callers_folder(tmp_path: Path):
+    (tmp_path / "figures.json").write_text("{")
+    done = subprocess.run(
+        [ROOT / "bin/bench", "micro", "--rows", "base", "--out", "figures.json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--out figures.json: want a file to write, or that of an earlier run" in done.stderr
+
+
 def test_peers_that_are_no_object_are_refused(tmp_path: Path):
     out = tmp_path / "figures.json"
     out.write_text('{"bench": "peers", "figures": {}, "peers": []}')
@@ -165,7 +179,7 @@ def test_row_that_fails_is_named_and_its_figures_hold(tmp_path: Path):
 def test_what_was_measured_before_an_interruption_is_written(
     tmp_path: Path, number: int, status: int
 ):
-    arguments = ("--quick", "--rows", "base,latency", "--out", "new/figures.json")
+    arguments = ("--quick", "--runs", "1", "--rows", "base,latency", "--out", "new/figures.json")
     with _started(tmp_path, "micro", *arguments) as bench:
         assert bench.stdout is not None
         while "disk 256MiB in order" not in bench.stdout.readline():
