@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from measuring import SIZES
+from measuring import SIZES, percentile
 from session import Flow, Line, Session
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -168,7 +168,7 @@ class Life:
             is_better = False
             for rate in rates:
                 count = max(_PACED_MIN, min(AGES_MAX, int(min(rate, most) * _PACED_S)))
-                age_ns = _part(self.paced(line, count, rate).ages_ns, 0.5)
+                age_ns = percentile(self.paced(line, count, rate).ages_ns, 0.5)
                 is_better |= age_ns < best.get(rate, math.inf) * _STANDS_STILL
                 best[rate] = min(age_ns, best.get(rate, age_ns))
 
@@ -258,9 +258,9 @@ def row_latency(life: Life) -> Iterator[Value]:
         count = max(50, min(AGES_MAX, int(rate * life.scale.latency_s)))
         flow = life.paced(line, count, rate)
         notes = _pacing(flow, rate)
-        for percentile, part in PERCENTILES.items():
-            age_us = _part(flow.ages_ns, part) / 1e3
-            yield Value(f"latency {name} {percentile}", age_us, "us", False, notes)
+        for label, part in PERCENTILES.items():
+            age_us = percentile(flow.ages_ns, part) / 1e3
+            yield Value(f"latency {name} {label}", age_us, "us", False, notes)
         yield _cpu(f"latency {name}", flow, notes)
 
 
@@ -273,14 +273,9 @@ def _pacing(flow: Flow, rate: float) -> dict[str, float]:
         "pacer_waited_for": len(flow.late_ns) / flow.count,
     }
     if flow.late_ns:  # else each was due before the one before it was sent
-        notes["pacer_late_p50_us"] = _part(flow.late_ns, 0.5) / 1e3
-        notes["pacer_late_p99_us"] = _part(flow.late_ns, 0.99) / 1e3
+        notes["pacer_late_p50_us"] = percentile(flow.late_ns, 0.5) / 1e3
+        notes["pacer_late_p99_us"] = percentile(flow.late_ns, 0.99) / 1e3
     return notes
-
-
-def _part(ordered: list[int], part: float) -> int:
-    """The value that this part of all is below."""
-    return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
 
 
 def row_sync(life: Life) -> Iterator[Value]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from board import Board
-from measuring import ROOT
+from measuring import ROOT, memory_mib
 from peer import Peer, PeerError
 from programs import descendants
 from worker import work
@@ -260,14 +260,13 @@ class Session:
 
     def memory_bytes(self) -> int:
         """Of the peer's processes: what each has for itself, and its part of what is shared."""
-        total = 0
+        total = 0.0
         for pid in descendants() - self._others:
             try:
-                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+                total += memory_mib(pid, "Pss")
             except OSError:
                 continue
-            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        return total << 10
+        return int(total * (1 << 20))
 
     def _receive(self, line: Line, verb: str, size: int) -> None:
         self._run += 1
