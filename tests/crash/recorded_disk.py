@@ -192,6 +192,10 @@ class RecordedDisk:
                     made = None if entry.place == _FOLDER else add(entry.inode)
                     name(index, None, entry.path, made)
             elif entry.kind in (_WRITE, _RESIZE):
+                if found is None and entry.kind == _RESIZE and entry.place == 0:
+                    # Its maker was killed before it could write that down; another one begins anew.
+                    found = add(entry.inode)
+                    name(index, None, entry.path, found)
                 assert found is not None, entry
                 data_or_size = entry.data if entry.kind == _WRITE else None
                 found.changes.append(_Change(index, entry.place, data_or_size))

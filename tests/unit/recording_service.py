@@ -69,6 +69,7 @@ def main() -> None:
     for name in ("--signal-after-start", "--signal-while-draining", "--signal-at-look"):
         parser.add_argument(name, type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a run of tests under nohup has it ignored
     recorder = RecordingService(options)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     error = ""
