@@ -2,6 +2,8 @@
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from measuring import SIZES, WARM_UP_S, Figure, figure, memory_mib, settings, undisturbed
@@ -34,14 +36,10 @@ def row_ends(options: argparse.Namespace) -> dict[str, Figure]:
                 ring_bytes=RING_BYTES,
             ),
             folder_of_run() as folder,
+            _session(folder, 1) as session,
         ):
-            session = _start(folder, 1)
-            try:
-                line = session.line(producers=count, consumers=count)
-                figures |= _flows(session, line, f"{count} producers and consumers", options)
-            finally:
-                session.close()
-                session.peer.stop()
+            line = session.line(producers=count, consumers=count)
+            figures |= _flows(session, line, f"{count} producers and consumers", options)
     return figures
 
 
@@ -50,38 +48,42 @@ def row_brokers(options: argparse.Namespace) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     for count in BROKERS[:2] if options.quick else BROKERS:
         label = f"{count} brokers"
-        with folder_of_run() as folder:
-            session = _start(folder, count)
-            try:
-                figures[f"{label}, start"] = figure(
-                    [session.start_seconds], "s", "an interpreter each, on all cores"
-                )
-                time.sleep(WARM_UP_S)
-                daemons = descendants()
-                figures[f"{label}, memory of the daemons"] = figure(
-                    [sum(memory_mib(pid, "Private_Dirty") for pid in daemons)],
-                    "MiB",
-                    "an interpreter and its hot log each; the NameServer",
-                )
-                begin, used = time.perf_counter(), cpu_ns(daemons)
-                time.sleep(QUIET_S / 10 if options.quick else QUIET_S)
-                share = (cpu_ns(daemons) - used) / 1e7 / (time.perf_counter() - begin)
-                figures[f"{label}, idle"] = figure([share], "% of a core", "timers of each")
-                line = session.line(producers=ENDS_OF_BROKERS, consumers=ENDS_OF_BROKERS)
-                figures |= _flows(session, line, label, options)
-            finally:
-                session.close()
-                session.peer.stop()
+        with folder_of_run() as folder, _session(folder, count) as session:
+            figures[f"{label}, start"] = figure(
+                [session.start_seconds], "s", "an interpreter each, on all cores"
+            )
+            time.sleep(WARM_UP_S)
+            daemons = descendants()
+            figures[f"{label}, memory of the daemons"] = figure(
+                [sum(memory_mib(pid, "Private_Dirty") for pid in daemons)],
+                "MiB",
+                "an interpreter and its hot log each; the NameServer",
+            )
+            begin, used = time.perf_counter(), cpu_ns(daemons)
+            time.sleep(QUIET_S / 10 if options.quick else QUIET_S)
+            share = (cpu_ns(daemons) - used) / 1e7 / (time.perf_counter() - begin)
+            figures[f"{label}, idle"] = figure([share], "% of a core", "timers of each")
+            line = session.line(producers=ENDS_OF_BROKERS, consumers=ENDS_OF_BROKERS)
+            figures |= _flows(session, line, label, options)
     return figures
 
 
-def _start(folder: Path, brokers: int) -> Session:
+@contextmanager
+def _session(folder: Path, brokers: int) -> Iterator[Session]:
     """A cluster in a folder, whose clients are those of bin/bench peers."""
     kind = type("Brokers", (Shmq,), {"BROKERS": brokers})
     peer = kind(folder)
     begin = time.perf_counter()
     peer.start(folder, is_flushed=False)
-    return Session(peer, Shmq.__module__, list(_clients_path()), time.perf_counter() - begin)
+    try:
+        took = time.perf_counter() - begin
+        session = Session(peer, Shmq.__module__, list(_clients_path()), took)
+        try:
+            yield session
+        finally:
+            session.close()
+    finally:  # nothing may write in the folder any more when it goes
+        peer.stop()
 
 
 def _clients_path() -> tuple[str, ...]:
