@@ -71,8 +71,11 @@ class LagWatch:
         was_there = np.interp(copied[moving], committed, at)
         late_us = np.where(behind > 0, (at[moving] - was_there) / 1e3, 0.0)
         return Lag(
-            *(percentile(np.sort(behind).tolist(), part) for part in (0.5, 0.99)),
-            *(percentile(np.sort(late_us).tolist(), part) for part in (0.5, 0.99)),
+            *(
+                percentile(ordered, part)
+                for ordered in (np.sort(behind).tolist(), np.sort(late_us).tolist())
+                for part in (0.5, 0.99)
+            ),
             len(moving),
         )
 

@@ -16,7 +16,7 @@ from fetching import cache_folder, python_packages
 from measuring import SIZES, Foreign, machine
 from outcome import NoTablePlace, Outcome, check_table
 from peer import NotHad, Peer, PeerError
-from reporting import FIGURE, Shape, earlier
+from reporting import FIGURE, Interruption, Shape, earlier
 from rows import FLUSHED_ROWS, FULL, QUICK, ROWS, Life, Row, Scale
 from session import PATIENCE_S, folder_of_run, running
 
@@ -36,8 +36,6 @@ PEERS = {
 SPINNING = "shmq-busy-spin"
 """Unless it is asked for, only where each of the three that spin has a core."""
 SPINNING_CORES = 3
-INTERRUPTED = 130
-"""What the program ends with after Ctrl-C, as shells say it."""
 PACKAGES = {"pyzmq": "zeromq", "multiprocessing.Queue": "mp.Queue"}
 """What else --only takes for a peer."""
 _SERVER = "start of the server"
@@ -107,7 +105,7 @@ def main(description: str) -> int:
             check_table(options.table, kept)
         except NoTablePlace as reason:
             parser.exit(2, f"{parser.prog}: {reason}\n")
-    is_cut_short = False
+    interruption = Interruption()
     try:
         kinds = dict(_to_be_had(names, outcome))
         turns = {
@@ -116,7 +114,6 @@ def main(description: str) -> int:
         }
         _take_turns(turns, rounds, scale, outcome)
     except KeyboardInterrupt:
-        is_cut_short = True
         print("interrupted: what was measured so far", file=sys.stderr)
     outcome.show()
     if options.out:
@@ -125,9 +122,7 @@ def main(description: str) -> int:
         outcome.write_table(options.table)
     if options.json:
         print(json.dumps(outcome.result()))
-    if is_cut_short:
-        return INTERRUPTED
-    return 1 if outcome.has_failed or outcome.is_empty else 0
+    return interruption.status or (1 if outcome.has_failed or outcome.is_empty else 0)
 
 
 def _take_turns(turns: dict[str, "Turns"], rounds: int, scale: Scale, outcome: Outcome) -> None:

@@ -162,7 +162,7 @@ class Life:
         """
         seconds = self.session.peer.WARM_UP_S * self.scale.warm_up
         begin = time.perf_counter()
-        best: dict[float, int] = {}
+        best: dict[float, float] = {}
         is_better = True
         while is_better and time.perf_counter() - begin < seconds:
             is_better = False

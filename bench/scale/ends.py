@@ -2,13 +2,12 @@
 
 import argparse
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from measuring import SIZES, WARM_UP_S, Figure, figure, memory_mib, settings, undisturbed
 from programs import cpu_ns, descendants
-from session import Flow, Line, Session, folder_of_run
+from session import Flow, Line, Session, folder_of_run, running
 from shmq_itself import Shmq
 
 ENDS = (1, 4, 16, 64)
@@ -68,22 +67,10 @@ def row_brokers(options: argparse.Namespace) -> dict[str, Figure]:
     return figures
 
 
-@contextmanager
-def _session(folder: Path, brokers: int) -> Iterator[Session]:
+def _session(folder: Path, brokers: int) -> AbstractContextManager[Session]:
     """A cluster in a folder, whose clients are those of bin/bench peers."""
-    kind = type("Brokers", (Shmq,), {"BROKERS": brokers})
-    peer = kind(folder)
-    begin = time.perf_counter()
-    peer.start(folder, is_flushed=False)
-    try:
-        took = time.perf_counter() - begin
-        session = Session(peer, Shmq.__module__, list(_clients_path()), took)
-        try:
-            yield session
-        finally:
-            session.close()
-    finally:  # nothing may write in the folder any more when it goes
-        peer.stop()
+    kind = type("Brokers", (Shmq,), {"BROKERS": brokers, "__module__": Shmq.__module__})
+    return running(kind, folder, folder, list(_clients_path()))
 
 
 def _clients_path() -> tuple[str, ...]:

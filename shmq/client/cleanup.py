@@ -30,7 +30,7 @@ from shmq.shm.reaper import Verdict, reap
 if TYPE_CHECKING:
     from shmq.remoting.identity import Peer
 
-__all__ = ["end_all", "end_brokers", "end_namesrv", "forget_memory"]
+__all__ = ["end_all", "end_namesrv", "forget_memory"]
 
 _START_TIMEOUT_S = 60.0
 _LOOK_S = 0.05
@@ -50,7 +50,7 @@ def end_all(root: Path, run: Path, *, is_temporary: bool) -> None:
         run: the runtime folder.
         is_temporary: remove `root`, and what is in shared memory.
     """
-    end_brokers(run)
+    _end_brokers(run)
     if is_temporary:
         forget_memory(root, run)
         _forget_masters(root, run)
@@ -82,10 +82,10 @@ def _write_left(root: Path, run: Path) -> None:
         waiting.wait(_LOOK_S)
     process.terminate()
     process.wait()
-    end_brokers(run)
+    _end_brokers(run)
 
 
-def end_brokers(run: Path) -> None:
+def _end_brokers(run: Path) -> None:
     """Stop what still runs: a NameServer that was killed, or told to stop before it had found the
     brokers of one that was, leaves them to a successor that will not come. Blocks until they end.
 
